@@ -1,0 +1,81 @@
+"""A distributed commit log for asyncio programs.
+
+async with proglog.connect("proglog://127.0.0.1:8400") as log:
+    offset = await log.produce(b"hello")
+    async for record in log.consume(offset):
+        ...
+
+Names are imported when they are first used, so that the command line starts quickly and a client
+loads nothing of the server.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from proglog.batch import Record, RecordBatch
+    from proglog.client.client import Log, connect, open  # noqa: A004  # as in gzip.open
+    from proglog.errors import (
+        ConfigurationError,
+        ConsumerGap,
+        CorruptionError,
+        DiskFull,
+        InvalidBatch,
+        InvalidRequest,
+        NotLeader,
+        OffsetOutOfRange,
+        OutcomeUnknown,
+        PermissionDenied,
+        ProglogError,
+        TooLarge,
+        Unauthenticated,
+        Unavailable,
+        UnknownLog,
+    )
+    from proglog.replica.types import Description
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ConfigurationError",
+    "ConsumerGap",
+    "CorruptionError",
+    "Description",
+    "DiskFull",
+    "InvalidBatch",
+    "InvalidRequest",
+    "Log",
+    "NotLeader",
+    "OffsetOutOfRange",
+    "OutcomeUnknown",
+    "PermissionDenied",
+    "ProglogError",
+    "Record",
+    "RecordBatch",
+    "TooLarge",
+    "Unauthenticated",
+    "Unavailable",
+    "UnknownLog",
+    "__version__",
+    "connect",
+    "open",
+]
+
+_HOMES = {
+    "Description": "proglog.replica.types",
+    "Log": "proglog.client.client",
+    "Record": "proglog.batch",
+    "RecordBatch": "proglog.batch",
+    "connect": "proglog.client.client",
+    "open": "proglog.client.client",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES.get(name, "proglog.errors")), name)
+    globals()[name] = value
+    return value

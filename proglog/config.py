@@ -1,0 +1,175 @@
+"""What an operator chooses: one frozen dataclass for each part, checked when it is made.
+
+Bounds that nobody should have to choose are in `proglog.limits`. Units are part of the names; the
+command line also takes "128MiB" and "7d". A wrong value raises ConfigurationError, which says
+which setting, what was given, and what would do.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple, TypeAlias
+
+from proglog import limits
+from proglog.errors import ConfigurationError
+
+LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
+LogFormat: TypeAlias = Literal["auto", "console", "json"]
+
+_NODE_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9])?")
+
+
+def _require(holds: bool, setting: str, value: object, expected: str) -> None:
+    if not holds:
+        raise ConfigurationError(f"{setting} is {value}: expected {expected}", setting=setting)
+
+
+class Address(NamedTuple):
+    """Where to listen or connect. `host` is a name or an IP address, without brackets."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str, setting: str = "address", port: int | None = None) -> Address:
+        """Reads "host:port", "[::1]:port" or, if a default port is given, just "host".
+
+        Raises ConfigurationError, naming `setting`.
+        """
+        match = re.fullmatch(r"(?:\[([^]]+)\]|([^:\s]*))(?::(\d{1,5}))?", text)
+        number = match and (match[3] or port)
+        if match is None or number is None or int(number) > 65535:
+            expected = "host:port" if port is None else "host or host:port"
+            raise ConfigurationError(f"{setting} is {text!r}: expected {expected}", setting=setting)
+        return cls(match[1] or match[2] or "127.0.0.1", int(number))
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+BIND_ADDR_DEFAULT = Address("127.0.0.1", 8401)
+HTTP_ADDR_DEFAULT = Address("127.0.0.1", 8080)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogConfig:
+    """How a log is stored.
+
+    Attributes:
+        segment_bytes: a segment is sealed before it grows beyond this.
+        segment_batches: or before it holds more batches than this.
+        retention_bytes: the oldest segments go while the log is larger; None keeps everything.
+        retention_seconds: segments go once all in them is older; None keeps everything.
+        retention_check_seconds: how often the two are looked at.
+    """
+
+    segment_bytes: int = limits.segment_bytes_default
+    segment_batches: int = limits.segment_batches_default
+    retention_bytes: int | None = None
+    retention_seconds: float | None = None
+    retention_check_seconds: float = 30.0
+
+    def __post_init__(self) -> None:
+        _require(
+            4 * limits.KiB < self.segment_bytes <= limits.segment_bytes_max,
+            "segment_bytes",
+            self.segment_bytes,
+            f"more than 4096 and at most {limits.segment_bytes_max}",
+        )
+        _require(
+            0 < self.segment_batches <= limits.segment_batches_max,
+            "segment_batches",
+            self.segment_batches,
+            f"1 to {limits.segment_batches_max}",
+        )
+        if self.retention_bytes is not None:
+            _require(
+                self.retention_bytes >= self.segment_bytes,
+                "retention_bytes",
+                self.retention_bytes,
+                f"at least one segment ({self.segment_bytes}), for whole segments are deleted",
+            )
+        _require(
+            self.retention_seconds is None or self.retention_seconds > 0,
+            "retention_seconds",
+            self.retention_seconds,
+            "more than 0",
+        )
+        _require(
+            self.retention_check_seconds > 0,
+            "retention_check_seconds",
+            self.retention_check_seconds,
+            "more than 0",
+        )
+
+    @classmethod
+    def for_tests(cls) -> LogConfig:
+        """Segments so small that a few records roll them."""
+        return cls(segment_bytes=16 * limits.KiB, segment_batches=16)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeConfig:
+    """One node: where it keeps its data, where it listens, how it stops and what it tells.
+
+    Attributes:
+        data_dir: holds everything that must survive; made where missing.
+        node_name: the node's name in the cluster; the host's name unless given.
+        bind_addr: its host is where the RPC port listens; its port is kept for gossip, which one
+            node alone does not need.
+        rpc_port: gRPC and HTTP, told apart by the first bytes. 0 takes a free port.
+        http_addr: HTTP alone; None turns this listener off. Port 0 takes a free port.
+        http_hosts: names besides loopback that plain HTTP answers to (the Host header).
+        drain_seconds: requests and streams under way get this long to end when the node stops.
+        log: how the log is stored.
+        log_level: least severe messages that are written to stderr.
+        log_format: "auto" is lines for people on a terminal and JSON elsewhere.
+    """
+
+    data_dir: Path = Path("data")
+    node_name: str = field(default_factory=socket.gethostname)
+    bind_addr: Address = BIND_ADDR_DEFAULT
+    rpc_port: int = 8400
+    http_addr: Address | None = HTTP_ADDR_DEFAULT
+    http_hosts: tuple[str, ...] = ()
+    drain_seconds: float = limits.drain_seconds_default
+    log: LogConfig = field(default_factory=LogConfig)
+    log_level: LogLevel = "info"
+    log_format: LogFormat = "auto"
+
+    def __post_init__(self) -> None:
+        _require(
+            _NODE_NAME.fullmatch(self.node_name) is not None,
+            "node_name",
+            repr(self.node_name),
+            "1 to 128 letters, digits, '.', '_' or '-', beginning and ending with one of the first",
+        )
+        _require(0 <= self.rpc_port <= 65535, "rpc_port", self.rpc_port, "0 to 65535")
+        _require(self.drain_seconds >= 0, "drain_seconds", self.drain_seconds, "0 or more")
+        if self.http_addr is not None:
+            _require(
+                self.http_addr.port == 0 or self.http_addr != self.rpc_addr,
+                "http_addr",
+                self.http_addr,
+                "another address than that of the RPC port, which answers HTTP anyway",
+            )
+
+    @property
+    def rpc_addr(self) -> Address:
+        """Where gRPC and HTTP are served."""
+        return Address(self.bind_addr.host, self.rpc_port)
+
+    @classmethod
+    def for_tests(cls, data_dir: Path) -> NodeConfig:
+        """A node on free ports of loopback, with tiny segments, that stops quickly."""
+        return cls(
+            data_dir=data_dir,
+            node_name="test",
+            rpc_port=0,
+            http_addr=Address("127.0.0.1", 0),
+            drain_seconds=2.0,
+            log=LogConfig.for_tests(),
+        )

@@ -1,0 +1,138 @@
+"""Every bound of the system, in one place, with the relations that must hold between them.
+
+Units come last in each name. What an operator may choose is in `proglog.config`, bounded by these.
+"""
+
+from __future__ import annotations
+
+KiB = 1024
+MiB = 1024 * KiB
+
+# --- batches -------------------------------------------------------------------------------------
+batch_bytes_max = 4 * MiB
+"""Body of one batch: one disk write, one network message, one Raft entry."""
+batch_uncompressed_bytes_max = 16 * MiB
+"""Values column of one batch once decompressed."""
+batch_records_max = 1_000_000
+"""Records in one batch."""
+record_headers_max = 64
+"""Headers of one record, checked where a record enters."""
+header_name_bytes_max = 1024
+
+# --- segments ------------------------------------------------------------------------------------
+segment_bytes_default = 128 * MiB
+segment_bytes_max = 1024 * MiB
+segment_batches_default = 100_000
+"""A walk of the active segment's batches is the cost of opening after a crash: about 1 us each."""
+segment_batches_max = 250_000
+
+# --- memory and flow -----------------------------------------------------------------------------
+tail_bytes_max = 32 * MiB
+"""Durable batches kept in memory for readers at the tail and for followers."""
+undurable_bytes_max = 32 * MiB
+"""Appended but not yet durable, on one node: the writer's queue."""
+inflight_bytes_max = 32 * MiB
+"""Proposed but not yet answered: a produce waits here, and HTTP/2 flow control behind it."""
+stream_inflight_batches_max = 64
+"""Batches of one produce stream read but not yet answered."""
+read_bytes_max = 256 * KiB
+"""One answer of a consume stream, unless one batch is larger."""
+read_batches_max = 500
+"""and at most this many batches: each is checked on the loop, about 2 us."""
+write_group_bytes_max = 8 * MiB
+"""One write and fdatasync."""
+write_parts_max = 1024
+"""Buffers of one pwritev (IOV_MAX)."""
+reserve_retry_seconds = 0.5
+"""A full disk is asked again this often."""
+mark_idle_seconds = 0.02
+"""Without work for this long, the last group's mark is written alone."""
+snapshot_bytes_max = 64 * MiB
+"""Replicated state: cursors, producers, the configuration."""
+walk_window_bytes = 4 * MiB
+"""Recovery and verify read stores in pieces of this size."""
+aside_bytes_max = 16 * MiB
+"""What recovery cuts off is kept up to this size,"""
+aside_files_max = 4
+"""in this many files."""
+
+# --- replica -------------------------------------------------------------------------------------
+producers_max = 10_000
+"""Idempotent producers known at a time; new ones are refused beyond it."""
+producer_window_batches = 16
+"""Batches of each that a retry may repeat; what a producer may have in flight."""
+producer_expiry_ms = 24 * 3600 * 1000
+"""A producer without a batch for this long, by the log's own time, is forgotten."""
+control_bytes_reserved = 512
+control_batches_reserved = 2
+"""Room that clients' batches leave for a no-op and a command, also when the disk is full."""
+answer_seconds_max = 30.0
+"""A batch that is not committed by then is answered OutcomeUnknown."""
+tick_seconds = 0.01
+replay_bytes = 1 * MiB
+
+# --- edge ----------------------------------------------------------------------------------------
+message_bytes_max = batch_bytes_max + 64 * KiB
+"""One gRPC message."""
+message_unknown_bytes_max = 4 * KiB
+"""Fields of one message that this version does not know, skipped for the sake of newer peers."""
+message_elements_max = 256
+"""Elements of all repeated fields of one message together."""
+http_body_bytes_max = 4 * MiB
+http_body_seconds_max = 60.0
+"""A request's body arrives within this time."""
+http_bodies_bytes_max = 64 * MiB
+"""Bodies of all requests that are not answered yet."""
+http_idle_seconds_max = 75.0
+"""A connection that asks nothing, or does not end its request's head, is closed."""
+http_read_bytes_max = 16 * KiB
+"""One step of a reader, decoded and rendered within a millisecond, unless one batch is larger."""
+http_page_records_max = 10_000
+http_page_bytes_max = 4 * MiB
+"""Stored bytes behind one `GET /v1/records`, up to one step more."""
+http_close_seconds_max = 0.25
+"""Grace for answers that are under way when the gateway closes."""
+sniff_seconds_max = 5.0
+"""A new connection says what it speaks within this time."""
+connections_max = 2000
+streams_per_connection_max = 100
+http2_frame_bytes_max = 256 * KiB
+http2_header_list_bytes_max = 16 * KiB
+"""Headers of one call, and any one frame that is not DATA."""
+http2_write_buffer_bytes_max = 1 * MiB
+"""Written to one connection but not taken by its peer; streams wait beyond it."""
+http2_idle_frames_per_second_max = 10_000
+"""PING, SETTINGS and the like of one connection; more cuts it."""
+http2_stream_window_bytes = 1 * MiB
+http2_connection_window_bytes = 32 * MiB
+resets_per_second_max = 200
+"""Streams that a client resets; more cuts the connection (CVE-2023-44487)."""
+
+# --- client --------------------------------------------------------------------------------------
+client_batch_bytes_target = 256 * KiB
+"""A producer closes a batch at this size when more waits behind it."""
+client_inflight_batches_max = 16
+client_buffer_bytes_max = 32 * MiB
+"""Records accepted by `produce` but not yet answered; beyond it `produce` waits."""
+produce_timeout_seconds_default = 30.0
+client_dial_seconds_max = 3.0
+"""One address gets this long to accept a connection before the next is tried."""
+client_close_seconds_max = 1.0
+"""A stream with nothing under way waits this long for the server's good-bye."""
+client_backoff_seconds_first = 0.02
+client_backoff_seconds_max = 0.25
+"""A failover takes about half a second; longer pauses would only add to it."""
+client_keepalive_seconds = 10.0
+"""A connection with calls is pinged this often, and given up when no answer comes as long."""
+
+# --- shutdown ------------------------------------------------------------------------------------
+drain_seconds_default = 10.0
+
+assert batch_bytes_max < message_bytes_max
+assert batch_bytes_max < undurable_bytes_max
+assert batch_bytes_max < inflight_bytes_max
+assert client_batch_bytes_target <= batch_bytes_max
+assert http2_stream_window_bytes * 16 <= http2_connection_window_bytes
+assert client_inflight_batches_max <= producer_window_batches
+assert segment_batches_default <= segment_batches_max
+assert segment_bytes_default > batch_bytes_max

@@ -1,0 +1,570 @@
+"""The log of one replica, as the rest of the node sees it: append, cut, look up, read.
+
+Everything here runs on the event loop and decides synchronously; disk work goes to the writer's
+thread and, for reads that miss the page cache, to the reader's. What `append` accepted is readable
+at once and durable once `durable_index` says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from proglog import limits
+from proglog.batch import HEADER_BYTES, BatchHeader, Buffer
+from proglog.config import LogConfig
+from proglog.errors import DiskFull, ProglogError, RangeCorrupt, Unavailable
+from proglog.log import format as fmt
+from proglog.log import snapshot as snapshots
+from proglog.log.format import Tip
+from proglog.log.index import Index
+from proglog.log.recovery import Recovered, check_follows
+from proglog.log.segment import Segment
+from proglog.log.snapshot import Snapshot
+from proglog.log.tail import Tail, TailEntry
+from proglog.log.writer import (
+    Append,
+    CutSuffix,
+    Delete,
+    Group,
+    Reserve,
+    Reserved,
+    Reset,
+    Roll,
+    WriteMark,
+    Writer,
+)
+from proglog.ports import Offload, Ports
+
+_NO_CUT = 2**64
+
+
+class Run(NamedTuple):
+    """Consecutive batches, whole and back to back, with their headers."""
+
+    data: bytes
+    headers: Sequence[BatchHeader]
+
+
+class LogEvents(Protocol):
+    """What a log tells its owner, on the loop."""
+
+    def durable(self, index: int) -> None:
+        """Batches up to `index` are durable."""
+
+    def group_written(self, group: Group) -> None:
+        """One write and fdatasync were done."""
+
+    def sealed(self, last: Tip) -> None:
+        """A segment ends with this batch: once it is applied, a snapshot is due."""
+
+    def failed(self, error: BaseException) -> None:
+        """The log can write no more; the node must stop."""
+
+
+class Log:
+    """See the module. Made from what `recover` found; owns its files until `close`."""
+
+    def __init__(
+        self,
+        folder: Path,
+        recovered: Recovered,
+        config: LogConfig,
+        ports: Ports,
+        events: LogEvents,
+        reader: Offload,
+    ) -> None:
+        self._folder = folder
+        self._config = config
+        self._files = ports.files
+        self._clock = ports.clock
+        self._events = events
+        self._loop = asyncio.get_running_loop()
+        self._segments = recovered.segments
+        self._snapshots = set(recovered.snapshots)
+        self._tail = Tail(recovered.tip.index + 1, limits.tail_bytes_max)
+        self.tip = recovered.tip
+        """After the last batch, durable or not."""
+        self.durable_index = recovered.tip.index
+        self._reserved: Reserved | None = None
+        self._reserving = False
+        self._refused_at = -limits.reserve_retry_seconds
+        self._refusal = ""
+        self._space: asyncio.Future[None] = self._loop.create_future()
+        # A write that was queued before a cut may be reported after it, when other batches have
+        # taken its indexes (ABA). Each cut begins a generation; until the writer has done the
+        # newest cut, older reports count only up to the lowest cut.
+        self._generation = 0
+        self._old_reports_hold_to = _NO_CUT
+        self._marking: asyncio.TimerHandle | None = None
+        self._writer = Writer(
+            files=ports.files,
+            folder=folder,
+            worker=ports.worker("proglog-writer"),
+            events=self,
+            store=self._active.file,
+            synced=self.tip,
+            synced_end=self._active.index.end_position,
+        )
+        self._writer.commit_hint = recovered.commit_hint
+        self._reader = reader
+
+    # --- what it holds ---------------------------------------------------------------------------
+
+    @property
+    def _active(self) -> Segment:
+        return self._segments[-1]
+
+    @property
+    def before(self) -> Tip:
+        """The tip before the oldest batch."""
+        return self._segments[0].index.before
+
+    @property
+    def first_index(self) -> int:
+        """Index of the oldest batch, or of the next one if there is none."""
+        return self._segments[0].first_index
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all batches."""
+        ends = sum(segment.index.end_position for segment in self._segments)
+        return ends - len(self._segments) * fmt.PREAMBLE_BYTES
+
+    def sealed_tips(self) -> list[Tip]:
+        """The tip after each sealed segment, oldest first."""
+        return [segment.index.last for segment in self._segments[:-1]]
+
+    def segment_facts(self) -> list[tuple[Tip, int]]:
+        """(tip before it, bytes) of each segment, oldest first."""
+        return [
+            (segment.index.before, segment.index.end_position - fmt.PREAMBLE_BYTES)
+            for segment in self._segments
+        ]
+
+    # --- appending -------------------------------------------------------------------------------
+
+    def has_room(self, size: int, batches: int = 1) -> bool:
+        """Whether so many batches of `size` bytes in all fit into space that is allocated already,
+        whatever their term, if they are appended within the hour."""
+        if (
+            self._reserved is not None
+            and _capacity_for(size) <= self._reserved.capacity
+            and batches <= self._config.segment_batches
+        ):
+            return True
+        index = self._active.index
+        soon = max(self._clock.now_ms(), self.tip.timestamp) + 3_600_000
+        return (
+            self._active.has_room(size)
+            and len(index) + batches <= self._config.segment_batches
+            and index.fits(soon, self.tip.term + 1)
+        )
+
+    async def make_room(self, size: int, batches: int = 1) -> None:
+        """Waits until `has_room`; another task may take the room before the caller runs.
+
+        Raises DiskFull if the space cannot be had.
+        """
+        while not self.has_room(size, batches):
+            if not self._may_ask():
+                raise DiskFull(self._refusal)
+            self._reserve(size)
+            await asyncio.shield(self._space)
+
+    def _may_ask(self) -> bool:
+        """Whether the last refusal was long enough ago to ask for space again."""
+        return self._loop.time() - self._refused_at >= limits.reserve_retry_seconds
+
+    def _reserve(self, size: int) -> None:
+        if self._reserving:
+            return
+        self._reserving = True
+        if self._reserved is not None:
+            # Too small for this batch: it is allocated again, larger.
+            self._reserved.store.close()
+            self._reserved.index_file.close()
+            self._reserved = None
+        active = self._active
+        self._writer.submit(
+            Reserve(
+                folder=self._folder,
+                capacity=max(self._config.segment_bytes, _capacity_for(size)),
+                index_bytes=fmt.index_bytes_max(self._config.segment_batches),
+                active_index=active.index_path if active.index_file is None else None,
+            )
+        )
+
+    def append(self, header: BatchHeader, parts: tuple[Buffer, ...]) -> None:
+        """Adds a batch, which must continue the log and for which there must be room.
+
+        Nothing is copied: the parts must not change any more.
+        """
+        check_follows(header, self.tip)
+        size = header.size
+        active = self._active
+        fits = active.has_room(size) and len(active.index) < self._config.segment_batches
+        if not (fits and active.index.fits(header.timestamp, header.term)):
+            active = self._roll(size)
+        active.index.append(header)
+        self.tip = active.index.last
+        self._tail.append(TailEntry(header, parts))
+        self._writer.submit(
+            Append(parts, size, self.tip, active.index.end_position, self._generation)
+        )
+        self._tail.evict(self.durable_index)
+        if self._reserved is None and _is_half_full(active, self._config) and self._may_ask():
+            self._reserve(0)
+
+    def _roll(self, size: int) -> Segment:
+        old, reserved = self._active, self._reserved
+        assert reserved is not None, "a batch was appended without room"
+        assert _capacity_for(size) <= reserved.capacity
+        assert old.index_file is not None
+        new = Segment(
+            self._folder, Index(self.tip), reserved.store, reserved.capacity, reserved.index_file
+        )
+        self._writer.submit(
+            Roll(
+                first_index=old.first_index,
+                index_path=old.index_path,
+                index_file=old.index_file,
+                packed_index=old.index.pack(),
+                next_before=self.tip,
+                next_store_path=new.store_path,
+                next_index_path=new.index_path,
+                next_store=new.file,
+            )
+        )
+        old.index_file = None
+        # The writer gives the unused space back.
+        old.capacity = old.index.end_position
+        self._reserved = None
+        self._segments.append(new)
+        self._events.sealed(self.tip)
+        return new
+
+    def set_commit(self, index: int) -> None:
+        """Tells the marks how far the log is committed."""
+        self._writer.commit_hint = index
+
+    # --- what the writer tells -------------------------------------------------------------------
+
+    def group_written(self, group: Group) -> None:
+        index = group.last_index
+        if group.generation != self._generation:
+            index = min(index, self._old_reports_hold_to)
+        if index > self.durable_index:
+            self.durable_index = index
+            self._tail.evict(index)
+            self._events.durable(index)
+        self._events.group_written(group)
+        if self._marking is None:
+            self._mark_when_idle(self.durable_index)
+
+    def _mark_when_idle(self, index: int) -> None:
+        self._marking = self._loop.call_later(limits.mark_idle_seconds, self._mark, index)
+
+    def _mark(self, index: int) -> None:
+        if self.durable_index != index:
+            self._mark_when_idle(self.durable_index)
+        else:
+            self._marking = None
+            self._writer.submit(WriteMark())
+
+    def segment_sealed(self, first_index: int, index: Index) -> None:
+        for segment in self._segments[:-1]:
+            # Unless a cut made it active again meanwhile, the map replaces the array.
+            if segment.first_index == first_index and segment.index.last == index.last:
+                segment.index = index
+
+    def suffix_cut(self, generation: int) -> None:
+        if generation == self._generation:
+            self._old_reports_hold_to = _NO_CUT
+
+    def space_reserved(self, reserved: Reserved) -> None:
+        self._reserving = False
+        self._reserved = reserved
+        if reserved.active_index is not None:
+            self._active.index_file = reserved.active_index
+        self._wake_waiting_for_space()
+
+    def space_refused(self, error: OSError) -> None:
+        self._reserving = False
+        self._refused_at = self._loop.time()
+        self._refusal = (
+            f"no space for another segment in {self._folder}: {error.strerror}. What is stored "
+            "stays readable; free space and writing goes on by itself"
+        )
+        self._wake_waiting_for_space()
+
+    def storage_failed(self, error: BaseException) -> None:
+        self._events.failed(error)
+
+    def _wake_waiting_for_space(self) -> None:
+        self._space.set_result(None)
+        self._space = self._loop.create_future()
+
+    # --- cutting ---------------------------------------------------------------------------------
+
+    def cut_suffix(self, last_index: int) -> None:
+        """Voids every batch behind `last_index`, which must be in the log or right before it."""
+        assert self.first_index - 1 <= last_index < self.tip.index
+        kept = self._segment_slot(last_index + 1)
+        segment, later = self._segments[kept], self._segments[kept + 1 :]
+        tip = self.tip_at(last_index)
+        assert tip is not None, "the tip at a cut is in memory or in an index"
+        self._generation += 1
+        self._old_reports_hold_to = min(self._old_reports_hold_to, last_index)
+        self._tail.cut(last_index + 1)
+        segment.index.cut(tip)
+        self.tip = tip
+        self.durable_index = min(self.durable_index, last_index)
+        if later:
+            # The newest segment's allocated index becomes the kept one's, as the writer does it.
+            segment.index_file, later[-1].index_file = later[-1].index_file, None
+        del self._segments[kept + 1 :]
+        self._writer.submit(
+            CutSuffix(
+                generation=self._generation,
+                tip=tip,
+                position=segment.index.end_position,
+                store=segment.file,
+                index_path=segment.index_path,
+                later=[(old.store_path, old.index_path) for old in later],
+            )
+        )
+        for old in later:
+            old.retire()
+
+    def drop_prefix(self, first_index: int) -> int:
+        """Deletes the oldest segments whose batches are all below `first_index`, as far as a
+        durable snapshot stands at their end, and snapshots below the new base. Returns how many
+        segments."""
+        count = 0
+        for segment in self._segments[:-1]:
+            if segment.last_index >= first_index:
+                break
+            count += 1
+        while count and self._segments[count - 1].last_index not in self._snapshots:
+            count -= 1
+        dropped = self._segments[:count]
+        if not dropped:
+            return 0
+        del self._segments[:count]
+        paths = [path for old in dropped for path in (old.store_path, old.index_path)]
+        paths += self._forget_snapshots(lambda index: index < self.before.index)
+        self._writer.submit(Delete(paths=paths))
+        for old in dropped:
+            old.retire()
+        return count
+
+    # --- snapshots -------------------------------------------------------------------------------
+
+    @property
+    def snapshot_indexes(self) -> list[int]:
+        """Batches at which there is a durable snapshot, ascending."""
+        return sorted(self._snapshots)
+
+    async def write_snapshot(self, tip: Tip, encode: Callable[[], bytes]) -> None:
+        """Makes a snapshot durable; `encode` gives its state, on the writer's thread.
+
+        Raises DiskFull: then there is none, and the segments below it stay.
+        """
+        await self._writer.run(
+            lambda: snapshots.write(self._files, self._folder, Snapshot(tip, encode()))
+        )
+        self._snapshots.add(tip.index)
+
+    async def read_snapshot(self, index: int) -> Snapshot:
+        """The snapshot at a batch. Raises RangeCorrupt."""
+        path = snapshots.snapshot_path(self._folder, index)
+        snapshot = await self._reader.run(lambda: snapshots.read(self._files, path))
+        if snapshot is None:
+            raise RangeCorrupt(f"{path} is damaged; run proglog verify", file=path, position=0)
+        return snapshot
+
+    def _forget_snapshots(self, unwanted: Callable[[int], bool]) -> list[Path]:
+        gone = [index for index in self.snapshot_indexes if unwanted(index)]
+        self._snapshots.difference_update(gone)
+        return [snapshots.snapshot_path(self._folder, index) for index in gone]
+
+    async def reset(self, snapshot: Snapshot) -> None:
+        """Replaces everything by a snapshot. Until this returns nothing may be appended or cut."""
+        old = self._segments
+        paths = [
+            path for segment in reversed(old) for path in (segment.store_path, segment.index_path)
+        ]
+        paths += self._forget_snapshots(lambda index: index != snapshot.tip.index)
+        done: asyncio.Future[Segment] = self._loop.create_future()
+        self._generation += 1
+        self._old_reports_hold_to = 0
+        self._writer.submit(
+            Reset(
+                snapshot=snapshot,
+                paths=paths,
+                capacity=self._config.segment_bytes,
+                index_bytes=fmt.index_bytes_max(self._config.segment_batches),
+                done=done,
+            )
+        )
+        segment = await done
+        self._segments = [segment]
+        self._snapshots = {snapshot.tip.index}
+        self._tail = Tail(snapshot.tip.index + 1, limits.tail_bytes_max)
+        self.tip = snapshot.tip
+        self.durable_index = snapshot.tip.index
+        for segment in old:
+            segment.retire()
+
+    async def run_job(self, work: Callable[[], None], *, urgent: bool = False) -> None:
+        """Runs `work` on the writer's thread: in its turn, or next if urgent. Raises what it
+        raises, or StorageFailed if the log can write no more."""
+        await self._writer.run(work, urgent=urgent)
+
+    # --- looking up ------------------------------------------------------------------------------
+
+    def _segment_slot(self, index: int) -> int:
+        """Which segment holds batch `index`, or would if it is the next."""
+        slot = bisect_right(self._segments, index, key=lambda segment: segment.first_index) - 1
+        assert slot >= 0
+        return slot
+
+    def index_of_offset(self, offset: int) -> int:
+        """The last batch whose base offset is <= `offset`, which must be retained."""
+        assert self.before.next_offset <= offset
+        slot = bisect_right(
+            self._segments, offset, key=lambda segment: segment.index.before.next_offset
+        )
+        segment = self._segments[slot - 1]
+        return segment.first_index + segment.index.slot_of_offset(offset)
+
+    def index_of_time(self, timestamp: int) -> int:
+        """The first batch appended at or after `timestamp` (ms); the next index if none was."""
+        slot = bisect_left(
+            self._segments, timestamp, key=lambda segment: segment.index.last.timestamp
+        )
+        if slot == len(self._segments):
+            return self.tip.index + 1
+        segment = self._segments[slot]
+        return segment.first_index + segment.index.slot_of_time(timestamp)
+
+    def base_offset(self, index: int) -> int:
+        """Offset of the first record of batch `index`, or of the next record if it is the next."""
+        if index == self.tip.index + 1:
+            return self.tip.next_offset
+        segment = self._segments[self._segment_slot(index)]
+        return segment.index.base_offset(index - segment.first_index)
+
+    def size_of(self, index: int) -> int:
+        """Bytes of batch `index`, header included."""
+        segment = self._segments[self._segment_slot(index)]
+        slot = index - segment.first_index
+        return segment.index.position(slot + 1) - segment.index.position(slot)
+
+    def term_at(self, index: int) -> int | None:
+        """The term of a batch, also of the one before the oldest; None if it is not held."""
+        if index == self.before.index:
+            return self.before.term
+        if not self.first_index <= index <= self.tip.index:
+            return None
+        runs = self._segments[self._segment_slot(index)].index.runs
+        return runs[bisect_right(runs, index, key=lambda run: run[0]) - 1][1]
+
+    def in_memory(self, index: int) -> TailEntry | None:
+        """A batch of the tail; None if it must be read."""
+        if self._tail.first_index <= index < self._tail.next_index:
+            return self._tail.get(index)
+        return None
+
+    def kinds(self, first: int) -> Iterator[tuple[int, int]]:
+        """(index, kind) of the batches from `first` on that hold no records."""
+        for segment in self._segments[self._segment_slot(first) :]:
+            for slot in range(max(first - segment.first_index, 0), len(segment.index)):
+                if kind := segment.index.kind(slot):
+                    yield segment.first_index + slot, kind
+
+    def tip_at(self, index: int) -> Tip | None:
+        """The tip after a batch that is in memory, ends a segment, or is in the page cache."""
+        if index == self.before.index:
+            return self.before
+        if self._tail.first_index <= index < self._tail.next_index:
+            return Tip.after(self._tail.get(index).header)
+        segment = self._segments[self._segment_slot(index)]
+        if index == segment.last_index:
+            return segment.index.last
+        position = segment.index.position(index - segment.first_index)
+        size = segment.index.position(index - segment.first_index + 1) - position
+        return Tip.after(segment.check(segment.file.pread(size, position), position, index)[0])
+
+    # --- reading ---------------------------------------------------------------------------------
+
+    async def read(self, first: int, last: int, bytes_max: int) -> Run:
+        """Batches from `first` on, up to `last` and about `bytes_max` bytes, at least one.
+
+        All of first..last must be in the log. Raises RangeCorrupt; and Unavailable if a suffix was
+        cut meanwhile, which cannot happen to a reader of committed batches.
+        """
+        assert self.first_index <= first <= last <= self.tip.index
+        if first >= self._tail.first_index:
+            entries = self._tail.upto(first, last, bytes_max)
+            data = b"".join([part for entry in entries for part in entry.parts])
+            return Run(data, [entry.header for entry in entries])
+        segment = self._segments[self._segment_slot(first)]
+        position, size = segment.extent(first, last, bytes_max)
+        cached = segment.file.pread_cached(size, position)
+        if cached is None:
+            generation = self._generation
+            cached = await self._read_from_disk(segment, size, position)
+            if generation != self._generation:
+                raise Unavailable(f"the log was cut while batch {first} was read; read again")
+        return Run(cached, segment.check(cached, position, first))
+
+    async def _read_from_disk(self, segment: Segment, size: int, position: int) -> bytes:
+        # Unpinned when the thread is done, not when the waiting task is, which may be cancelled
+        # before: a closed descriptor's number belongs to the next file that is opened.
+        segment.pin()
+        try:
+            return await self._reader.run(
+                lambda: segment.file.pread(size, position), after=segment.unpin
+            )
+        except OSError as error:
+            raise RangeCorrupt(
+                f"{segment.store_path} cannot be read at {position}: {error.strerror}",
+                file=segment.store_path,
+                position=position,
+            ) from error
+
+    # --- end -------------------------------------------------------------------------------------
+
+    async def close(self) -> None:
+        """Makes everything appended durable and marked, then lets go of the files."""
+        if self._marking is not None:
+            self._marking.cancel()
+        self._writer.submit(WriteMark())
+        with contextlib.suppress(ProglogError):
+            # If the disk failed, the owner has heard of it through `failed`.
+            await self._writer.run(lambda: None)
+        self._writer.stop()
+        for segment in self._segments:
+            segment.retire()
+        if self._reserved is not None:
+            self._reserved.store.close()
+            self._reserved.index_file.close()
+
+
+def _capacity_for(size: int) -> int:
+    """Space that a segment needs to hold one batch of `size` bytes."""
+    return fmt.PREAMBLE_BYTES + size + HEADER_BYTES
+
+
+def _is_half_full(segment: Segment, config: LogConfig) -> bool:
+    """Whether the next segment should be allocated now, so that it is there in time."""
+    return (
+        segment.index.end_position * 2 > segment.capacity
+        or len(segment.index) * 2 > config.segment_batches
+    )

@@ -1,0 +1,40 @@
+"""Waking everybody who waits for something to have changed, without polling."""
+
+from __future__ import annotations
+
+import asyncio
+
+from proglog.errors import ProglogError
+
+
+class News:
+    """A condition without a lock: on one loop, whoever is woken looks again for what it needs."""
+
+    __slots__ = ("_closed", "_waiting")
+
+    def __init__(self) -> None:
+        self._waiting: list[asyncio.Future[None]] = []
+        self._closed: ProglogError | None = None
+
+    async def wait(self) -> None:
+        """Until the next `tell`. Raises what `close` was given."""
+        if self._closed is not None:
+            raise self._closed
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(future)
+        await future
+
+    def tell(self) -> None:
+        """Wakes all who wait."""
+        waiting, self._waiting = self._waiting, []
+        for future in waiting:
+            if not future.done():
+                future.set_result(None)
+
+    def close(self, error: ProglogError) -> None:
+        """From now on nothing will change: all who wait, or will, get `error`."""
+        self._closed = error
+        waiting, self._waiting = self._waiting, []
+        for future in waiting:
+            if not future.done():
+                future.set_exception(error)

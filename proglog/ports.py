@@ -1,0 +1,342 @@
+"""The few doors to the world: files, the disk's threads, the wall clock and chance.
+
+Everything else (time, timers, sockets) is reached through the running asyncio loop. Each port has
+its real implementation here and an in-memory double in `proglog.simulation`, so that a whole node
+runs in one simulated event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import errno
+import fcntl
+import mmap
+import os
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from proglog import limits
+from proglog.batch import Buffer
+
+T = TypeVar("T")
+
+
+class File(Protocol):
+    """One open file. Positions and sizes are bytes. All methods raise OSError."""
+
+    def pwritev(self, parts: Sequence[Buffer], position: int) -> None:
+        """Writes all parts, back to back, at `position`."""
+
+    def pread(self, size: int, position: int) -> bytes:
+        """Reads up to `size` bytes; fewer only at the end of the file. May wait for the disk."""
+
+    def pread_cached(self, size: int, position: int) -> bytes | None:
+        """Like `pread`, but None where that would wait for the disk."""
+
+    def fdatasync(self) -> None:
+        """Makes all that was written durable."""
+
+    def reserve(self, size: int) -> None:
+        """Makes sure that writes below `size` need no new space. The file grows, with zeros."""
+
+    def truncate(self, size: int) -> None: ...
+
+    def size(self) -> int: ...
+
+    def close(self) -> None: ...
+
+
+class Files(Protocol):
+    """A file system. A name is durable only after `sync_directory` of its folder."""
+
+    def open(self, path: Path) -> File:
+        """Opens an existing file for reading and writing. Raises FileNotFoundError."""
+
+    def create(self, path: Path) -> File:
+        """Creates a file that must not exist. Raises FileExistsError."""
+
+    def read_only_map(self, path: Path) -> Buffer:
+        """The whole file mapped; it must never change while mapped. Empty files give b""."""
+
+    def exists(self, path: Path) -> bool: ...
+
+    def listdir(self, path: Path) -> list[str]:
+        """Names in a folder, sorted."""
+
+    def mkdir(self, path: Path) -> None:
+        """Creates a folder and its parents where missing, durably."""
+
+    def rename(self, old: Path, new: Path) -> None: ...
+
+    def unlink(self, path: Path) -> None: ...
+
+    def sync_directory(self, path: Path) -> None:
+        """Makes creations, renames and deletions in a folder durable."""
+
+    def lock(self, path: Path) -> Callable[[], None]:
+        """Takes a lock file for this process and returns its release. Raises BlockingIOError."""
+
+
+class Worker(Protocol):
+    """A place where work that may wait for the disk is done, one step at a time."""
+
+    def start(self, step: Callable[[], None]) -> None:
+        """From now on `step` runs once or more after each `wake`, never twice at a time."""
+
+    def wake(self) -> None: ...
+
+    def stop(self) -> None:
+        """Runs what was woken to its end, then ends. Waits for it."""
+
+
+class Clock(Protocol):
+    """The wall clock: for timestamps that users see, never for timeouts."""
+
+    def now_ms(self) -> int:
+        """Milliseconds since the epoch."""
+
+
+# --- the real world ------------------------------------------------------------------------------
+
+
+class RealFile:
+    """A file by its descriptor."""
+
+    __slots__ = ("_descriptor",)
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def pwritev(self, parts: Sequence[Buffer], position: int) -> None:
+        for start in range(0, len(parts), limits.write_parts_max):
+            position = self._write(list(parts[start : start + limits.write_parts_max]), position)
+
+    def _write(self, parts: list[Buffer], position: int) -> int:
+        wanted = sum(map(len, parts))
+        written = os.pwritev(self._descriptor, parts, position)
+        if written == wanted:
+            return position + wanted
+        # A short write is no error to the kernel. The rest goes on its own, and then tells why.
+        rest = memoryview(b"".join(parts))
+        while written < wanted:
+            more = os.pwrite(self._descriptor, rest[written:], position + written)
+            if more == 0:
+                raise OSError(errno.EIO, "the disk takes no more bytes")
+            written += more
+        return position + wanted
+
+    def pread(self, size: int, position: int) -> bytes:
+        data = os.pread(self._descriptor, size, position)
+        while len(data) < size:
+            more = os.pread(self._descriptor, size - len(data), position + len(data))
+            if not more:
+                break
+            data += more
+        return data
+
+    def pread_cached(self, size: int, position: int) -> bytes | None:
+        buffer = bytearray(size)
+        try:
+            count = os.preadv(self._descriptor, [buffer], position, os.RWF_NOWAIT)
+        except OSError as error:
+            # Not in the page cache, or a file system that cannot tell: the reader thread reads it.
+            if error.errno in {errno.EAGAIN, errno.EOPNOTSUPP}:
+                return None
+            raise
+        return bytes(buffer) if count == size else None
+
+    def fdatasync(self) -> None:
+        os.fdatasync(self._descriptor)
+
+    def reserve(self, size: int) -> None:
+        os.posix_fallocate(self._descriptor, 0, size)
+
+    def truncate(self, size: int) -> None:
+        os.ftruncate(self._descriptor, size)
+
+    def size(self) -> int:
+        return os.fstat(self._descriptor).st_size
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+class RealFiles:
+    """The operating system's files."""
+
+    def open(self, path: Path) -> File:
+        return RealFile(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+
+    def create(self, path: Path) -> File:
+        return RealFile(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
+
+    def read_only_map(self, path: Path) -> Buffer:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            if os.fstat(descriptor).st_size == 0:
+                return b""
+            return memoryview(mmap.mmap(descriptor, 0, prot=mmap.PROT_READ))
+        finally:
+            os.close(descriptor)
+
+    def exists(self, path: Path) -> bool:
+        return path.exists()
+
+    def listdir(self, path: Path) -> list[str]:
+        return sorted(os.listdir(path))
+
+    def mkdir(self, path: Path) -> None:
+        missing = [path]
+        while not missing[-1].parent.exists():
+            missing.append(missing[-1].parent)
+        for folder in reversed(missing):
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir()
+                self.sync_directory(folder.parent)
+
+    def rename(self, old: Path, new: Path) -> None:
+        os.rename(old, new)
+
+    def unlink(self, path: Path) -> None:
+        os.unlink(path)
+
+    def sync_directory(self, path: Path) -> None:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def lock(self, path: Path) -> Callable[[], None]:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise
+        return lambda: os.close(descriptor)
+
+
+class RealClock:
+    """The operating system's wall clock."""
+
+    def now_ms(self) -> int:
+        return time.time_ns() // 1_000_000
+
+
+class ThreadWorker:
+    """One thread. An exception that `step` lets out ends the process's thread loudly: steps report
+    their failures themselves."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._woken = threading.Event()
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+
+    def start(self, step: Callable[[], None]) -> None:
+        assert self._thread is None, "a worker starts once"
+        self._thread = threading.Thread(
+            target=self._run, args=(step,), name=self._name, daemon=True
+        )
+        self._thread.start()
+
+    def wake(self) -> None:
+        self._woken.set()
+
+    def stop(self) -> None:
+        self._stopping = True
+        self._woken.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self, step: Callable[[], None]) -> None:
+        _sharpen_timers()
+        stopping = False
+        while not stopping:
+            self._woken.wait()
+            self._woken.clear()
+            # Read before the step: what was woken before `stop` is still done.
+            stopping = self._stopping
+            step()
+
+
+class Offload:
+    """Runs functions on a worker, one after the other, for tasks that wait for their results.
+
+    A function that was begun is finished even if its task is cancelled; `after` runs on the loop
+    once it is, whoever still waits.
+    """
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._loop = asyncio.get_running_loop()
+        self._queue: deque[_Offloaded] = deque()
+        worker.start(self._step)
+
+    async def run(self, work: Callable[[], T], after: Callable[[], None] | None = None) -> T:
+        """The result of `work`; raises what it raises."""
+        done: asyncio.Future[T] = self._loop.create_future()
+        self._queue.append(_Offloaded(work, done, after))
+        self._worker.wake()
+        return await done
+
+    def stop(self) -> None:
+        """Finishes what was begun and ends the worker. Waits for it."""
+        self._worker.stop()
+
+    def _step(self) -> None:
+        while self._queue:
+            offloaded = self._queue.popleft()
+            result: object = None
+            error: BaseException | None = None
+            try:
+                result = offloaded.work()
+            except BaseException as raised:  # noqa: BLE001  # it is raised where it is awaited
+                error = raised
+            self._loop.call_soon_threadsafe(self._report, offloaded, result, error)
+
+    def _report(self, offloaded: _Offloaded, result: object, error: BaseException | None) -> None:
+        if offloaded.after is not None:
+            offloaded.after()
+        if offloaded.done.done():
+            return
+        if error is None:
+            offloaded.done.set_result(result)
+        else:
+            offloaded.done.set_exception(error)
+
+
+class _Offloaded(NamedTuple):
+    work: Callable[[], object]
+    done: asyncio.Future[Any]
+    after: Callable[[], None] | None
+
+
+def _sharpen_timers() -> None:
+    """Lets this thread ask for the interpreter lock after microseconds rather than milliseconds.
+
+    Beside a busy event loop a thread waits for the lock in sleeps of the switch interval, and each
+    release by the loop restarts them; with the kernel's default timer slack of 50 us it can starve
+    for 100 ms. `proglog.agent` sets the switch interval; the slack belongs to the thread.
+    """
+    pr_set_timerslack = 29
+    ctypes.CDLL(None).prctl(pr_set_timerslack, ctypes.c_ulong(1), 0, 0, 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ports:
+    """One set of doors. The default is the real world."""
+
+    files: Files = field(default_factory=RealFiles)
+    clock: Clock = field(default_factory=RealClock)
+    random: random.Random = field(default_factory=random.SystemRandom)
+    worker: Callable[[str], Worker] = ThreadWorker

@@ -1,0 +1,329 @@
+"""The driver: does what the core decides, with the log, the disk and the peers.
+
+Every method that changes anything runs to its end on the loop without waiting. Inputs only mark
+that there is something to do; `_pump`, once for each turn of the loop, takes the core's effects one
+`Ready` after the other and does them in the order that DESIGN.md gives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+from proglog import batch as batches
+from proglog.batch import HEADER_BYTES, BatchHeader, Body, Buffer, Kind, ProposedBatch
+from proglog.log.format import Tip
+from proglog.log.log import Log
+from proglog.log.snapshot import Snapshot as LogSnapshot
+from proglog.news import News
+from proglog.ports import Clock
+from proglog.raft.configuration import Change, Configuration
+from proglog.raft.core import Raft
+from proglog.raft.hard_state import HardStateFile
+from proglog.raft.messages import (
+    AppendRequest,
+    Entry,
+    HardState,
+    InstallSnapshot,
+    Message,
+    ReadResult,
+    Ready,
+    SoftState,
+)
+
+_EMPTY = Body(0, 0, 0, 0, b"")
+
+
+class ReceivedBatch(NamedTuple):
+    """A batch from a peer, its header and checksums checked."""
+
+    header: BatchHeader
+    data: Buffer
+    """The whole batch, header included."""
+
+
+class DriverEvents(Protocol):
+    """What the driver tells the replica, on the loop, in the order in which it happens."""
+
+    def committed(self, index: int) -> None:
+        """Batches up to `index` are committed and in the log."""
+
+    def reads_confirmed(self, reads: Sequence[ReadResult]) -> None: ...
+
+    def leadership(self, state: SoftState) -> None: ...
+
+    def configured(self, configuration: Configuration) -> None: ...
+
+    def installed(self, snapshot: LogSnapshot) -> None:
+        """A snapshot has replaced the log."""
+
+    def failed(self, error: BaseException) -> None: ...
+
+
+class Driver:
+    """Owns the core. The replica owns this."""
+
+    def __init__(
+        self,
+        *,
+        raft: Raft,
+        log: Log,
+        hard_state: HardStateFile,
+        clock: Clock,
+        events: DriverEvents,
+        send: Callable[[Message], None],
+    ) -> None:
+        self.raft = raft
+        self._log = log
+        self._hard_state = hard_state
+        self._clock = clock
+        self._events = events
+        self._send = send
+        self._loop = asyncio.get_running_loop()
+        self._pumping = False
+        self._waiting_for_disk: asyncio.Task[None] | None = None
+        self._closed = False
+        # Batches whose entries the core has and the log does not yet, by index.
+        self._proposed: dict[int, ProposedBatch | Body] = {}
+        self._received: dict[tuple[int, int], ReceivedBatch] = {}
+        self._snapshots: dict[int, LogSnapshot] = {}
+        self.pending_bytes = 0
+        """Size of the proposed batches that are not in the log yet."""
+        self._pending_records = 0
+        self.taken = News()
+        """Told when they are."""
+        self._writes: deque[tuple[int, int]] = deque()
+        """(write number, last index) of each log write whose durability the core waits for."""
+
+    @property
+    def pending_batches(self) -> int:
+        """How many batches were proposed and are not in the log yet."""
+        return len(self._proposed)
+
+    @property
+    def next_offset(self) -> int:
+        """Offset that the next proposed record gets, if this server leads."""
+        return self._log.tip.next_offset + self._pending_records
+
+    # --- in --------------------------------------------------------------------------------------
+
+    def tick(self) -> None:
+        self.raft.tick()
+        self.pump_soon()
+
+    def propose(self, proposed: ProposedBatch) -> tuple[int, int]:
+        """Appends a client's batch, for which there must be room: (index, term) it gets.
+
+        Raises what `Raft.propose` does; then nothing was appended.
+        """
+        size = HEADER_BYTES + len(proposed.body.data)
+        index, term = self.raft.propose([size])
+        self._proposed[index] = proposed
+        self.pending_bytes += size
+        self._pending_records += proposed.body.count
+        self.pump_soon()
+        return index, term
+
+    def propose_command(self, data: bytes) -> tuple[int, int]:
+        """Appends a command batch, for which there must be room: (index, term) it gets."""
+        size = HEADER_BYTES + len(data)
+        index, term = self.raft.propose([size])
+        self._proposed[index] = batches.plain_body(data)
+        self.pending_bytes += size
+        self.pump_soon()
+        return index, term
+
+    def propose_change(self, change: Change) -> tuple[int, int]:
+        """Appends a change of members: (index, term) it gets. Raises as `Raft` does."""
+        result = self.raft.propose_change(change)
+        self.pump_soon()
+        return result
+
+    def request_read(self, ticket: object) -> None:
+        """Asks for a linearizable read; the ticket comes back by `reads_confirmed`."""
+        self.raft.request_read(ticket)
+        self.pump_soon()
+
+    def compacted(self, index: int) -> None:
+        """The log begins behind `index` now."""
+        self.raft.compacted(index)
+
+    def receive(self, message: Message) -> None:
+        """Steps a message without batches."""
+        self.raft.step(message)
+        self.pump_soon()
+
+    def receive_append(self, request: AppendRequest, received: Sequence[ReceivedBatch]) -> None:
+        """Steps an append with its batches. The log must have room for them."""
+        for each in received:
+            self._received[each.header.index, each.header.term] = each
+        self.raft.step(request._replace(entries=tuple(map(_entry, received))))
+        self.pump_soon()
+
+    def receive_snapshot(self, request: InstallSnapshot, snapshot: LogSnapshot) -> None:
+        """Steps an offer of a snapshot, with the configuration in it already filled in."""
+        self._snapshots[snapshot.tip.index] = snapshot
+        self.raft.step(request)
+        self.pump_soon()
+
+    def durable(self, index: int) -> None:
+        """The log is durable up to `index`."""
+        self._report_durable(index)
+        self._pump()
+
+    def _report_durable(self, index: int) -> None:
+        number = 0
+        while self._writes and self._writes[0][1] <= index:
+            number = self._writes.popleft()[0]
+        if number:
+            self.raft.persisted(number)
+
+    # --- effects ---------------------------------------------------------------------------------
+
+    def pump_soon(self) -> None:
+        """Takes the core's effects in this turn of the loop, after everything that came before."""
+        if not self._pumping:
+            self._pumping = True
+            self._loop.call_soon(self._pump)
+
+    def _pump(self) -> None:
+        self._pumping = False
+        while self._waiting_for_disk is None and not self._closed:
+            ready = self.raft.ready()
+            if ready is None:
+                self._forget_unwanted()
+                return
+            self._do(ready)
+
+    def _forget_unwanted(self) -> None:
+        """The core has nothing more to say: what it did not take of the batches it never will.
+
+        A message brings batches that are known already; a leadership that ends in the turn in which
+        it proposed leaves its proposals behind.
+        """
+        self._received.clear()
+        self._snapshots.clear()
+        if self._proposed:
+            self._forget_proposed()
+
+    def _forget_proposed(self) -> None:
+        self._proposed.clear()
+        self.pending_bytes = self._pending_records = 0
+        self.taken.tell()
+
+    def _do(self, ready: Ready) -> None:
+        for message in ready.messages:
+            self._send(message)
+        if ready.hard_state is None and ready.snapshot is None:
+            self._do_durable(ready)
+        else:
+            # Nothing that follows from a term, a vote or a snapshot may leave before it is durable;
+            # the core is not asked for more until then. Rare: elections and installations only.
+            self._waiting_for_disk = self._loop.create_task(self._persist_first(ready))
+
+    async def _persist_first(self, ready: Ready) -> None:
+        try:
+            if ready.hard_state is not None:
+                await self._save(ready.hard_state)
+            self._do_durable(ready)
+            if ready.snapshot is not None:
+                await self._install(ready.snapshot.index)
+        except BaseException as error:  # noqa: BLE001  # the node ends, whatever it is
+            self._closed = True
+            self._events.failed(error)
+        finally:
+            self._waiting_for_disk = None
+            self.pump_soon()
+
+    async def _save(self, hard_state: HardState) -> None:
+        await self._log.run_job(lambda: self._hard_state.save(hard_state), urgent=True)
+
+    def _do_durable(self, ready: Ready) -> None:
+        for message in ready.messages_after_persist:
+            self._send(message)
+        if ready.truncate_from is not None:
+            self._cut(ready.truncate_from)
+        for entry in ready.entries:
+            self._append(entry)
+        if self._proposed:
+            # The core hands over all that was proposed before it was asked.
+            self._forget_proposed()
+        if ready.write:
+            self._writes.append((ready.write, self._log.tip.index))
+            self._report_durable(self._log.durable_index)
+        if ready.configuration is not None:
+            self._events.configured(ready.configuration[1])
+        if ready.soft_state is not None:
+            self._events.leadership(ready.soft_state)
+        if ready.commit is not None:
+            self._log.set_commit(ready.commit)
+            self._events.committed(ready.commit)
+        if ready.reads:
+            self._events.reads_confirmed(ready.reads)
+
+    def _cut(self, first: int) -> None:
+        if first <= self._log.tip.index:
+            self._log.cut_suffix(first - 1)
+        # What was to be written behind the cut will never be reported durable under its old index.
+        self._writes = deque((number, min(last, first - 1)) for number, last in self._writes)
+
+    def _append(self, entry: Entry) -> None:
+        received = self._received.pop((entry.index, entry.term), None)
+        if received is not None:
+            assert received.header.index == entry.index
+            self._log.append(received.header, (received.data,))
+            return
+        header, packed, body = self._build(entry, self._log.tip)
+        self._log.append(header, (packed, body.data))
+
+    def _build(self, entry: Entry, tip: Tip) -> tuple[BatchHeader, bytes, Body]:
+        """The batch of an entry that this server, as leader, made."""
+        proposed = self._proposed.get(entry.index)
+        producer_id = sequence = 0
+        if entry.configuration is not None:
+            kind, body = Kind.CONFIGURATION, batches.plain_body(entry.configuration.encode())
+        elif proposed is None:
+            assert entry.size_bytes == 0, "an entry came back without the batch proposed for it"
+            kind, body = Kind.NOOP, _EMPTY
+        elif isinstance(proposed, ProposedBatch):
+            kind, body = Kind.DATA, proposed.body
+            producer_id, sequence = proposed.producer_id, proposed.sequence
+        else:
+            kind, body = Kind.COMMAND, proposed
+        header, packed = batches.build(
+            body,
+            kind=kind,
+            index=entry.index,
+            term=entry.term,
+            base_offset=tip.next_offset,
+            timestamp=max(self._clock.now_ms(), tip.timestamp),
+            chain_crc=tip.chain,
+            producer_id=producer_id,
+            sequence=sequence,
+        )
+        return header, packed, body
+
+    async def _install(self, index: int) -> None:
+        snapshot = self._snapshots.pop(index)
+        await self._log.reset(snapshot)
+        self._writes.clear()
+        self._events.installed(snapshot)
+        self.raft.snapshot_installed(index, snapshot.tip.term)
+
+    # --- end -------------------------------------------------------------------------------------
+
+    async def close(self) -> None:
+        """Stops doing anything. What was handed to the log's writer is still written."""
+        self._closed = True
+        if self._waiting_for_disk is not None:
+            await asyncio.wait([self._waiting_for_disk])
+
+
+def _entry(received: ReceivedBatch) -> Entry:
+    header, data = received
+    configuration = None
+    if header.kind == Kind.CONFIGURATION:
+        configuration = Configuration.decode(bytes(memoryview(data)[HEADER_BYTES:]))
+    return Entry(header.index, header.term, header.size, configuration)

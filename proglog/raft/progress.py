@@ -1,0 +1,124 @@
+"""What a leader knows of one follower, and how it therefore sends to it."""
+
+from __future__ import annotations
+
+import enum
+
+from proglog.raft.config import RaftConfig
+from proglog.raft.configuration import NodeId
+from proglog.raft.inflight import Inflight
+from proglog.raft.promotion import CatchUp
+
+
+class Flow(enum.Enum):
+    """How appends flow to a follower.
+
+    PROBE: it is not known where the logs match; one append at a time, one entry each.
+    REPLICATE: they match at `match`; appends are pipelined optimistically from `next`.
+    SNAPSHOT: it needs what is not in the leader's log any more; nothing is sent until it says that
+    it has installed the snapshot, or until it took too long.
+    """
+
+    PROBE = "probe"
+    REPLICATE = "replicate"
+    SNAPSHOT = "snapshot"
+
+
+class Progress:
+    """Invariant: match < next. In REPLICATE everything in (match, next) is in flight."""
+
+    __slots__ = (
+        "active",
+        "catch_up",
+        "commit_sent",
+        "flow",
+        "id",
+        "inflight",
+        "match",
+        "next",
+        "nudge",
+        "probe_sent",
+        "round",
+        "snapshot_index",
+        "snapshot_ticks",
+    )
+
+    def __init__(self, peer: NodeId, *, next_: int, config: RaftConfig, now: int) -> None:
+        self.id = peer
+        self.match = 0
+        """Durable there and equal to ours. Only grows."""
+        self.next = next_
+        """The first index of the next append."""
+        self.flow = Flow.PROBE
+        self.inflight = Inflight(config.inflight_messages_max, config.inflight_bytes_max)
+        self.probe_sent = False
+        """PROBE: one is on its way; the next goes when it, or a later heartbeat, is answered."""
+        self.nudge = False
+        """REPLICATE: send an append now even if there is nothing new or the window is full."""
+        self.snapshot_index = 0
+        self.snapshot_ticks = 0
+        self.active = False
+        """It has answered since the last quorum check."""
+        self.commit_sent = 0
+        """The commit index last told to it."""
+        self.round = 0
+        """The last heartbeat round that it answered."""
+        self.catch_up = CatchUp(target=next_ - 1, now=now, ticks_max=config.election_ticks)
+
+    def become_probe(self, next_: int | None = None) -> None:
+        self.flow = Flow.PROBE
+        self.next = self.match + 1 if next_ is None else next_
+        self.probe_sent = False
+        self.inflight.clear()
+
+    def become_replicate(self) -> None:
+        self.flow = Flow.REPLICATE
+        self.next = self.match + 1
+        self.inflight.clear()
+
+    def become_snapshot(self, index: int) -> None:
+        self.flow = Flow.SNAPSHOT
+        self.snapshot_index = index
+        self.snapshot_ticks = 0
+        self.inflight.clear()
+
+    def accepted(self, index: int, base_index: int) -> bool:
+        """An ack. True if it is news. Acks may be repeated and come in any order: match is the
+        greatest ever heard, since what was durable and equal once stays so in this term."""
+        news = index > self.match
+        if news:
+            self.match = index
+            self.next = max(self.next, index + 1)
+        if self.flow is Flow.REPLICATE:
+            self.inflight.free_to(index)
+        elif self.flow is Flow.PROBE and index == self.match:
+            self.become_replicate()
+        elif self.flow is Flow.SNAPSHOT and self.match >= base_index:
+            # Whatever it got it from: what follows its log is in ours.
+            self.become_replicate()
+        return news
+
+    def rejected(self, prev_index: int, possible_match: int) -> None:
+        """It does not hold the entry at prev_index; the logs may match at `possible_match`."""
+        if self.flow is Flow.REPLICATE:
+            # Below match it is stale: that was true once and was overtaken by an ack.
+            if prev_index > self.match:
+                self.become_probe()
+        elif self.flow is Flow.PROBE and prev_index == self.next - 1:
+            # Else it answers an earlier probe. The step back is at least one entry, and never
+            # behind match, which this follower has acknowledged in this term.
+            self.next = max(min(prev_index, possible_match + 1), self.match + 1)
+            self.probe_sent = False
+
+    def answered_heartbeat(self, round_: int, last_index: int) -> None:
+        """It is alive, so an append that it did not answer may be lost: send one again.
+
+        In REPLICATE with a lost last append (or a full window of them) no later one would ever be
+        rejected, and nothing would move again. An empty append behind the last one sent finds out:
+        accepted, or rejected and probed. It goes the way of the appends, so it cannot overtake
+        those that are merely slow.
+        """
+        self.active = True
+        self.round = max(self.round, round_)
+        self.probe_sent = False
+        self.nudge = self.flow is Flow.REPLICATE and self.match < last_index

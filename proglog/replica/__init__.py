@@ -1,0 +1,1 @@
+"""One replicated log: the log engine, consensus, and the state that committed batches build."""

@@ -1,0 +1,173 @@
+"""From a directory to what a replica starts with. May wait for the disk.
+
+A directory of a cluster of one is made on the first start, so that nothing has to be migrated when
+it grows: cluster id and node uuid in the hard state, and a configuration batch at index 1.
+"""
+
+from __future__ import annotations
+
+import random
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from proglog import batch as batches
+from proglog.batch import HEADER_BYTES, Kind
+from proglog.config import LogConfig
+from proglog.errors import ConfigurationError, CorruptionError
+from proglog.log import format as fmt
+from proglog.log.recovery import Recovered, recover
+from proglog.ports import Ports
+from proglog.raft.configuration import Configuration, Server
+from proglog.raft.hard_state import FILE_NAME, HardStateFile, Identity
+from proglog.raft.log_view import LogView
+from proglog.raft.messages import HardState
+from proglog.replica.state import ReplicatedState
+
+_FIRST_TERM = 1
+"""Of the configuration batch that begins a cluster; elections begin behind it."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Opened:
+    """A directory that is ready to run. Everything in it is durable."""
+
+    folder: Path
+    recovered: Recovered
+    hard_state: HardStateFile
+    state: ReplicatedState
+    """After batch `applied`."""
+    applied: int
+    configurations: list[tuple[int, Configuration]]
+    """That of `state`, then those in the log behind it."""
+    unlock: Callable[[], None]
+
+    def log_view(self, size_of: Callable[[int], int]) -> LogView:
+        """The core's view of the log."""
+        segments = self.recovered.segments
+        before, tip = segments[0].index.before, self.recovered.tip
+        runs: list[tuple[int, int]] = []
+        for segment in segments:
+            runs += (run for run in segment.index.runs if not runs or runs[-1][1] != run[1])
+        return LogView(
+            base_index=before.index,
+            base_term=before.term,
+            runs=runs,
+            last_index=tip.index,
+            size_of=size_of,
+        )
+
+
+def open_directory(
+    folder: Path, *, config: LogConfig, ports: Ports, node_name: str, rpc_addr: str
+) -> Opened:
+    """Opens a log's directory, or makes that of a cluster of one where there is none.
+
+    Raises CorruptionError, OSError, and ConfigurationError if it is in use or another node's.
+    """
+    files = ports.files
+    files.mkdir(folder)
+    unlock = _lock(ports, folder)
+    is_new = not HardStateFile.exists(files, folder)
+    recovered = recover(
+        files,
+        folder,
+        segment_bytes=config.segment_bytes,
+        segment_batches=config.segment_batches,
+        may_be_new=is_new,
+    )
+    if is_new:
+        _refuse_if_used(folder, recovered)
+        identity = Identity(_new_id(ports.random), _new_id(ports.random), node_name)
+        hard_state = HardStateFile.create(files, folder, identity, HardState(_FIRST_TERM))
+    else:
+        hard_state = HardStateFile(files, folder)
+    if node_name and hard_state.identity.name != node_name:
+        raise ConfigurationError(
+            f"{folder} belongs to node {hard_state.identity.name}, not {node_name}: "
+            "start it under that name, or with another --data-dir",
+            setting="node_name",
+        )
+    if recovered.tip.index == 0:
+        _begin_cluster(ports, recovered, hard_state.identity, rpc_addr)
+    applied, state = _newest_state(recovered)
+    return Opened(
+        folder=folder,
+        recovered=recovered,
+        hard_state=hard_state,
+        state=state,
+        applied=applied,
+        configurations=_configurations(recovered, state, applied),
+        unlock=unlock,
+    )
+
+
+def _lock(ports: Ports, folder: Path) -> Callable[[], None]:
+    try:
+        return ports.files.lock(folder / "lock")
+    except BlockingIOError:
+        raise ConfigurationError(
+            f"{folder} is in use by another process: stop it first, or choose another --data-dir",
+            setting="data_dir",
+        ) from None
+
+
+def _refuse_if_used(folder: Path, recovered: Recovered) -> None:
+    # An empty log without its hard state is a first start that was interrupted; anything more has
+    # voted and acknowledged under a name that is lost.
+    if recovered.tip.index:
+        raise CorruptionError(
+            f"{folder / FILE_NAME} is missing, though there is a log: this server does not know "
+            "what it promised. Restore the file, or remove the server from its cluster and start "
+            "it anew with an empty directory",
+            file=folder / FILE_NAME,
+            position=0,
+        )
+
+
+def _new_id(chance: random.Random) -> str:
+    return str(uuid.UUID(int=chance.getrandbits(128), version=4))
+
+
+def _begin_cluster(ports: Ports, recovered: Recovered, identity: Identity, rpc_addr: str) -> None:
+    """Writes the first batch: this server is the only voter."""
+    configuration = Configuration((Server(identity.uuid, identity.name, rpc_addr),))
+    body = batches.plain_body(configuration.encode())
+    header, packed = batches.build(
+        body,
+        kind=Kind.CONFIGURATION,
+        index=1,
+        term=_FIRST_TERM,
+        base_offset=0,
+        timestamp=ports.clock.now_ms(),
+        chain_crc=0,
+    )
+    segment = recovered.segments[-1]
+    segment.file.pwritev([packed, body.data, fmt.END_OF_LOG], segment.index.end_position)
+    segment.file.fdatasync()
+    segment.index.append(header)
+    recovered.commit_hint = 1
+
+
+def _newest_state(recovered: Recovered) -> tuple[int, ReplicatedState]:
+    if not recovered.snapshots:
+        return 0, ReplicatedState()
+    newest = max(recovered.snapshots)
+    return newest, ReplicatedState.decode(recovered.snapshots[newest].state)
+
+
+def _configurations(
+    recovered: Recovered, state: ReplicatedState, applied: int
+) -> list[tuple[int, Configuration]]:
+    found = [(state.configuration_index, state.configuration)] if applied else []
+    for segment in recovered.segments:
+        for slot in range(max(applied + 1 - segment.first_index, 0), len(segment.index)):
+            if segment.index.kind(slot) == Kind.CONFIGURATION:
+                position = segment.index.position(slot)
+                size = segment.index.position(slot + 1) - position
+                index = segment.first_index + slot
+                data = segment.file.pread(size, position)
+                segment.check(data, position, index)
+                found.append((index, Configuration.decode(data[HEADER_BYTES:])))
+    return found

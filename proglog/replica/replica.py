@@ -1,0 +1,559 @@
+"""One replicated log, as gateways and services see it.
+
+A replica is the log engine, the consensus core with its driver, and the replicated state. All
+decisions are made on the loop, each in one step: check, then act, with no `await` between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Coroutine, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Protocol
+
+import structlog
+
+from proglog import limits
+from proglog.batch import (
+    HEADER_BYTES,
+    BatchHeader,
+    Buffer,
+    Codec,
+    Kind,
+    ProposedBatch,
+    check_body,
+    check_frame,
+    walk,
+)
+from proglog.config import LogConfig
+from proglog.errors import (
+    DiskFull,
+    NotLeader,
+    OffsetMismatch,
+    OffsetOutOfRange,
+    ProglogError,
+    Unavailable,
+)
+from proglog.log.format import Tip
+from proglog.log.log import Log
+from proglog.log.snapshot import Snapshot
+from proglog.log.writer import Group
+from proglog.news import News
+from proglog.ports import Offload, Ports
+from proglog.raft.config import RaftConfig
+from proglog.raft.configuration import Configuration
+from proglog.raft.core import Raft
+from proglog.raft.driver import Driver
+from proglog.raft.messages import Message, ReadResult, Role, SoftState
+from proglog.replica.opening import Opened, open_directory
+from proglog.replica.state import Command, ReplicatedState, encode_command
+from proglog.replica.types import Appended, Chunk, Description, ServerInfo
+from proglog.replica.waiters import CommitWaiters
+
+_logger = structlog.get_logger("replica")
+
+
+class Observer(Protocol):
+    """What a replica reports for metrics and supervision."""
+
+    def group_written(self, batches: int, size: int, seconds: float) -> None: ...
+
+    def appended(self, records: int, size: int) -> None: ...
+
+    def failed(self, error: BaseException) -> None:
+        """The replica cannot go on; the node must stop."""
+
+
+class Replica:
+    """See the module. `open_replica` makes one; `close` ends it."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        opened: Opened,
+        rpc_addr: str,
+        config: LogConfig,
+        raft_config: RaftConfig,
+        ports: Ports,
+        observer: Observer,
+        send: Callable[[Message], None],
+    ) -> None:
+        self.name = name
+        self._ports = ports
+        self._config = config
+        self._observer = observer
+        self._loop = asyncio.get_running_loop()
+        self._offload = Offload(ports.worker("proglog-reader"))
+        self._hard_state = opened.hard_state
+        self._unlock = opened.unlock
+        self._rpc_addr = rpc_addr
+        self.identity = opened.hard_state.identity
+        self.log = Log(opened.folder, opened.recovered, config, ports, self, self._offload)
+        self._state = opened.state
+        self.applied_index = opened.applied
+        self.commit_index = opened.applied
+        self._visible = self.log.base_offset(opened.applied + 1)
+        """Offset after the last committed record."""
+        self._snapshots_due = {
+            tip.index for tip in self.log.sealed_tips() if tip.index > self.applied_index
+        }
+        """A snapshot is written at the end of each sealed segment, once that is applied."""
+        self._soft_state = SoftState(Role.FOLLOWER, None, opened.hard_state.hard_state.term)
+        self._configuration = opened.configurations[-1][1]
+        self._led_from = 0
+        self._waiters = CommitWaiters()
+        self._inflight_bytes = 0
+        self._room = News()
+        self._news = News()
+        self._leadership = News()
+        self._reads: dict[object, asyncio.Future[int]] = {}
+        self._closing = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._replaying = False
+        self._driver = Driver(
+            raft=Raft(
+                id=self.identity.uuid,
+                config=raft_config,
+                hard_state=opened.hard_state.hard_state,
+                log=opened.log_view(self.log.size_of),
+                configurations=opened.configurations,
+                commit=opened.recovered.commit_hint,
+                rng=random.Random(ports.random.getrandbits(64)),
+            ),
+            log=self.log,
+            hard_state=opened.hard_state,
+            clock=ports.clock,
+            events=self,
+            send=send,
+        )
+        self.committed(self._driver.raft.status().commit)
+        self._spawn(self._tick())
+        self._spawn(self._retain())
+
+    def _spawn(self, coroutine: Coroutine[None, None, None]) -> None:
+        task = self._loop.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.failed(error)
+
+    async def _tick(self) -> None:
+        while True:
+            # However late this wakes, it is one tick: see Raft.tick.
+            await asyncio.sleep(limits.tick_seconds)
+            self._driver.tick()
+            self._waiters.expire(self._loop.time())
+
+    # --- proposing -------------------------------------------------------------------------------
+
+    async def propose(self, batch: ProposedBatch) -> asyncio.Future[Appended]:
+        """Appends a batch; the future tells when it is committed, and where.
+
+        Waits while too much is in flight or space is being allocated. Raises a definite
+        ProglogError: then nothing was appended. The future raises one if the batch certainly is
+        not in the log, else OutcomeUnknown. Batches proposed one after the other keep their order.
+        """
+        check_body(batch.body)
+        if batch.body.codec != Codec.NONE:
+            await self._offload.run(lambda: check_frame(batch.body))
+        size = HEADER_BYTES + len(batch.body.data)
+        await self._admit(size)
+        return self._append(batch, size)
+
+    async def _admit(self, size: int) -> None:
+        """Returns when a batch of `size` bytes may be appended in this very step."""
+        while True:
+            if self._closing:
+                raise Unavailable("the node is stopping")
+            if not self._leads():
+                raise self._not_leader()
+            room = self._driver.pending_bytes + size + limits.control_bytes_reserved
+            count = self._driver.pending_batches + 1 + limits.control_batches_reserved
+            if self.applied_index < self._led_from:
+                # What came before this leadership is not known to be committed or not: until it
+                # is, a retried batch cannot be told from a new one.
+                await self._leadership.wait()
+            elif self._inflight_bytes and self._inflight_bytes + size > limits.inflight_bytes_max:
+                await self._room.wait()
+            elif self.log.has_room(room, count):
+                return
+            elif self._driver.pending_batches:
+                await self._driver.taken.wait()
+            else:
+                await self.log.make_room(room, count)
+
+    def _append(self, batch: ProposedBatch, size: int) -> asyncio.Future[Appended]:
+        producers = self._state.producers
+        known = producers.find(batch) if batch.producer_id else None
+        deadline = self._loop.time() + limits.answer_seconds_max
+        if known is not None:
+            return self._answer_of_known(known.index, known.offset, deadline)
+        offset = self._driver.next_offset
+        if batch.expected_offset is not None and batch.expected_offset != offset:
+            raise OffsetMismatch(
+                f"the next offset is {offset}, not {batch.expected_offset}",
+                expected=batch.expected_offset,
+                next=offset,
+            )
+        index, term = self._driver.propose(batch)
+        if batch.producer_id:
+            producers.appended(batch, index, offset)
+        self._inflight_bytes += size
+        future = self._waiters.add(index, term, deadline)
+        future.add_done_callback(lambda _future: self._release(size))
+        return future
+
+    def _release(self, size: int) -> None:
+        self._inflight_bytes -= size
+        self._room.tell()
+
+    def _answer_of_known(
+        self, index: int, offset: int, deadline: float
+    ) -> asyncio.Future[Appended]:
+        """The answer to a batch that was appended before: its own, once that is committed."""
+        if index > self.applied_index:
+            return self._waiters.add(index, self._soft_state.term, deadline)
+        future: asyncio.Future[Appended] = self._loop.create_future()
+        future.set_result(Appended(offset, 0))
+        return future
+
+    def _leads(self) -> bool:
+        return self._soft_state.role is Role.LEADER
+
+    def _not_leader(self) -> ProglogError:
+        leader = self._server(self._soft_state.leader)
+        if leader is None or self._leads():
+            return Unavailable("the cluster has no leader at the moment")
+        return NotLeader(
+            f"{self.identity.name} does not lead; {leader.name} at {leader.rpc_addr} does",
+            leader=leader.name,
+            leader_addr=leader.rpc_addr,
+            term=self._soft_state.term,
+        )
+
+    # --- reading ---------------------------------------------------------------------------------
+
+    @property
+    def earliest(self) -> int:
+        """Oldest offset served."""
+        return max(self._state.start_offset, self.log.before.next_offset)
+
+    @property
+    def next_offset(self) -> int:
+        """Offset that the next committed record gets."""
+        return self._visible
+
+    async def read(self, offset: int, bytes_max: int) -> Chunk:
+        """Committed batches from the one that holds `offset` on, about `bytes_max`, at least one.
+
+        Empty if `offset` is the next. Raises OffsetOutOfRange or RangeCorrupt.
+        """
+        self._check_offset(offset)
+        while offset < self._visible:
+            index = self.log.index_of_offset(offset)
+            run = await self.log.read(index, self.applied_index, bytes_max)
+            if data := _data_of(run.data, run.headers):
+                return Chunk(data, run.headers[-1].next_offset)
+            self._check_offset(offset)
+        return Chunk(b"", offset)
+
+    def _check_offset(self, offset: int) -> None:
+        if not self.earliest <= offset <= self._visible:
+            raise OffsetOutOfRange.of(offset, self.earliest, self._visible)
+
+    async def wait_past(self, offset: int) -> None:
+        """Until a record at `offset` is committed, or gone. Raises Unavailable at the end."""
+        while self.earliest <= offset and self._visible <= offset:
+            await self._news.wait()
+
+    async def seek(self, timestamp: int) -> int:
+        """Offset of the first record appended at or after a time (ms); the next one if none was."""
+        index = self.log.index_of_time(timestamp)
+        offset = self._visible if index > self.applied_index else self.log.base_offset(index)
+        return max(min(offset, self._visible), self.earliest)
+
+    async def barrier(self) -> None:
+        """Until this node has applied all that was acknowledged anywhere before this call.
+
+        Raises NotLeader or Unavailable.
+        """
+        if not self._leads():
+            raise self._not_leader()
+        ticket = object()
+        confirmed: asyncio.Future[int] = self._loop.create_future()
+        self._reads[ticket] = confirmed
+        try:
+            self._driver.request_read(ticket)
+            index = await confirmed
+            while self.applied_index < index:
+                await self._news.wait()
+        finally:
+            self._reads.pop(ticket, None)
+
+    # --- looking ---------------------------------------------------------------------------------
+
+    def describe(self) -> Description:
+        leader = self._server(self._soft_state.leader)
+        return Description(
+            log=self.name,
+            cluster_id=self.identity.cluster_id,
+            node=self.identity.name,
+            earliest=self.earliest,
+            next=self._visible,
+            bytes=self.log.size_bytes,
+            leader=leader.name if leader else "",
+            leader_addr=leader.rpc_addr if leader else "",
+            term=self._soft_state.term,
+            commit_index=self.commit_index,
+        )
+
+    def servers(self) -> list[ServerInfo]:
+        """The servers of the cluster's configuration."""
+        configuration = self._configuration
+        return [
+            ServerInfo(
+                name=server.name,
+                uuid=server.uuid,
+                rpc_addr=self._rpc_addr if server.uuid == self.identity.uuid else server.address,
+                is_leader=server.uuid == self._soft_state.leader,
+                suffrage="voter" if configuration.is_voter(server.uuid) else "learner",
+            )
+            for server in configuration.servers
+        ]
+
+    def _server(self, uuid: str | None) -> ServerInfo | None:
+        return next((server for server in self.servers() if server.uuid == uuid), None)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it serves: it leads and has applied all before, or follows a leader."""
+        if self._closing:
+            return False
+        if self._leads():
+            return self.applied_index >= self._led_from
+        return self._soft_state.leader is not None
+
+    # --- what the log tells ----------------------------------------------------------------------
+
+    def durable(self, index: int) -> None:
+        self._driver.durable(index)
+
+    def group_written(self, group: Group) -> None:
+        self._observer.group_written(group.batches, group.bytes, group.seconds)
+
+    def sealed(self, last: Tip) -> None:
+        self._snapshots_due.add(last.index)
+
+    def failed(self, error: BaseException) -> None:
+        if not self._closing:
+            self._observer.failed(error)
+        self._end(Unavailable("the node stopped after a fault of its disk"))
+
+    # --- what the driver tells -------------------------------------------------------------------
+
+    def committed(self, index: int) -> None:
+        self.commit_index = index
+        if not self._replaying:
+            self._apply()
+
+    def _apply(self) -> None:
+        """Applies what is committed, as far as it is in memory; a task reads the rest."""
+        visible = self._visible
+        while self.applied_index < self.commit_index:
+            entry = self.log.in_memory(self.applied_index + 1)
+            if entry is None:
+                self._replaying = True
+                self._spawn(self._replay())
+                break
+            header = entry.header
+            body = b"".join(entry.parts)[HEADER_BYTES:] if header.kind != Kind.DATA else b""
+            self._apply_one(header, body)
+        if self._visible != visible:
+            self._news.tell()
+
+    def _apply_one(self, header: BatchHeader, body: Buffer) -> None:
+        assert header.index == self.applied_index + 1
+        self._state.apply(header, body)
+        self.applied_index = header.index
+        self._visible = header.next_offset
+        self._waiters.committed(header)
+        if header.count:
+            self._observer.appended(header.count, header.size)
+        if header.index in self._snapshots_due:
+            self._snapshots_due.discard(header.index)
+            self._spawn(self._write_snapshot(Tip.after(header), self._state.copy()))
+        if header.index == self._led_from:
+            self._leadership.tell()
+        if header.kind == Kind.COMMAND:
+            self._trim()
+
+    def _trim(self) -> None:
+        """Deletes the segments that nobody is served from any more."""
+        if self.log.drop_prefix(self.log.index_of_offset(self.earliest)):
+            self._driver.compacted(self.log.before.index)
+
+    async def _replay(self) -> None:
+        """Applies committed batches that must be read: after a start, or far behind."""
+        while self.applied_index < self.commit_index:
+            run = await self.log.read(
+                self.applied_index + 1, self.commit_index, limits.replay_bytes
+            )
+            for header, body in walk(run.data):
+                self._apply_one(header, body)
+            self._news.tell()
+        self._replaying = False
+
+    async def _write_snapshot(self, tip: Tip, state: ReplicatedState) -> None:
+        try:
+            await self.log.write_snapshot(tip, state.encode)
+        except DiskFull as full:
+            # Only space is lost: the segments below it stay until a later one is written.
+            _logger.warning("no snapshot", index=tip.index, error=str(full))
+
+    def reads_confirmed(self, reads: Sequence[ReadResult]) -> None:
+        for read in reads:
+            future = self._reads.get(read.ticket)
+            if future is None or future.done():
+                continue
+            if read.index is None:
+                future.set_exception(Unavailable("leadership was lost; ask the next leader"))
+            else:
+                future.set_result(read.index)
+
+    def leadership(self, state: SoftState) -> None:
+        if state.role is Role.LEADER and not self._leads():
+            # The no-op that the core has just appended is the first batch of this leadership.
+            assert self.log.tip.term == state.term
+            self._led_from = self.log.tip.index
+        elif state.role is not Role.LEADER and self._leads():
+            self._state.producers.forget_overlay()
+        self._soft_state = state
+        self._leadership.tell()
+        self._room.tell()
+
+    def configured(self, configuration: Configuration) -> None:
+        self._configuration = configuration
+
+    def installed(self, snapshot: Snapshot) -> None:
+        self._state = ReplicatedState.decode(snapshot.state)
+        self.applied_index = self.commit_index = snapshot.tip.index
+        self._visible = snapshot.tip.next_offset
+        self._snapshots_due.clear()
+        self._news.tell()
+
+    # --- retention -------------------------------------------------------------------------------
+
+    async def _retain(self) -> None:
+        """The leader moves the start of the log; every node follows when it applies that."""
+        while True:
+            await asyncio.sleep(self._config.retention_check_seconds)
+            start = self._start_to_keep()
+            self._trim()
+            if self._leads() and start > self.earliest and self._has_control_room():
+                self._driver.propose_command(encode_command(Command.SET_START, start))
+
+    def _has_control_room(self) -> bool:
+        return self.log.has_room(
+            self._driver.pending_bytes + limits.control_bytes_reserved,
+            self._driver.pending_batches + 1,
+        )
+
+    def _start_to_keep(self) -> int:
+        """The offset below which retention by size and by age wants nothing kept.
+
+        Always where a segment begins: only whole segments can be deleted.
+        """
+        facts = self.log.segment_facts()
+        start = self.earliest
+        total = self.log.size_bytes
+        now = self._ports.clock.now_ms()
+        for (_before, size), (following, _size) in pairwise(facts):
+            too_many = (
+                self._config.retention_bytes is not None and total > self._config.retention_bytes
+            )
+            too_old = (
+                self._config.retention_seconds is not None
+                and now - following.timestamp > self._config.retention_seconds * 1000
+            )
+            if not (too_many or too_old) or following.index > self.applied_index:
+                break
+            start = max(start, following.next_offset)
+            total -= size
+        return start
+
+    # --- end -------------------------------------------------------------------------------------
+
+    async def close(self) -> None:
+        """Stops. Everything that was appended is durable when this returns."""
+        if self._closing:
+            return
+        self._end(Unavailable("the node is stopping"))
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._driver.close()
+        await self.log.close()
+        self._waiters.give_up()
+        self._offload.stop()
+        self._hard_state.close()
+        self._unlock()
+
+    def _end(self, reason: ProglogError) -> None:
+        self._closing = True
+        for news in (self._room, self._news, self._leadership, self._driver.taken):
+            news.close(reason)
+
+
+def _data_of(data: bytes, headers: Sequence[BatchHeader]) -> Buffer:
+    """Only the batches that hold records."""
+    if all(header.kind == Kind.DATA for header in headers):
+        return data
+    parts = []
+    at = 0
+    for header in headers:
+        if header.kind == Kind.DATA:
+            parts.append(data[at : at + header.size])
+        at += header.size
+    return b"".join(parts)
+
+
+async def open_replica(
+    name: str,
+    folder: Path,
+    *,
+    node_name: str,
+    rpc_addr: str,
+    config: LogConfig,
+    raft_config: RaftConfig,
+    ports: Ports,
+    observer: Observer,
+    send: Callable[[Message], None],
+) -> Replica:
+    """Opens the log in `folder`, or begins a cluster of one. Raises as `open_directory`."""
+    opening = Offload(ports.worker("proglog-opening"))
+    try:
+        opened = await opening.run(
+            lambda: open_directory(
+                folder, config=config, ports=ports, node_name=node_name, rpc_addr=rpc_addr
+            )
+        )
+    finally:
+        opening.stop()
+    for note in opened.recovered.notes:
+        _logger.warning("recovered", folder=str(folder), note=note)
+    return Replica(
+        name=name,
+        opened=opened,
+        rpc_addr=rpc_addr,
+        config=config,
+        raft_config=raft_config,
+        ports=ports,
+        observer=observer,
+        send=send,
+    )

@@ -1,0 +1,56 @@
+"""What a replica answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from proglog.batch import Buffer
+
+
+class Appended(NamedTuple):
+    """Where a batch went: the offset of its first record, and the time, in ms since the epoch."""
+
+    offset: int
+    timestamp: int
+
+
+class Chunk(NamedTuple):
+    """Committed data batches, whole and back to back, and the offset after the last of them.
+
+    The first may begin before the offset that was asked for. Empty at the end of the log.
+    """
+
+    data: Buffer
+    next_offset: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerInfo:
+    """One server of the cluster's configuration."""
+
+    name: str
+    uuid: str
+    rpc_addr: str
+    is_leader: bool
+    suffrage: str
+    """"voter" or "learner"."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Description:
+    """What a log holds, as this node knows it. Committed things only."""
+
+    log: str
+    cluster_id: str
+    node: str
+    earliest: int
+    """Oldest offset retained."""
+    next: int
+    """Offset that the next committed record gets."""
+    bytes: int
+    leader: str
+    """Name of the leader, empty if none is known."""
+    leader_addr: str
+    term: int
+    commit_index: int
