@@ -71,6 +71,12 @@ answer_seconds_max = 30.0
 tick_seconds = 0.01
 replay_bytes = 1 * MiB
 
+# --- between servers -----------------------------------------------------------------------------
+dial_seconds_max = 2.0
+redial_seconds_max = 1.0
+peer_hints_max = 256
+"""Addresses heard of beside the configured ones."""
+
 # --- edge ----------------------------------------------------------------------------------------
 message_bytes_max = batch_bytes_max + 64 * KiB
 """One gRPC message."""

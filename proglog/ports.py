@@ -98,10 +98,16 @@ class Worker(Protocol):
 
 
 class Clock(Protocol):
-    """The wall clock: for timestamps that users see, never for timeouts."""
+    """The wall clock, for timestamps that users see and never for timeouts; and a stopwatch.
+
+    What waits or expires goes by `loop.time()`, which uvloop keeps in whole milliseconds.
+    """
 
     def now_ms(self) -> int:
         """Milliseconds since the epoch."""
+
+    def stopwatch(self) -> float:
+        """Seconds since some moment, to the microsecond: for measuring only."""
 
 
 # --- the real world ------------------------------------------------------------------------------
@@ -230,6 +236,9 @@ class RealClock:
 
     def now_ms(self) -> int:
         return time.time_ns() // 1_000_000
+
+    def stopwatch(self) -> float:
+        return time.perf_counter()
 
 
 class ThreadWorker:

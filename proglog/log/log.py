@@ -105,6 +105,7 @@ class Log:
             files=ports.files,
             folder=folder,
             worker=ports.worker("proglog-writer"),
+            clock=ports.clock,
             events=self,
             store=self._active.file,
             synced=self.tip,
@@ -184,11 +185,8 @@ class Log:
         if self._reserving:
             return
         self._reserving = True
-        if self._reserved is not None:
-            # Too small for this batch: it is allocated again, larger.
-            self._reserved.store.close()
-            self._reserved.index_file.close()
-            self._reserved = None
+        # What there is, is too small for this batch: it is allocated again, larger.
+        self._forget_reserved()
         active = self._active
         self._writer.submit(
             Reserve(
@@ -198,6 +196,12 @@ class Log:
                 active_index=active.index_path if active.index_file is None else None,
             )
         )
+
+    def _forget_reserved(self) -> None:
+        if self._reserved is not None:
+            self._reserved.store.close()
+            self._reserved.index_file.close()
+            self._reserved = None
 
     def append(self, header: BatchHeader, parts: tuple[Buffer, ...]) -> None:
         """Adds a batch, which must continue the log and for which there must be room.
@@ -413,6 +417,8 @@ class Log:
             )
         )
         segment = await done
+        # The new segment was made of the reserved file.
+        self._forget_reserved()
         self._segments = [segment]
         self._snapshots = {snapshot.tip.index}
         self._tail = Tail(snapshot.tip.index + 1, limits.tail_bytes_max)
@@ -552,9 +558,7 @@ class Log:
         self._writer.stop()
         for segment in self._segments:
             segment.retire()
-        if self._reserved is not None:
-            self._reserved.store.close()
-            self._reserved.index_file.close()
+        self._forget_reserved()
 
 
 def _capacity_for(size: int) -> int:

@@ -37,7 +37,7 @@ from proglog.ports import File, Files
 _STORE = re.compile(r"(\d{20})\.store")
 _INDEX = re.compile(r"(\d{20})\.index")
 _SNAPSHOT = re.compile(snapshots.PREFIX + r"(\d{20})")
-_ASIDE = "aside-"
+_ASIDE = re.compile(r"aside-\d{6}-\d{20}")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -327,11 +327,11 @@ class _Recovery:
 
     def _keep_aside(self, store: File, index: Index) -> None:
         data = store.pread(limits.aside_bytes_max, index.end_position).rstrip(b"\0")
-        names = [name for name in self._files.listdir(self._folder) if name.startswith(_ASIDE)]
+        names = [name for name in self._files.listdir(self._folder) if _ASIDE.fullmatch(name)]
         for name in names[: max(len(names) + 1 - limits.aside_files_max, 0)]:
             self._files.unlink(self._folder / name)
-        number = int(names[-1].split("-")[1]) + 1 if names else 0
-        path = self._folder / f"{_ASIDE}{number:06d}-{index.last.index + 1:020d}"
+        number = int(names[-1][6:12]) + 1 if names else 0
+        path = self._folder / f"aside-{number:06d}-{index.last.index + 1:020d}"
         try:
             snapshots.write_whole(self._files, path, data)
         except OSError as error:

@@ -32,7 +32,7 @@ from proglog.log.segment import (
     write_index,
 )
 from proglog.log.snapshot import Snapshot
-from proglog.ports import File, Files, Worker
+from proglog.ports import Clock, File, Files, Worker
 
 T = TypeVar("T")
 
@@ -167,6 +167,7 @@ class Writer:
         files: Files,
         folder: Path,
         worker: Worker,
+        clock: Clock,
         events: WriterEvents,
         store: File,
         synced: Tip,
@@ -175,6 +176,7 @@ class Writer:
         self._files = files
         self._folder = folder
         self._worker = worker
+        self._clock = clock
         self._events = events
         self._loop = asyncio.get_running_loop()
         self._queue: deque[Operation] = deque()
@@ -248,7 +250,15 @@ class Writer:
                 self._do_job(operation)
 
     def _post(self, callback: Callable[..., None], *arguments: object) -> None:
-        self._loop.call_soon_threadsafe(callback, *arguments)
+        self._loop.call_soon_threadsafe(self._deliver, callback, arguments)
+
+    def _deliver(self, callback: Callable[..., None], arguments: Sequence[object]) -> None:
+        try:
+            callback(*arguments)
+        except BaseException as error:
+            # A broken promise on the loop is as fatal as a broken disk.
+            self._events.storage_failed(error)
+            raise
 
     def _explain(self, error: BaseException) -> BaseException:
         if not isinstance(error, OSError):
@@ -277,7 +287,7 @@ class Writer:
         return group
 
     def _write_group(self, group: list[Append]) -> None:
-        began = self._loop.time()
+        began = self._clock.stopwatch()
         last = group[-1]
         parts: list[Buffer] = [part for append in group for part in append.parts]
         parts.append(fmt.END_OF_LOG)
@@ -288,7 +298,7 @@ class Writer:
         size = last.end - self._synced_end
         self._synced, self._synced_end = last.tip, last.end
         self._marked = False
-        seconds = self._loop.time() - began
+        seconds = self._clock.stopwatch() - began
         done = Group(last.tip.index, last.generation, len(group), size, seconds)
         self._post(self._events.group_written, done)
 

@@ -93,7 +93,7 @@ class Driver:
         """Size of the proposed batches that are not in the log yet."""
         self._pending_records = 0
         self.taken = News()
-        """Told when they are."""
+        """Told when all that was proposed or received is in the log."""
         self._writes: deque[tuple[int, int]] = deque()
         """(write number, last index) of each log write whose durability the core waits for."""
 
@@ -141,6 +141,11 @@ class Driver:
         self.pump_soon()
         return result
 
+    def unreachable(self, uuid: str) -> None:
+        """What was sent to a peer in bulk may be lost."""
+        self.raft.unreachable(uuid)
+        self.pump_soon()
+
     def request_read(self, ticket: object) -> None:
         """Asks for a linearizable read; the ticket comes back by `reads_confirmed`."""
         self.raft.request_read(ticket)
@@ -155,12 +160,25 @@ class Driver:
         self.raft.step(message)
         self.pump_soon()
 
+    def has_room_for(self, size: int, count: int) -> bool:
+        """Whether a leader's batches could be appended now. Control room is theirs too."""
+        return not self._received and self._log.has_room(size, count)
+
+    async def make_room_for(self, size: int, count: int) -> None:
+        """Until `has_room_for`. Raises DiskFull."""
+        while not self.has_room_for(size, count):
+            if self._received:
+                await self.taken.wait()
+            else:
+                await self._log.make_room(size, count)
+
     def receive_append(self, request: AppendRequest, received: Sequence[ReceivedBatch]) -> None:
         """Steps an append with its batches. The log must have room for them."""
         for each in received:
             self._received[each.header.index, each.header.term] = each
         self.raft.step(request._replace(entries=tuple(map(_entry, received))))
-        self.pump_soon()
+        # At once, not soon: the room that was checked is taken before anyone else asks for it.
+        self._pump()
 
     def receive_snapshot(self, request: InstallSnapshot, snapshot: LogSnapshot) -> None:
         """Steps an offer of a snapshot, with the configuration in it already filled in."""
@@ -190,6 +208,15 @@ class Driver:
 
     def _pump(self) -> None:
         self._pumping = False
+        try:
+            self._take_effects()
+        except BaseException as error:
+            # A broken promise: the node must end, whatever else it does.
+            self._closed = True
+            self._events.failed(error)
+            raise
+
+    def _take_effects(self) -> None:
         while self._waiting_for_disk is None and not self._closed:
             ready = self.raft.ready()
             if ready is None:
@@ -203,12 +230,8 @@ class Driver:
         A message brings batches that are known already; a leadership that ends in the turn in which
         it proposed leaves its proposals behind.
         """
-        self._received.clear()
         self._snapshots.clear()
-        if self._proposed:
-            self._forget_proposed()
-
-    def _forget_proposed(self) -> None:
+        self._received.clear()
         self._proposed.clear()
         self.pending_bytes = self._pending_records = 0
         self.taken.tell()
@@ -247,9 +270,6 @@ class Driver:
             self._cut(ready.truncate_from)
         for entry in ready.entries:
             self._append(entry)
-        if self._proposed:
-            # The core hands over all that was proposed before it was asked.
-            self._forget_proposed()
         if ready.write:
             self._writes.append((ready.write, self._log.tip.index))
             self._report_durable(self._log.durable_index)
@@ -280,7 +300,7 @@ class Driver:
 
     def _build(self, entry: Entry, tip: Tip) -> tuple[BatchHeader, bytes, Body]:
         """The batch of an entry that this server, as leader, made."""
-        proposed = self._proposed.get(entry.index)
+        proposed = self._proposed.pop(entry.index, None)
         producer_id = sequence = 0
         if entry.configuration is not None:
             kind, body = Kind.CONFIGURATION, batches.plain_body(entry.configuration.encode())
@@ -289,9 +309,12 @@ class Driver:
             kind, body = Kind.NOOP, _EMPTY
         elif isinstance(proposed, ProposedBatch):
             kind, body = Kind.DATA, proposed.body
+            self.pending_bytes -= entry.size_bytes
+            self._pending_records -= body.count
             producer_id, sequence = proposed.producer_id, proposed.sequence
         else:
             kind, body = Kind.COMMAND, proposed
+            self.pending_bytes -= entry.size_bytes
         header, packed = batches.build(
             body,
             kind=kind,

@@ -85,13 +85,14 @@ class Progress:
     def accepted(self, index: int, base_index: int) -> bool:
         """An ack. True if it is news. Acks may be repeated and come in any order: match is the
         greatest ever heard, since what was durable and equal once stays so in this term."""
-        news = index > self.match
+        news, proved = index > self.match, index >= self.next - 1
         if news:
             self.match = index
             self.next = max(self.next, index + 1)
         if self.flow is Flow.REPLICATE:
             self.inflight.free_to(index)
-        elif self.flow is Flow.PROBE and index == self.match:
+        elif self.flow is Flow.PROBE and proved:
+            # An ack of less is of what was sent before; the probe is still under way.
             self.become_replicate()
         elif self.flow is Flow.SNAPSHOT and self.match >= base_index:
             # Whatever it got it from: what follows its log is in ours.
@@ -99,16 +100,16 @@ class Progress:
         return news
 
     def rejected(self, prev_index: int, possible_match: int) -> None:
-        """It does not hold the entry at prev_index; the logs may match at `possible_match`."""
-        if self.flow is Flow.REPLICATE:
-            # Below match it is stale: that was true once and was overtaken by an ack.
-            if prev_index > self.match:
-                self.become_probe()
-        elif self.flow is Flow.PROBE and prev_index == self.next - 1:
-            # Else it answers an earlier probe. The step back is at least one entry, and never
-            # behind match, which this follower has acknowledged in this term.
-            self.next = max(min(prev_index, possible_match + 1), self.match + 1)
-            self.probe_sent = False
+        """It does not hold the entry at prev_index; the logs may match at `possible_match`.
+
+        Stale if it was overtaken: in REPLICATE by an ack behind prev_index, in PROBE if it answers
+        another probe than the one under way. The step back is one entry at least, and never behind
+        match, which this follower has acknowledged in this term. It is a guess, which the next
+        probe proves: what the follower has in memory and not yet on disk is not sent again.
+        """
+        probed = self.flow is Flow.PROBE and prev_index == self.next - 1
+        if probed or (self.flow is Flow.REPLICATE and prev_index > self.match):
+            self.become_probe(max(min(prev_index, possible_match + 1), self.match + 1))
 
     def answered_heartbeat(self, round_: int, last_index: int) -> None:
         """It is alive, so an append that it did not answer may be lost: send one again.

@@ -60,7 +60,8 @@ class Observer(Protocol):
 
     def group_written(self, batches: int, size: int, seconds: float) -> None: ...
 
-    def appended(self, records: int, size: int) -> None: ...
+    def appended(self, records: int, size: int, seconds: float) -> None:
+        """A batch was committed, so long after it was proposed."""
 
     def failed(self, error: BaseException) -> None:
         """The replica cannot go on; the node must stop."""
@@ -206,12 +207,17 @@ class Replica:
             producers.appended(batch, index, offset)
         self._inflight_bytes += size
         future = self._waiters.add(index, term, deadline)
-        future.add_done_callback(lambda _future: self._release(size))
+        began = self._ports.clock.stopwatch()
+        future.add_done_callback(lambda done: self._answered(done, batch.body.count, size, began))
         return future
 
-    def _release(self, size: int) -> None:
+    def _answered(
+        self, answer: asyncio.Future[Appended], records: int, size: int, began: float
+    ) -> None:
         self._inflight_bytes -= size
         self._room.tell()
+        if not answer.cancelled() and answer.exception() is None:
+            self._observer.appended(records, size, self._ports.clock.stopwatch() - began)
 
     def _answer_of_known(
         self, index: int, offset: int, deadline: float
@@ -330,6 +336,11 @@ class Replica:
     def _server(self, uuid: str | None) -> ServerInfo | None:
         return next((server for server in self.servers() if server.uuid == uuid), None)
 
+    async def wait_ready(self) -> None:
+        """Until `is_ready`. Raises Unavailable if the replica ends first."""
+        while not self.is_ready:
+            await self._leadership.wait()
+
     @property
     def is_ready(self) -> bool:
         """Whether it serves: it leads and has applied all before, or follows a leader."""
@@ -383,8 +394,6 @@ class Replica:
         self.applied_index = header.index
         self._visible = header.next_offset
         self._waiters.committed(header)
-        if header.count:
-            self._observer.appended(header.count, header.size)
         if header.index in self._snapshots_due:
             self._snapshots_due.discard(header.index)
             self._spawn(self._write_snapshot(Tip.after(header), self._state.copy()))

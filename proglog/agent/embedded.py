@@ -1,0 +1,131 @@
+"""A log in this process: the client's interface straight on a replica, without a network."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from proglog import limits
+from proglog.batch import ProposedBatch, Record, decode_all
+from proglog.client.backend import At, Start
+from proglog.client.client import Log
+from proglog.config import LogConfig
+from proglog.errors import EarlierRefused, OffsetOutOfRange, ProglogError
+from proglog.ports import Ports
+from proglog.raft.config import RaftConfig
+from proglog.raft.messages import Message
+from proglog.replica.logs import DEFAULT
+from proglog.replica.replica import Replica, open_replica
+from proglog.replica.types import Appended, Chunk, Description
+
+
+@asynccontextmanager
+async def open_log(
+    data_dir: str | os.PathLike[str], *, timeout_seconds: float, compress: bool
+) -> AsyncIterator[Log]:
+    """What `proglog.open` promises. The directory is that of a node, and may become one."""
+    replica = await open_replica(
+        DEFAULT,
+        Path(data_dir) / "logs" / DEFAULT,
+        node_name="",
+        rpc_addr="",
+        config=LogConfig(),
+        raft_config=RaftConfig(),
+        ports=Ports(),
+        observer=_Unobserved(),
+        send=_nobody,
+    )
+    try:
+        await replica.wait_ready()
+        async with Log(
+            LocalBackend(replica), timeout_seconds=timeout_seconds, compress=compress
+        ) as log:
+            yield log
+    finally:
+        await replica.close()
+
+
+def _nobody(message: Message) -> None:
+    raise AssertionError(f"a cluster of one has nobody to send {message} to")
+
+
+class _Unobserved:
+    """A fault of the disk reaches the program by the calls that it fails."""
+
+    def group_written(self, batches: int, size: int, seconds: float) -> None: ...
+
+    def appended(self, records: int, size: int, seconds: float) -> None: ...
+
+    def failed(self, error: BaseException) -> None: ...
+
+
+class LocalBackend:
+    """A replica as the client's backend."""
+
+    def __init__(self, replica: Replica) -> None:
+        self._replica = replica
+
+    async def open_produce(self) -> LocalProduceStream:
+        return LocalProduceStream(self._replica)
+
+    async def consume(
+        self, start: Start, *, follow: bool, bytes_max: int = 0
+    ) -> AsyncGenerator[Chunk, None]:
+        replica = self._replica
+        offset = start if isinstance(start, int) else await self._locate(start)
+        if not isinstance(start, int):
+            yield Chunk(b"", offset)
+        while True:
+            chunk = await replica.read(offset, bytes_max or limits.read_bytes_max)
+            if chunk.data:
+                offset = chunk.next_offset
+                yield chunk
+            elif follow:
+                await replica.wait_past(offset)
+            else:
+                return
+
+    async def _locate(self, start: Start) -> int:
+        match start:
+            case "earliest":
+                return self._replica.earliest
+            case "latest":
+                return self._replica.next_offset
+            case At(timestamp):
+                return await self._replica.seek(timestamp)
+        raise AssertionError(f"{start!r} is no place to start")
+
+    async def read(self, offset: int) -> Record:
+        chunk = await self._replica.read(offset, 1)
+        for batch in decode_all(chunk.data):
+            return batch[offset - batch.base_offset]
+        raise OffsetOutOfRange.of(offset, self._replica.earliest, self._replica.next_offset)
+
+    async def describe(self) -> Description:
+        return self._replica.describe()
+
+    async def close(self) -> None:
+        """The replica belongs to `open_log`."""
+
+
+class LocalProduceStream:
+    """See `client.backend.ProduceStream`."""
+
+    def __init__(self, replica: Replica) -> None:
+        self._replica = replica
+        self._refused = False
+
+    async def submit(self, batch: ProposedBatch) -> asyncio.Future[Appended]:
+        if self._refused:
+            raise EarlierRefused("an earlier batch of this stream was refused")
+        try:
+            return await self._replica.propose(batch)
+        except ProglogError:
+            self._refused = True
+            raise
+
+    async def close(self) -> None:
+        """Nothing is held."""

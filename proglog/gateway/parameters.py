@@ -1,0 +1,54 @@
+"""Numbers, offsets and bytes out of requests."""
+
+from __future__ import annotations
+
+import binascii
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from proglog.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from proglog.replica.replica import Replica
+
+
+def number(text: str, name: str) -> int:
+    """An unsigned 64-bit number. Raises InvalidRequest."""
+    if text.isascii() and text.isdecimal() and len(text) <= 20 and int(text) < 2**64:
+        return int(text)
+    raise InvalidRequest(f"{name} is a whole number from 0 on, not {text[:50]!r}")
+
+
+def query_number(request: web.Request, name: str, default: int) -> int:
+    """The number in the query, or the default where it is absent. Raises InvalidRequest."""
+    text = request.query.get(name)
+    return default if text is None else number(text, name)
+
+
+def query_offset(request: web.Request, replica: Replica, default: str) -> int:
+    """Where to begin: `offset=N`, `earliest` or `latest` (the next record). Raises
+    InvalidRequest."""
+    text = request.query.get("offset", default)
+    if text == "earliest":
+        return replica.describe().earliest
+    if text == "latest":
+        return replica.describe().next
+    return number(text, "offset")
+
+
+def wants_text(request: web.Request) -> bool:
+    """Whether `format=text` asks for values as text. Raises InvalidRequest."""
+    name = request.query.get("format", "base64")
+    if name not in {"base64", "text"}:
+        raise InvalidRequest(f"format is base64 or text, not {name[:50]!r}")
+    return name == "text"
+
+
+def from_base64(text: str, name: str) -> bytes:
+    """Bytes from standard base64; line ends in it are ignored. Raises InvalidRequest."""
+    try:
+        data = text.encode("ascii").translate(None, b"\r\n")
+        return binascii.a2b_base64(data, strict_mode=True)
+    except (binascii.Error, UnicodeEncodeError) as error:
+        raise InvalidRequest(f"{name} is not base64: {error}") from None

@@ -1,0 +1,112 @@
+"""The gateway: an aiohttp application and the connections that speak to it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from proglog import limits
+from proglog.gateway.body import Bodies
+from proglog.gateway.chapter1 import Chapter1
+from proglog.gateway.guard import Connection, Guard
+from proglog.gateway.health import Probes, metrics_handler, probe_handler
+from proglog.gateway.lifetime import Lifetime
+from proglog.gateway.v1 import V1
+from proglog.observability.metrics import Metrics
+
+if TYPE_CHECKING:
+    from proglog.replica.logs import Logs
+
+
+class Gateway:
+    """HTTP of one node. `start` it, then hand `factory` to the one-port listener, or `serve`.
+
+    Args:
+        logs: the logs to serve.
+        metrics: exposed, and added to.
+        allowed_hosts: names, besides loopback ones and the dialled address, that plain HTTP answers
+            to.
+        probes: what `/livez`, `/readyz` and `/startupz` ask.
+    """
+
+    def __init__(
+        self, logs: Logs, metrics: Metrics, *, allowed_hosts: Iterable[str], probes: Probes
+    ) -> None:
+        self._lifetime = Lifetime()
+        self._listeners: list[asyncio.Server] = []
+        guard = Guard(self._lifetime, metrics, allowed_hosts)
+        app = web.Application(middlewares=[guard.middleware])
+        app.on_response_prepare.append(guard.begin)
+        app.add_routes(_routes(logs, metrics, probes, self._lifetime))
+        self._runner = web.AppRunner(
+            app, handler_cancellation=True, shutdown_timeout=limits.http_close_seconds_max
+        )
+        metrics.gauge(
+            "http_connections", "Open HTTP connections.", lambda: len(self._connections())
+        )
+        metrics.gauge(
+            "http_tails_waiting", "Tails that wait for records.", lambda: self._lifetime.waits
+        )
+
+    async def start(self) -> None:
+        """Makes `factory` usable."""
+        await self._runner.setup()
+
+    def factory(self) -> asyncio.Protocol:
+        """The protocol of one new connection."""
+        assert self._runner.server is not None, "the gateway is started first"
+        return Connection(
+            self._runner.server,
+            loop=asyncio.get_running_loop(),
+            keepalive_timeout=limits.http_idle_seconds_max,
+        )
+
+    async def serve(self, host: str, port: int) -> tuple[str, int]:
+        """Listens on an address of its own, and says which it got. Raises OSError."""
+        loop = asyncio.get_running_loop()
+        listener = await loop.create_server(self.factory, host, port)
+        self._listeners.append(listener)
+        bound = listener.sockets[0].getsockname()
+        return bound[0], bound[1]
+
+    async def drain(self, seconds: float) -> None:
+        """Refuses new requests, ends tails, and waits for those under way, `seconds` at most."""
+        await self._lifetime.drain(seconds)
+
+    async def close(self) -> None:
+        """Closes listeners and connections; what is still under way is cut off."""
+        for listener in self._listeners:
+            listener.close()
+        transports = [connection.transport for connection in self._connections()]
+        await self._runner.cleanup()
+        for transport in transports:
+            # A client that does not read would keep its last bytes, and this connection, for ever.
+            if transport is not None and transport.get_write_buffer_size():
+                transport.abort()
+        await asyncio.sleep(0)  # transports close in the next turn of the loop
+
+    def _connections(self) -> list[web.RequestHandler]:
+        server = self._runner.server
+        return server.connections if server is not None else []
+
+
+def _routes(logs: Logs, metrics: Metrics, probes: Probes, lifetime: Lifetime) -> list[web.RouteDef]:
+    bodies = Bodies()
+    chapter1 = Chapter1(logs, metrics, bodies)
+    v1 = V1(logs, metrics, bodies, lifetime)
+    return [
+        web.post("/", chapter1.produce),
+        web.get("/", chapter1.consume, allow_head=False),
+        web.post("/v1/records", v1.produce),
+        web.get("/v1/records", v1.page, allow_head=False),
+        web.get("/v1/records/{offset}", v1.value, allow_head=False),
+        web.get("/v1/tail", v1.tail, allow_head=False),
+        web.get("/v1/log", v1.describe),
+        web.get("/livez", probe_handler(probes.live)),
+        web.get("/readyz", probe_handler(probes.ready)),
+        web.get("/startupz", probe_handler(probes.started)),
+        web.get("/metrics", metrics_handler(metrics)),
+    ]

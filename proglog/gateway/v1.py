@@ -1,0 +1,161 @@
+"""The HTTP API, version 1: records in and out, and a tail to follow.
+
+    POST /v1/records              the body, any bytes, becomes one record -> {"offset": N}
+                                  X-Proglog-Key: BASE64
+                                  X-Proglog-Header: NAME=BASE64      (as often as needed)
+                                  X-Proglog-Timestamp: MILLISECONDS
+    GET  /v1/records              ?offset=N|earliest|latest &limit=N &format=base64|text
+                                  -> a JSON list; from `earliest` on unless told
+    GET  /v1/records/{offset}     -> the value, as it is
+    GET  /v1/tail                 ?offset= &format=  -> JSON lines, for ever; from `latest` on
+    GET  /v1/log                  -> what the log holds, and where
+
+`log=NAME` names another log than the default one. A list may be shorter than `limit` and yet not
+end the log: go on behind its last record. A tail that ends by the node's will says why in a last
+line: an object with `code`, `message` and `details` in place of a record.
+"""
+
+from __future__ import annotations
+
+from itertools import chain, islice
+from typing import TYPE_CHECKING
+
+import orjson
+from aiohttp import web
+
+from proglog import limits
+from proglog.batch import RecordHeaders, check_record_headers
+from proglog.errors import InvalidRequest, ProglogError
+from proglog.gateway import render
+from proglog.gateway.body import Bodies
+from proglog.gateway.guard import json_response
+from proglog.gateway.lifetime import Lifetime
+from proglog.gateway.parameters import (
+    from_base64,
+    number,
+    query_number,
+    query_offset,
+    wants_text,
+)
+from proglog.gateway.records import Cursor, append, read_one
+from proglog.observability.metrics import Metrics
+
+if TYPE_CHECKING:
+    from proglog.replica.logs import Logs
+    from proglog.replica.replica import Replica
+
+_PAGE_RECORDS_DEFAULT = 100
+
+
+class V1:
+    """The handlers of `/v1`."""
+
+    def __init__(self, logs: Logs, metrics: Metrics, bodies: Bodies, lifetime: Lifetime) -> None:
+        self._logs = logs
+        self._metrics = metrics
+        self._bodies = bodies
+        self._lifetime = lifetime
+
+    def _log(self, request: web.Request) -> Replica:
+        return self._logs.get(request.query.get("log", ""))
+
+    async def produce(self, request: web.Request) -> web.StreamResponse:
+        key = request.headers.get("X-Proglog-Key")
+        timestamp = request.headers.get("X-Proglog-Timestamp")
+        headers = _record_headers(request)
+        async with self._bodies.read(request) as value:
+            offset = await append(
+                self._log(request),
+                value,
+                None if key is None else from_base64(key, "X-Proglog-Key"),
+                headers,
+                None if timestamp is None else number(timestamp, "X-Proglog-Timestamp"),
+            )
+        return json_response({"offset": offset})
+
+    async def value(self, request: web.Request) -> web.StreamResponse:
+        offset = number(request.match_info["offset"], "offset")
+        record = await read_one(self._log(request), offset, self._metrics)
+        response = web.StreamResponse(
+            headers={
+                "Content-Type": "application/octet-stream",
+                # A value is anything: no browser shall take it for a page of this node's.
+                "X-Content-Type-Options": "nosniff",
+                "X-Proglog-Timestamp": str(record.timestamp),
+            }
+        )
+        response.content_length = len(record.value)
+        await response.prepare(request)
+        starts = range(0, len(record.value), render.PIECE_BYTES)
+        await render.write(
+            response, (record.value[start : start + render.PIECE_BYTES] for start in starts)
+        )
+        return response
+
+    async def page(self, request: web.Request) -> web.StreamResponse:
+        replica = self._log(request)
+        text = wants_text(request)
+        left = query_number(request, "limit", _PAGE_RECORDS_DEFAULT)
+        left = min(left, limits.http_page_records_max)
+        start = query_offset(request, replica, "earliest")
+        cursor = Cursor(replica, start, self._metrics)
+        batches = await cursor.step()
+        response = await _begin(request, "application/json")
+        await response.write(b"[")
+        first = True
+        while batches and left > 0:
+            records = islice(chain.from_iterable(batches), left)
+            await render.write(response, render.list_items(records, text=text, first=first))
+            first = False
+            left -= sum(map(len, batches))
+            if cursor.bytes_read >= limits.http_page_bytes_max:
+                break
+            try:
+                batches = await cursor.step()
+            except ProglogError:
+                # What can be read is answered; who asks for the rest is told why it cannot.
+                break
+        await response.write(b"]\n")
+        return response
+
+    async def tail(self, request: web.Request) -> web.StreamResponse:
+        replica = self._log(request)
+        text = wants_text(request)
+        cursor = Cursor(replica, query_offset(request, replica, "latest"), self._metrics)
+        batches = await cursor.step()
+        response = await _begin(request, "application/x-ndjson")
+        try:
+            while True:
+                records = chain.from_iterable(batches)
+                await render.write(response, render.lines(records, text=text))
+                self._lifetime.check()
+                if not batches:
+                    await self._lifetime.wait(replica.wait_past(cursor.offset))
+                batches = await cursor.step()
+        except ProglogError as error:
+            await response.write(_last_line(error))
+        return response
+
+    async def describe(self, request: web.Request) -> web.StreamResponse:
+        return json_response(self._log(request).describe())
+
+
+def _record_headers(request: web.Request) -> RecordHeaders:
+    pairs = []
+    for text in request.headers.getall("X-Proglog-Header", ()):
+        name, separator, value = text.partition("=")
+        if not separator:
+            raise InvalidRequest("X-Proglog-Header is NAME=BASE64")
+        pairs.append((name, from_base64(value, "X-Proglog-Header")))
+    return check_record_headers(pairs)
+
+
+async def _begin(request: web.Request, content_type: str) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"Content-Type": content_type})
+    await response.prepare(request)
+    return response
+
+
+def _last_line(error: ProglogError) -> bytes:
+    content = {"code": error.reason, "message": str(error), "details": error.facts}
+    return orjson.dumps(content) + b"\n"
