@@ -123,6 +123,8 @@ class NodeConfig:
         rpc_port: gRPC and HTTP, told apart by the first bytes. 0 takes a free port.
         http_addr: HTTP alone; None turns this listener off. Port 0 takes a free port.
         http_hosts: names besides loopback that plain HTTP answers to (the Host header).
+        bootstrap: begin a cluster of one on the first start; without it the node waits until a
+            cluster adds it.
         drain_seconds: requests and streams under way get this long to end when the node stops.
         log: how the log is stored.
         log_level: least severe messages that are written to stderr.
@@ -135,6 +137,7 @@ class NodeConfig:
     rpc_port: int = 8400
     http_addr: Address | None = HTTP_ADDR_DEFAULT
     http_hosts: tuple[str, ...] = ()
+    bootstrap: bool = True
     drain_seconds: float = limits.drain_seconds_default
     log: LogConfig = field(default_factory=LogConfig)
     log_level: LogLevel = "info"

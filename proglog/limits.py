@@ -69,6 +69,10 @@ control_batches_reserved = 2
 answer_seconds_max = 30.0
 """A batch that is not committed by then is answered OutcomeUnknown."""
 tick_seconds = 0.01
+transfer_seconds_max = 1.0
+"""A leader that hands over waits this long for another to take over."""
+voters_max = 5
+"""Further servers stay learners."""
 replay_bytes = 1 * MiB
 
 # --- between servers -----------------------------------------------------------------------------

@@ -16,7 +16,6 @@ from proglog.config import LogConfig
 from proglog.errors import EarlierRefused, OffsetOutOfRange, ProglogError
 from proglog.ports import Ports
 from proglog.raft.config import RaftConfig
-from proglog.raft.messages import Message
 from proglog.replica.logs import DEFAULT
 from proglog.replica.replica import Replica, open_replica
 from proglog.replica.types import Appended, Chunk, Description
@@ -36,7 +35,8 @@ async def open_log(
         raft_config=RaftConfig(),
         ports=Ports(),
         observer=_Unobserved(),
-        send=_nobody,
+        bootstrap=True,
+        connect=_nobody,
     )
     try:
         await replica.wait_ready()
@@ -48,8 +48,9 @@ async def open_log(
         await replica.close()
 
 
-def _nobody(message: Message) -> None:
-    raise AssertionError(f"a cluster of one has nobody to send {message} to")
+async def _nobody(address: str, factory: object) -> None:
+    del factory
+    raise OSError(f"a log in a process dials nobody, not even {address}")
 
 
 class _Unobserved:

@@ -28,7 +28,6 @@ from proglog.observability import logging
 from proglog.observability.metrics import Metrics
 from proglog.ports import Ports
 from proglog.raft.config import RaftConfig
-from proglog.raft.messages import Message
 from proglog.replica.logs import DEFAULT, Logs
 from proglog.replica.replica import Replica, open_replica
 from proglog.rpc.mux import Mux, Routes, listen
@@ -81,7 +80,8 @@ class Node:
             raft_config=RaftConfig(),
             ports=self._ports,
             observer=self,
-            send=self._send,
+            bootstrap=config.bootstrap,
+            connect=_connect,
         )
         self._parts.push_async_callback(self.replica.close)
         self._watch_replica()
@@ -93,11 +93,17 @@ class Node:
         )
         await gateway.start()
         self._parts.push_async_callback(gateway.close)
-        mux = Mux(listener, Routes(grpc=rpc.protocol_factory, http=gateway.factory))
+        routes = Routes(
+            grpc=rpc.protocol_factory,
+            http=gateway.factory,
+            raft=self.replica.transport.accept,
+        )
+        mux = Mux(listener, routes)
         self._parts.push_async_callback(mux.close)
         if config.http_addr is not None:
             self.http_addr = await _serve_http(gateway, config.http_addr)
-        await self.replica.wait_ready()
+        if config.bootstrap:
+            await self.replica.wait_ready()
         # What recovery left is there for good: the collector need not look at it again.
         gc.collect()
         gc.freeze()
@@ -136,9 +142,6 @@ class Node:
     def appended(self, records: int, size: int, seconds: float) -> None:
         self.metrics.appended(records, size, seconds)
 
-    def _send(self, message: Message) -> None:
-        raise AssertionError(f"a cluster of one has nobody to send {message} to")
-
     # --- looking ---------------------------------------------------------------------------------
 
     def _watch_replica(self) -> None:
@@ -146,7 +149,7 @@ class Node:
         gauge("log_earliest_offset", "Oldest offset retained.", lambda: replica.earliest)
         gauge("log_next_offset", "Next offset.", lambda: replica.next_offset)
         gauge("log_commit_index", "Batches committed.", lambda: replica.commit_index)
-        gauge("log_bytes", "Bytes of all batches.", lambda: replica.log.size_bytes)
+        gauge("log_bytes", "Bytes retained.", lambda: replica.describe().bytes)
 
     def _probes(self) -> Probes:
         return Probes(
@@ -154,6 +157,12 @@ class Node:
             ready=lambda: "" if self.replica.is_ready and not self._stopping else "not ready",
             started=lambda: "",
         )
+
+
+async def _connect(address: str, factory: Callable[[], asyncio.Protocol]) -> None:
+    """Dials another server."""
+    host, port = Address.parse(address)
+    await asyncio.get_running_loop().create_connection(factory, host, port)
 
 
 def _listen(address: Address) -> socket.socket:

@@ -130,11 +130,13 @@ class Log:
         """Index of the oldest batch, or of the next one if there is none."""
         return self._segments[0].first_index
 
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of all batches."""
-        ends = sum(segment.index.end_position for segment in self._segments)
-        return ends - len(self._segments) * fmt.PREAMBLE_BYTES
+    def bytes_upto(self, index: int) -> int:
+        """Bytes of the batches up to `index`, which must be in the log or right before it."""
+        slot = self._segment_slot(index + 1)
+        segment = self._segments[slot]
+        end = segment.index.position(index + 1 - segment.first_index)
+        ends = end + sum(older.index.end_position for older in self._segments[:slot])
+        return ends - (slot + 1) * fmt.PREAMBLE_BYTES
 
     def sealed_tips(self) -> list[Tip]:
         """The tip after each sealed segment, oldest first."""

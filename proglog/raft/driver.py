@@ -141,6 +141,11 @@ class Driver:
         self.pump_soon()
         return result
 
+    def transfer(self, uuid: str | None) -> None:
+        """Begins to hand leadership over. Raises as `Raft.transfer`."""
+        self.raft.transfer(uuid)
+        self.pump_soon()
+
     def unreachable(self, uuid: str) -> None:
         """What was sent to a peer in bulk may be lost."""
         self.raft.unreachable(uuid)

@@ -1,9 +1,9 @@
 """What servers say to each other, as bytes.
 
 A connection begins with the byte 0x01 and a Hello of whoever dialled; the other answers Welcome or
-Refusal. From then on it carries frames one way, from the dialler: length u32, type u8, payload. Each
-pair of servers has two such connections each way: *bulk* for appends and snapshots, *control* for
-everything small, so that a heartbeat never queues behind a megabyte.
+Refusal. From then on it carries frames one way, from the dialler: length u32, type u8, payload.
+Each pair of servers has two such connections each way: *bulk* for appends and snapshots, *control*
+for everything small, so that a heartbeat never queues behind a megabyte.
 
 Both uuids are settled when the connection begins, so messages do not repeat them. Batches travel as
 they are stored. All numbers are little-endian; every decoder raises FrameError and nothing else.

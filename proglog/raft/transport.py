@@ -211,9 +211,10 @@ class _Outbound(asyncio.Protocol):
         return self._paused is not None
 
     def dial_soon(self) -> None:
-        if self._dialling is None and not self._closed and self._wire is None:
-            if self._loop.time() >= self._retry_at and self._owner.address_of(self._uuid):
-                self._dialling = self._loop.create_task(self._dial())
+        if self._dialling is not None or self._wire is not None or self._closed:
+            return
+        if self._loop.time() >= self._retry_at and self._owner.address_of(self._uuid):
+            self._dialling = self._loop.create_task(self._dial())
 
     async def _dial(self) -> None:
         try:
@@ -338,7 +339,7 @@ class _Inbound(asyncio.Protocol):
         self._connections.add(self)
         self._greeting = self._loop.call_later(limits.sniff_seconds_max, self._wire.abort)
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's
         self._connections.discard(self)
         if self._greeting is not None:
             self._greeting.cancel()
@@ -440,12 +441,11 @@ class _Inbound(asyncio.Protocol):
     def _append(self, payload: memoryview) -> None:
         request, received = frames.decode_append(payload, self._peer, self._uuid)
         size = sum(len(each.data) for each in received)
-        log, driver = self._owner.log, self._owner.driver
+        driver = self._owner.driver
         if received and not driver.has_room_for(size, len(received)):
             self._wait_for(self._append_when_room(request, received, size))
         else:
             driver.receive_append(request, received)
-        assert log is not None
 
     async def _append_when_room(
         self, request: AppendRequest, received: list[ReceivedBatch], size: int

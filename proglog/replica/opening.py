@@ -1,7 +1,8 @@
 """From a directory to what a replica starts with. May wait for the disk.
 
-A directory of a cluster of one is made on the first start, so that nothing has to be migrated when
-it grows: cluster id and node uuid in the hard state, and a configuration batch at index 1.
+Without being told otherwise, the first start begins a cluster of one, so that nothing has to be
+migrated when it grows: cluster id and node uuid in the hard state, a configuration batch at index
+1. A node that is to join a cluster begins without both, and waits to be called.
 """
 
 from __future__ import annotations
@@ -60,9 +61,17 @@ class Opened:
 
 
 def open_directory(
-    folder: Path, *, config: LogConfig, ports: Ports, node_name: str, rpc_addr: str
+    folder: Path,
+    *,
+    config: LogConfig,
+    ports: Ports,
+    node_name: str,
+    rpc_addr: str,
+    bootstrap: bool,
 ) -> Opened:
-    """Opens a log's directory, or makes that of a cluster of one where there is none.
+    """Opens a log's directory, or makes one where there is none.
+
+    `bootstrap` begins a cluster of one if the node belongs to none; else it is without effect.
 
     Raises CorruptionError, OSError, and ConfigurationError if it is in use or another node's.
     """
@@ -79,8 +88,8 @@ def open_directory(
     )
     if is_new:
         _refuse_if_used(folder, recovered)
-        identity = Identity(_new_id(ports.random), _new_id(ports.random), node_name)
-        hard_state = HardStateFile.create(files, folder, identity, HardState(_FIRST_TERM))
+        identity = Identity("", _new_id(ports.random), node_name)
+        hard_state = HardStateFile.create(files, folder, identity, HardState())
     else:
         hard_state = HardStateFile(files, folder)
     if node_name and hard_state.identity.name != node_name:
@@ -89,7 +98,10 @@ def open_directory(
             "start it under that name, or with another --data-dir",
             setting="node_name",
         )
-    if recovered.tip.index == 0:
+    if bootstrap and not hard_state.identity.cluster_id:
+        hard_state.save(HardState(_FIRST_TERM), cluster_id=_new_id(ports.random))
+    if recovered.tip.index == 0 and hard_state.hard_state == HardState(_FIRST_TERM):
+        # Also where the line above was the last thing that a first start did.
         _begin_cluster(ports, recovered, hard_state.identity, rpc_addr)
     applied, state = _newest_state(recovered)
     return Opened(

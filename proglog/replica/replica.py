@@ -7,8 +7,9 @@ decisions are made on the loop, each in one step: check, then act, with no `awai
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
@@ -29,6 +30,7 @@ from proglog.batch import (
 )
 from proglog.config import LogConfig
 from proglog.errors import (
+    ChangeRefused,
     DiskFull,
     NotLeader,
     OffsetMismatch,
@@ -43,10 +45,19 @@ from proglog.log.writer import Group
 from proglog.news import News
 from proglog.ports import Offload, Ports
 from proglog.raft.config import RaftConfig
-from proglog.raft.configuration import Configuration
-from proglog.raft.core import Raft
+from proglog.raft.configuration import (
+    AddLearner,
+    Change,
+    Configuration,
+    Promote,
+    Remove,
+    Server,
+)
+from proglog.raft.core import Raft, Status
 from proglog.raft.driver import Driver
-from proglog.raft.messages import Message, ReadResult, Role, SoftState
+from proglog.raft.hard_state import Identity
+from proglog.raft.messages import ReadResult, Role, SoftState
+from proglog.raft.transport import Connect, Transport
 from proglog.replica.opening import Opened, open_directory
 from proglog.replica.state import Command, ReplicatedState, encode_command
 from proglog.replica.types import Appended, Chunk, Description, ServerInfo
@@ -80,7 +91,7 @@ class Replica:
         raft_config: RaftConfig,
         ports: Ports,
         observer: Observer,
-        send: Callable[[Message], None],
+        connect: Connect,
     ) -> None:
         self.name = name
         self._ports = ports
@@ -91,7 +102,6 @@ class Replica:
         self._hard_state = opened.hard_state
         self._unlock = opened.unlock
         self._rpc_addr = rpc_addr
-        self.identity = opened.hard_state.identity
         self.log = Log(opened.folder, opened.recovered, config, ports, self, self._offload)
         self._state = opened.state
         self.applied_index = opened.applied
@@ -103,7 +113,9 @@ class Replica:
         }
         """A snapshot is written at the end of each sealed segment, once that is applied."""
         self._soft_state = SoftState(Role.FOLLOWER, None, opened.hard_state.hard_state.term)
-        self._configuration = opened.configurations[-1][1]
+        self._configuration = (
+            opened.configurations[-1][1] if opened.configurations else Configuration()
+        )
         self._led_from = 0
         self._waiters = CommitWaiters()
         self._inflight_bytes = 0
@@ -113,7 +125,16 @@ class Replica:
         self._reads: dict[object, asyncio.Future[int]] = {}
         self._closing = False
         self._tasks: set[asyncio.Task[None]] = set()
+        self._adopting = asyncio.Lock()
         self._replaying = False
+        self.transport = Transport(
+            host=self,
+            log=self.log,
+            log_id=name,
+            rpc_addr=rpc_addr,
+            connect=connect,
+            chance=random.Random(ports.random.getrandbits(64)),
+        )
         self._driver = Driver(
             raft=Raft(
                 id=self.identity.uuid,
@@ -128,11 +149,18 @@ class Replica:
             hard_state=opened.hard_state,
             clock=ports.clock,
             events=self,
-            send=send,
+            send=self.transport.send,
         )
+        self.transport.driver = self._driver
+        self.transport.set_configuration(self._configuration)
         self.committed(self._driver.raft.status().commit)
         self._spawn(self._tick())
         self._spawn(self._retain())
+
+    @property
+    def identity(self) -> Identity:
+        """Who this server is. Without a cluster id it belongs to none yet."""
+        return self._hard_state.identity
 
     def _spawn(self, coroutine: Coroutine[None, None, None]) -> None:
         task = self._loop.create_task(coroutine)
@@ -150,6 +178,7 @@ class Replica:
             await asyncio.sleep(limits.tick_seconds)
             self._driver.tick()
             self._waiters.expire(self._loop.time())
+            self._promote()
 
     # --- proposing -------------------------------------------------------------------------------
 
@@ -202,7 +231,10 @@ class Replica:
                 expected=batch.expected_offset,
                 next=offset,
             )
-        index, term = self._driver.propose(batch)
+        try:
+            index, term = self._driver.propose(batch)
+        except NotLeader:
+            raise self._not_leader() from None
         if batch.producer_id:
             producers.appended(batch, index, offset)
         self._inflight_bytes += size
@@ -237,7 +269,7 @@ class Replica:
         if leader is None or self._leads():
             return Unavailable("the cluster has no leader at the moment")
         return NotLeader(
-            f"{self.identity.name} does not lead; {leader.name} at {leader.rpc_addr} does",
+            f"{self.identity.name} does not lead, {leader.name} at {leader.rpc_addr} does",
             leader=leader.name,
             leader_addr=leader.rpc_addr,
             term=self._soft_state.term,
@@ -312,7 +344,7 @@ class Replica:
             node=self.identity.name,
             earliest=self.earliest,
             next=self._visible,
-            bytes=self.log.size_bytes,
+            bytes=self.log.bytes_upto(self.applied_index),
             leader=leader.name if leader else "",
             leader_addr=leader.rpc_addr if leader else "",
             term=self._soft_state.term,
@@ -448,6 +480,7 @@ class Replica:
 
     def configured(self, configuration: Configuration) -> None:
         self._configuration = configuration
+        self.transport.set_configuration(configuration)
 
     def installed(self, snapshot: Snapshot) -> None:
         self._state = ReplicatedState.decode(snapshot.state)
@@ -455,6 +488,88 @@ class Replica:
         self._visible = snapshot.tip.next_offset
         self._snapshots_due.clear()
         self._news.tell()
+
+    # --- members ---------------------------------------------------------------------------------
+
+    def status(self) -> Status:
+        """Consensus as this server sees it."""
+        return self._driver.raft.status()
+
+    async def add_server(self, server: Server) -> None:
+        """Adds a learner, which becomes a voter by itself once it has caught up. A server of the
+        same name that lost its disk, and so its uuid, is removed first.
+
+        Returns when the change is committed. Raises NotLeader, ChangeRefused, OutcomeUnknown.
+        """
+        if self._configuration.find(server.uuid) is not None:
+            return
+        for old in self._configuration.servers:
+            if old.name == server.name:
+                await self._change(Remove(old.uuid))
+        await self._change(AddLearner(server))
+
+    async def remove_server(self, name: str) -> None:
+        """Removes a server by its name or uuid. Raises as `add_server`."""
+        for server in self._configuration.servers:
+            if name in {server.name, server.uuid}:
+                await self._change(Remove(server.uuid))
+                return
+        raise ChangeRefused(f"no server of the cluster is called {name!r}", server=name)
+
+    async def _change(self, change: Change) -> None:
+        while not self._has_control_room():
+            await self.log.make_room(limits.control_bytes_reserved)
+        try:
+            index, term = self._driver.propose_change(change)
+        except NotLeader:
+            raise self._not_leader() from None
+        await self._waiters.add(index, term, self._loop.time() + limits.answer_seconds_max)
+
+    def _promote(self) -> None:
+        """Makes a learner that has caught up a voter."""
+        if not (self._leads() and self._configuration.learners and self._has_control_room()):
+            return
+        if len(self._configuration.voters) >= limits.voters_max:
+            return
+        for peer in self.status().peers:
+            if peer.caught_up and not self._configuration.is_voter(peer.id):
+                with contextlib.suppress(ChangeRefused, Unavailable):
+                    # Another change or a transfer is under way: the next tick tries again.
+                    self._driver.propose_change(Promote(peer.id))
+                return
+
+    async def transfer(self, name: str = "") -> None:
+        """Hands leadership to a voter by name or uuid, or to the best one. Proposals are refused
+        until it is done; those made before are committed first.
+
+        Raises NotLeader, ChangeRefused, or Unavailable if it did not come about in time.
+        """
+        if not self._leads():
+            raise self._not_leader()
+        uuid = next(
+            (each.uuid for each in self._configuration.servers if name in {each.name, each.uuid}),
+            name or None,
+        )
+        self._driver.transfer(uuid)
+        deadline = self._loop.time() + limits.transfer_seconds_max
+        while self._leads() or self._soft_state.leader is None:
+            if self._loop.time() > deadline:
+                raise Unavailable("no other server took over in time; this one leads on")
+            await asyncio.sleep(limits.tick_seconds)
+
+    async def adopt_cluster(self, cluster_id: str) -> None:
+        """Joins the cluster of a leader that called, durably. Raises Unavailable."""
+        async with self._adopting:
+            if self.identity.cluster_id in {"", cluster_id}:
+                file = self._hard_state
+                # Read when it is written, on the thread that writes: a vote may come in between.
+                await self.log.run_job(lambda: file.save(file.hard_state, cluster_id))
+            else:
+                raise Unavailable(f"this server joined cluster {self.identity.cluster_id}")
+
+    def configuration_of(self, state: bytes) -> Configuration:
+        """The configuration that a snapshot holds. Raises CorruptionError."""
+        return ReplicatedState.decode(state).configuration
 
     # --- retention -------------------------------------------------------------------------------
 
@@ -480,7 +595,7 @@ class Replica:
         """
         facts = self.log.segment_facts()
         start = self.earliest
-        total = self.log.size_bytes
+        total = self.log.bytes_upto(self.applied_index)
         now = self._ports.clock.now_ms()
         for (_before, size), (following, _size) in pairwise(facts):
             too_many = (
@@ -502,10 +617,15 @@ class Replica:
         """Stops. Everything that was appended is durable when this returns."""
         if self._closing:
             return
+        if self._leads() and len(self._configuration.voters) > 1:
+            with contextlib.suppress(ProglogError):
+                # Without it the others elect a leader all the same, an election timeout later.
+                await self.transfer()
         self._end(Unavailable("the node is stopping"))
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.transport.close()
         await self._driver.close()
         await self.log.close()
         self._waiters.give_up()
@@ -538,18 +658,24 @@ async def open_replica(
     *,
     node_name: str,
     rpc_addr: str,
+    bootstrap: bool,
     config: LogConfig,
     raft_config: RaftConfig,
     ports: Ports,
     observer: Observer,
-    send: Callable[[Message], None],
+    connect: Connect,
 ) -> Replica:
-    """Opens the log in `folder`, or begins a cluster of one. Raises as `open_directory`."""
+    """Opens the log in `folder`, or makes it. Raises as `open_directory`."""
     opening = Offload(ports.worker("proglog-opening"))
     try:
         opened = await opening.run(
             lambda: open_directory(
-                folder, config=config, ports=ports, node_name=node_name, rpc_addr=rpc_addr
+                folder,
+                config=config,
+                ports=ports,
+                node_name=node_name,
+                rpc_addr=rpc_addr,
+                bootstrap=bootstrap,
             )
         )
     finally:
@@ -564,5 +690,5 @@ async def open_replica(
         raft_config=raft_config,
         ports=ports,
         observer=observer,
-        send=send,
+        connect=connect,
     )
