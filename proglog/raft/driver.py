@@ -52,7 +52,7 @@ class DriverEvents(Protocol):
 
     def reads_confirmed(self, reads: Sequence[ReadResult]) -> None: ...
 
-    def leadership(self, state: SoftState) -> None: ...
+    def leadership_changed(self, state: SoftState) -> None: ...
 
     def configured(self, configuration: Configuration) -> None: ...
 
@@ -281,7 +281,7 @@ class Driver:
         if ready.configuration is not None:
             self._events.configured(ready.configuration[1])
         if ready.soft_state is not None:
-            self._events.leadership(ready.soft_state)
+            self._events.leadership_changed(ready.soft_state)
         if ready.commit is not None:
             self._log.set_commit(ready.commit)
             self._events.committed(ready.commit)

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import random
 from collections.abc import Coroutine, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
 
@@ -30,11 +29,11 @@ from proglog.batch import (
 )
 from proglog.config import LogConfig
 from proglog.errors import (
-    ChangeRefused,
     DiskFull,
     NotLeader,
     OffsetMismatch,
     OffsetOutOfRange,
+    Overloaded,
     ProglogError,
     Unavailable,
 )
@@ -45,20 +44,16 @@ from proglog.log.writer import Group
 from proglog.news import News
 from proglog.ports import Offload, Ports
 from proglog.raft.config import RaftConfig
-from proglog.raft.configuration import (
-    AddLearner,
-    Change,
-    Configuration,
-    Promote,
-    Remove,
-    Server,
-)
+from proglog.raft.configuration import Configuration
 from proglog.raft.core import Raft, Status
 from proglog.raft.driver import Driver
 from proglog.raft.hard_state import Identity
-from proglog.raft.messages import ReadResult, Role, SoftState
+from proglog.raft.messages import ReadResult, SoftState
 from proglog.raft.transport import Connect, Transport
+from proglog.replica.leadership import Leadership
+from proglog.replica.members import Members
 from proglog.replica.opening import Opened, open_directory
+from proglog.replica.retention import start_to_keep
 from proglog.replica.state import Command, ReplicatedState, encode_command
 from proglog.replica.types import Appended, Chunk, Description, ServerInfo
 from proglog.replica.waiters import CommitWaiters
@@ -101,7 +96,6 @@ class Replica:
         self._offload = Offload(ports.worker("proglog-reader"))
         self._hard_state = opened.hard_state
         self._unlock = opened.unlock
-        self._rpc_addr = rpc_addr
         self.log = Log(opened.folder, opened.recovered, config, ports, self, self._offload)
         self._state = opened.state
         self.applied_index = opened.applied
@@ -112,16 +106,15 @@ class Replica:
             tip.index for tip in self.log.sealed_tips() if tip.index > self.applied_index
         }
         """A snapshot is written at the end of each sealed segment, once that is applied."""
-        self._soft_state = SoftState(Role.FOLLOWER, None, opened.hard_state.hard_state.term)
-        self._configuration = (
-            opened.configurations[-1][1] if opened.configurations else Configuration()
+        self.leadership = Leadership(
+            opened.hard_state,
+            opened.configurations[-1][1] if opened.configurations else Configuration(),
+            rpc_addr,
         )
-        self._led_from = 0
         self._waiters = CommitWaiters()
         self._inflight_bytes = 0
         self._room = News()
         self._news = News()
-        self._leadership = News()
         self._reads: dict[object, asyncio.Future[int]] = {}
         self._closing = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -152,7 +145,8 @@ class Replica:
             send=self.transport.send,
         )
         self.transport.driver = self._driver
-        self.transport.set_configuration(self._configuration)
+        self.transport.set_configuration(self.leadership.configuration)
+        self.members = Members(self.leadership, self._driver, self.log, self._waiters)
         self.committed(self._driver.raft.status().commit)
         self._spawn(self._tick())
         self._spawn(self._retain())
@@ -178,7 +172,7 @@ class Replica:
             await asyncio.sleep(limits.tick_seconds)
             self._driver.tick()
             self._waiters.expire(self._loop.time())
-            self._promote()
+            self.members.promote()
 
     # --- proposing -------------------------------------------------------------------------------
 
@@ -201,14 +195,14 @@ class Replica:
         while True:
             if self._closing:
                 raise Unavailable("the node is stopping")
-            if not self._leads():
-                raise self._not_leader()
+            if not self.leadership.is_mine:
+                raise self.leadership.refusal()
             room = self._driver.pending_bytes + size + limits.control_bytes_reserved
             count = self._driver.pending_batches + 1 + limits.control_batches_reserved
-            if self.applied_index < self._led_from:
+            if self.applied_index < self.leadership.led_from:
                 # What came before this leadership is not known to be committed or not: until it
                 # is, a retried batch cannot be told from a new one.
-                await self._leadership.wait()
+                await self.leadership.changed.wait()
             elif self._inflight_bytes and self._inflight_bytes + size > limits.inflight_bytes_max:
                 await self._room.wait()
             elif self.log.has_room(room, count):
@@ -234,7 +228,7 @@ class Replica:
         try:
             index, term = self._driver.propose(batch)
         except NotLeader:
-            raise self._not_leader() from None
+            raise self.leadership.refusal() from None
         if batch.producer_id:
             producers.appended(batch, index, offset)
         self._inflight_bytes += size
@@ -256,24 +250,10 @@ class Replica:
     ) -> asyncio.Future[Appended]:
         """The answer to a batch that was appended before: its own, once that is committed."""
         if index > self.applied_index:
-            return self._waiters.add(index, self._soft_state.term, deadline)
+            return self._waiters.add(index, self.leadership.state.term, deadline)
         future: asyncio.Future[Appended] = self._loop.create_future()
         future.set_result(Appended(offset, 0))
         return future
-
-    def _leads(self) -> bool:
-        return self._soft_state.role is Role.LEADER
-
-    def _not_leader(self) -> ProglogError:
-        leader = self._server(self._soft_state.leader)
-        if leader is None or self._leads():
-            return Unavailable("the cluster has no leader at the moment")
-        return NotLeader(
-            f"{self.identity.name} does not lead, {leader.name} at {leader.rpc_addr} does",
-            leader=leader.name,
-            leader_addr=leader.rpc_addr,
-            term=self._soft_state.term,
-        )
 
     # --- reading ---------------------------------------------------------------------------------
 
@@ -321,8 +301,8 @@ class Replica:
 
         Raises NotLeader or Unavailable.
         """
-        if not self._leads():
-            raise self._not_leader()
+        if not self.leadership.is_mine:
+            raise self.leadership.refusal()
         ticket = object()
         confirmed: asyncio.Future[int] = self._loop.create_future()
         self._reads[ticket] = confirmed
@@ -337,7 +317,7 @@ class Replica:
     # --- looking ---------------------------------------------------------------------------------
 
     def describe(self) -> Description:
-        leader = self._server(self._soft_state.leader)
+        leader = self.leadership.leader
         return Description(
             log=self.name,
             cluster_id=self.identity.cluster_id,
@@ -347,40 +327,31 @@ class Replica:
             bytes=self.log.bytes_upto(self.applied_index),
             leader=leader.name if leader else "",
             leader_addr=leader.rpc_addr if leader else "",
-            term=self._soft_state.term,
+            term=self.leadership.state.term,
             commit_index=self.commit_index,
         )
 
     def servers(self) -> list[ServerInfo]:
         """The servers of the cluster's configuration."""
-        configuration = self._configuration
-        return [
-            ServerInfo(
-                name=server.name,
-                uuid=server.uuid,
-                rpc_addr=self._rpc_addr if server.uuid == self.identity.uuid else server.address,
-                is_leader=server.uuid == self._soft_state.leader,
-                suffrage="voter" if configuration.is_voter(server.uuid) else "learner",
-            )
-            for server in configuration.servers
-        ]
+        return self.leadership.servers
 
-    def _server(self, uuid: str | None) -> ServerInfo | None:
-        return next((server for server in self.servers() if server.uuid == uuid), None)
+    def status(self) -> Status:
+        """Consensus as this server sees it."""
+        return self._driver.raft.status()
 
     async def wait_ready(self) -> None:
         """Until `is_ready`. Raises Unavailable if the replica ends first."""
         while not self.is_ready:
-            await self._leadership.wait()
+            await self.leadership.changed.wait()
 
     @property
     def is_ready(self) -> bool:
         """Whether it serves: it leads and has applied all before, or follows a leader."""
         if self._closing:
             return False
-        if self._leads():
-            return self.applied_index >= self._led_from
-        return self._soft_state.leader is not None
+        if self.leadership.is_mine:
+            return self.applied_index >= self.leadership.led_from
+        return self.leadership.state.leader is not None
 
     # --- what the log tells ----------------------------------------------------------------------
 
@@ -429,8 +400,8 @@ class Replica:
         if header.index in self._snapshots_due:
             self._snapshots_due.discard(header.index)
             self._spawn(self._write_snapshot(Tip.after(header), self._state.copy()))
-        if header.index == self._led_from:
-            self._leadership.tell()
+        if header.index == self.leadership.led_from:
+            self.leadership.changed.tell()
         if header.kind == Kind.COMMAND:
             self._trim()
 
@@ -467,19 +438,21 @@ class Replica:
             else:
                 future.set_result(read.index)
 
-    def leadership(self, state: SoftState) -> None:
-        if state.role is Role.LEADER and not self._leads():
+    def leadership_changed(self, state: SoftState) -> None:
+        leadership = self.leadership
+        was_mine = leadership.is_mine
+        leadership.state = state
+        if leadership.is_mine and not was_mine:
             # The no-op that the core has just appended is the first batch of this leadership.
             assert self.log.tip.term == state.term
-            self._led_from = self.log.tip.index
-        elif state.role is not Role.LEADER and self._leads():
+            leadership.led_from = self.log.tip.index
+        elif was_mine and not leadership.is_mine:
             self._state.producers.forget_overlay()
-        self._soft_state = state
-        self._leadership.tell()
+        leadership.changed.tell()
         self._room.tell()
 
     def configured(self, configuration: Configuration) -> None:
-        self._configuration = configuration
+        self.leadership.configuration = configuration
         self.transport.set_configuration(configuration)
 
     def installed(self, snapshot: Snapshot) -> None:
@@ -489,73 +462,7 @@ class Replica:
         self._snapshots_due.clear()
         self._news.tell()
 
-    # --- members ---------------------------------------------------------------------------------
-
-    def status(self) -> Status:
-        """Consensus as this server sees it."""
-        return self._driver.raft.status()
-
-    async def add_server(self, server: Server) -> None:
-        """Adds a learner, which becomes a voter by itself once it has caught up. A server of the
-        same name that lost its disk, and so its uuid, is removed first.
-
-        Returns when the change is committed. Raises NotLeader, ChangeRefused, OutcomeUnknown.
-        """
-        if self._configuration.find(server.uuid) is not None:
-            return
-        for old in self._configuration.servers:
-            if old.name == server.name:
-                await self._change(Remove(old.uuid))
-        await self._change(AddLearner(server))
-
-    async def remove_server(self, name: str) -> None:
-        """Removes a server by its name or uuid. Raises as `add_server`."""
-        for server in self._configuration.servers:
-            if name in {server.name, server.uuid}:
-                await self._change(Remove(server.uuid))
-                return
-        raise ChangeRefused(f"no server of the cluster is called {name!r}", server=name)
-
-    async def _change(self, change: Change) -> None:
-        while not self._has_control_room():
-            await self.log.make_room(limits.control_bytes_reserved)
-        try:
-            index, term = self._driver.propose_change(change)
-        except NotLeader:
-            raise self._not_leader() from None
-        await self._waiters.add(index, term, self._loop.time() + limits.answer_seconds_max)
-
-    def _promote(self) -> None:
-        """Makes a learner that has caught up a voter."""
-        if not (self._leads() and self._configuration.learners and self._has_control_room()):
-            return
-        if len(self._configuration.voters) >= limits.voters_max:
-            return
-        for peer in self.status().peers:
-            if peer.caught_up and not self._configuration.is_voter(peer.id):
-                with contextlib.suppress(ChangeRefused, Unavailable):
-                    # Another change or a transfer is under way: the next tick tries again.
-                    self._driver.propose_change(Promote(peer.id))
-                return
-
-    async def transfer(self, name: str = "") -> None:
-        """Hands leadership to a voter by name or uuid, or to the best one. Proposals are refused
-        until it is done; those made before are committed first.
-
-        Raises NotLeader, ChangeRefused, or Unavailable if it did not come about in time.
-        """
-        if not self._leads():
-            raise self._not_leader()
-        uuid = next(
-            (each.uuid for each in self._configuration.servers if name in {each.name, each.uuid}),
-            name or None,
-        )
-        self._driver.transfer(uuid)
-        deadline = self._loop.time() + limits.transfer_seconds_max
-        while self._leads() or self._soft_state.leader is None:
-            if self._loop.time() > deadline:
-                raise Unavailable("no other server took over in time; this one leads on")
-            await asyncio.sleep(limits.tick_seconds)
+    # --- joining ---------------------------------------------------------------------------------
 
     async def adopt_cluster(self, cluster_id: str) -> None:
         """Joins the cluster of a leader that called, durably. Raises Unavailable."""
@@ -577,39 +484,18 @@ class Replica:
         """The leader moves the start of the log; every node follows when it applies that."""
         while True:
             await asyncio.sleep(self._config.retention_check_seconds)
-            start = self._start_to_keep()
             self._trim()
-            if self._leads() and start > self.earliest and self._has_control_room():
-                self._driver.propose_command(encode_command(Command.SET_START, start))
-
-    def _has_control_room(self) -> bool:
-        return self.log.has_room(
-            self._driver.pending_bytes + limits.control_bytes_reserved,
-            self._driver.pending_batches + 1,
-        )
-
-    def _start_to_keep(self) -> int:
-        """The offset below which retention by size and by age wants nothing kept.
-
-        Always where a segment begins: only whole segments can be deleted.
-        """
-        facts = self.log.segment_facts()
-        start = self.earliest
-        total = self.log.bytes_upto(self.applied_index)
-        now = self._ports.clock.now_ms()
-        for (_before, size), (following, _size) in pairwise(facts):
-            too_many = (
-                self._config.retention_bytes is not None and total > self._config.retention_bytes
+            start = start_to_keep(
+                self.log.segment_facts(),
+                self._config,
+                committed_index=self.applied_index,
+                total=self.log.bytes_upto(self.applied_index),
+                now=self._ports.clock.now_ms(),
             )
-            too_old = (
-                self._config.retention_seconds is not None
-                and now - following.timestamp > self._config.retention_seconds * 1000
-            )
-            if not (too_many or too_old) or following.index > self.applied_index:
-                break
-            start = max(start, following.next_offset)
-            total -= size
-        return start
+            if self.leadership.is_mine and start > self.earliest and self.members.has_room():
+                with contextlib.suppress(NotLeader, Unavailable, Overloaded):
+                    # The next round, or the next leader, tries again.
+                    self._driver.propose_command(encode_command(Command.SET_START, start))
 
     # --- end -------------------------------------------------------------------------------------
 
@@ -617,10 +503,10 @@ class Replica:
         """Stops. Everything that was appended is durable when this returns."""
         if self._closing:
             return
-        if self._leads() and len(self._configuration.voters) > 1:
+        if self.leadership.is_mine and len(self.leadership.configuration.voters) > 1:
             with contextlib.suppress(ProglogError):
                 # Without it the others elect a leader all the same, an election timeout later.
-                await self.transfer()
+                await self.members.transfer()
         self._end(Unavailable("the node is stopping"))
         for task in list(self._tasks):
             task.cancel()
@@ -635,7 +521,7 @@ class Replica:
 
     def _end(self, reason: ProglogError) -> None:
         self._closing = True
-        for news in (self._room, self._news, self._leadership, self._driver.taken):
+        for news in (self._room, self._news, self.leadership.changed, self._driver.taken):
             news.close(reason)
 
 

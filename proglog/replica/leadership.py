@@ -1,0 +1,63 @@
+"""Who leads, who the servers are, and what a caller who came to the wrong one is told."""
+
+from __future__ import annotations
+
+from proglog.errors import NotLeader, ProglogError, Unavailable
+from proglog.news import News
+from proglog.raft.configuration import Configuration
+from proglog.raft.hard_state import HardStateFile
+from proglog.raft.messages import Role, SoftState
+from proglog.replica.types import ServerInfo
+
+
+class Leadership:
+    """This server's view, kept up to date by the replica."""
+
+    def __init__(
+        self, hard_state: HardStateFile, configuration: Configuration, rpc_addr: str
+    ) -> None:
+        self._hard_state = hard_state
+        self._rpc_addr = rpc_addr
+        self.configuration = configuration
+        self.state = SoftState(Role.FOLLOWER, None, hard_state.hard_state.term)
+        self.led_from = 0
+        """Index of the first batch of the present leadership, if this server leads."""
+        self.changed = News()
+
+    @property
+    def is_mine(self) -> bool:
+        """Whether this server leads, as far as it knows."""
+        return self.state.role is Role.LEADER
+
+    @property
+    def servers(self) -> list[ServerInfo]:
+        """The servers of the configuration."""
+        own = self._hard_state.identity.uuid
+        return [
+            ServerInfo(
+                name=server.name,
+                uuid=server.uuid,
+                # Its own address it knows better than a configuration of long ago.
+                rpc_addr=self._rpc_addr if server.uuid == own else server.address,
+                is_leader=server.uuid == self.state.leader,
+                suffrage="voter" if self.configuration.is_voter(server.uuid) else "learner",
+            )
+            for server in self.configuration.servers
+        ]
+
+    @property
+    def leader(self) -> ServerInfo | None:
+        return next((server for server in self.servers if server.is_leader), None)
+
+    def refusal(self) -> ProglogError:
+        """What to answer to a request that only the leader can serve."""
+        leader = self.leader
+        if leader is None or self.is_mine:
+            return Unavailable("the cluster has no leader at the moment")
+        return NotLeader(
+            f"{self._hard_state.identity.name} does not lead, {leader.name} at {leader.rpc_addr} "
+            "does",
+            leader=leader.name,
+            leader_addr=leader.rpc_addr,
+            term=self.state.term,
+        )

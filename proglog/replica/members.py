@@ -1,0 +1,101 @@
+"""Changes of the cluster: add, promote, remove, hand over. One at a time, by the leader."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from proglog import limits
+from proglog.errors import ChangeRefused, NotLeader, Unavailable
+from proglog.log.log import Log
+from proglog.raft.configuration import AddLearner, Change, Promote, Remove, Server
+from proglog.raft.driver import Driver
+from proglog.replica.leadership import Leadership
+from proglog.replica.waiters import CommitWaiters
+
+
+class Members:
+    """See the module. Belongs to a replica."""
+
+    def __init__(
+        self, leadership: Leadership, driver: Driver, log: Log, waiters: CommitWaiters
+    ) -> None:
+        self._leadership = leadership
+        self._driver = driver
+        self._log = log
+        self._waiters = waiters
+        self._loop = asyncio.get_running_loop()
+
+    def has_room(self) -> bool:
+        """Whether a small batch of our own can be appended."""
+        return self._log.has_room(
+            self._driver.pending_bytes + limits.control_bytes_reserved,
+            self._driver.pending_batches + 1,
+        )
+
+    async def add(self, server: Server) -> None:
+        """Adds a learner, which becomes a voter by itself once it has caught up. A server of the
+        same name that lost its disk, and so its uuid, is removed first.
+
+        Returns when the change is committed. Raises NotLeader, ChangeRefused, OutcomeUnknown.
+        """
+        configuration = self._leadership.configuration
+        if configuration.find(server.uuid) is not None:
+            return
+        for old in configuration.servers:
+            if old.name == server.name:
+                await self._change(Remove(old.uuid))
+        await self._change(AddLearner(server))
+
+    async def remove(self, name: str) -> None:
+        """Removes a server by its name or uuid. Returns and raises as `add`."""
+        await self._change(Remove(self._uuid_of(name)))
+
+    def _uuid_of(self, name: str) -> str:
+        for server in self._leadership.configuration.servers:
+            if name in {server.name, server.uuid}:
+                return server.uuid
+        raise ChangeRefused(f"no server of the cluster is called {name!r}", server=name)
+
+    async def _change(self, change: Change) -> None:
+        while not self.has_room():
+            await self._log.make_room(limits.control_bytes_reserved)
+        try:
+            index, term = self._driver.propose_change(change)
+        except NotLeader:
+            raise self._leadership.refusal() from None
+        await self._waiters.add(index, term, self._loop.time() + limits.answer_seconds_max)
+
+    def promote(self) -> None:
+        """Makes a learner that has caught up a voter, while there are not too many."""
+        configuration = self._leadership.configuration
+        if (
+            not configuration.learners
+            or not self._leadership.is_mine
+            or len(configuration.voters) >= limits.voters_max
+            or not self.has_room()
+        ):
+            return
+        for peer in self._driver.raft.status().peers:
+            if peer.caught_up and not configuration.is_voter(peer.id):
+                with contextlib.suppress(ChangeRefused, Unavailable):
+                    # Another change or a transfer is under way: the next tick tries again.
+                    self._driver.propose_change(Promote(peer.id))
+                return
+
+    async def transfer(self, name: str = "") -> None:
+        """Hands leadership to a voter by name or uuid, or to the best one. Proposals are refused
+        until it is done; those made before are committed first.
+
+        Raises NotLeader, ChangeRefused, or Unavailable if it did not come about in time.
+        """
+        leadership = self._leadership
+        if not leadership.is_mine:
+            raise leadership.refusal()
+        self._driver.transfer(self._uuid_of(name) if name else None)
+        try:
+            async with asyncio.timeout(limits.transfer_seconds_max):
+                while leadership.is_mine or leadership.state.leader is None:
+                    await leadership.changed.wait()
+        except TimeoutError:
+            raise Unavailable("no other server took over in time; this one leads on") from None
