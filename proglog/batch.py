@@ -1,9 +1,9 @@
 """The batch: the one format that disk, wire and client share.
 
 A batch is at once the Raft entry, the unit of CRC, compression, disk write and network transfer. It
-is a 72-byte header, built by the leader, and a *body*, built and checksummed by the client and never
-changed again. The body is columns, because Python handles columns at C speed and records one by one
-at its own. `proglog/log/DESIGN.md` has the byte tables.
+is a 72-byte header, built by the leader, and a *body*, built and checksummed by the client and
+never changed again. The body is columns, because Python handles columns at C speed and records one
+by one at its own. `proglog/log/DESIGN.md` has the byte tables.
 
 Servers only `check_body` what comes in and copy bytes; clients `encode` and `decode`.
 """
@@ -199,6 +199,19 @@ def walk(buffer: Buffer) -> Iterator[tuple[BatchHeader, memoryview]]:
         check_stored_body(header, body)
         yield header, body
         position += header.size
+
+
+def data_only(data: bytes, headers: Sequence[BatchHeader]) -> bytes:
+    """The batches of `data` that hold records; `headers` are those of all."""
+    if all(header.kind == Kind.DATA for header in headers):
+        return data
+    parts = []
+    at = 0
+    for header in headers:
+        if header.kind == Kind.DATA:
+            parts.append(data[at : at + header.size])
+        at += header.size
+    return b"".join(parts)
 
 
 # --- body: encoding ------------------------------------------------------------------------------

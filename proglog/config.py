@@ -8,7 +8,6 @@ which setting, what was given, and what would do.
 from __future__ import annotations
 
 import re
-import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
@@ -117,7 +116,8 @@ class NodeConfig:
 
     Attributes:
         data_dir: holds everything that must survive; made where missing.
-        node_name: the node's name in the cluster; the host's name unless given.
+        node_name: the node's name in the cluster; empty is the name that the data directory
+            belongs to, or the host's for a new one.
         bind_addr: its host is where the RPC port listens; its port is kept for gossip, which one
             node alone does not need.
         rpc_port: gRPC and HTTP, told apart by the first bytes. 0 takes a free port.
@@ -132,7 +132,7 @@ class NodeConfig:
     """
 
     data_dir: Path = Path("data")
-    node_name: str = field(default_factory=socket.gethostname)
+    node_name: str = ""
     bind_addr: Address = BIND_ADDR_DEFAULT
     rpc_port: int = 8400
     http_addr: Address | None = HTTP_ADDR_DEFAULT
@@ -145,7 +145,7 @@ class NodeConfig:
 
     def __post_init__(self) -> None:
         _require(
-            _NODE_NAME.fullmatch(self.node_name) is not None,
+            not self.node_name or _NODE_NAME.fullmatch(self.node_name) is not None,
             "node_name",
             repr(self.node_name),
             "1 to 128 letters, digits, '.', '_' or '-', beginning and ending with one of the first",

@@ -53,6 +53,8 @@ walk_window_bytes = 4 * MiB
 """Recovery and verify read stores in pieces of this size."""
 aside_bytes_max = 16 * MiB
 """What recovery cuts off is kept up to this size,"""
+scan_batches = 64
+"""Looking for damage, the reader's thread does other work after this many batches."""
 aside_files_max = 4
 """in this many files."""
 
@@ -74,6 +76,13 @@ transfer_seconds_max = 1.0
 voters_max = 5
 """Further servers stay learners."""
 replay_bytes = 1 * MiB
+
+# --- repair --------------------------------------------------------------------------------------
+scrub_pause_seconds = 60.0
+"""Between two sealed segments that are read in the background, to find damage early."""
+fetch_seconds_max = 2.0
+"""A peer that was asked for a damaged range answers in this time, or another one is asked."""
+repair_retry_seconds = 5.0
 
 # --- between servers -----------------------------------------------------------------------------
 dial_seconds_max = 2.0

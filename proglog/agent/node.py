@@ -20,6 +20,7 @@ from typing import Any
 import structlog
 import uvloop
 
+from proglog.agent.cluster import ClusterAdmin
 from proglog.config import Address, NodeConfig
 from proglog.errors import ConfigurationError, ProglogError
 from proglog.gateway.health import Probes
@@ -86,7 +87,7 @@ class Node:
         self._parts.push_async_callback(self.replica.close)
         self._watch_replica()
         logs = Logs([self.replica])
-        rpc = RpcServer(logs)
+        rpc = RpcServer(logs, ClusterAdmin(self.replica))
         self._parts.push_async_callback(rpc.close)
         gateway = Gateway(
             logs, self.metrics, allowed_hosts=config.http_hosts, probes=self._probes()
@@ -114,6 +115,8 @@ class Node:
 
     async def _drain(self, rpc: RpcServer, gateway: Gateway) -> None:
         rpc.set_serving(False)
+        # While clients can still be told where to go.
+        await self.replica.hand_over()
         seconds = self._config.drain_seconds
         await asyncio.gather(rpc.drain(seconds), gateway.drain(seconds))
 

@@ -112,7 +112,7 @@ class Log:
             synced_end=self._active.index.end_position,
         )
         self._writer.commit_hint = recovered.commit_hint
-        self._reader = reader
+        self.reader = reader
 
     # --- what it holds ---------------------------------------------------------------------------
 
@@ -389,7 +389,7 @@ class Log:
     async def read_snapshot(self, index: int) -> Snapshot:
         """The snapshot at a batch. Raises RangeCorrupt."""
         path = snapshots.snapshot_path(self._folder, index)
-        snapshot = await self._reader.run(lambda: snapshots.read(self._files, path))
+        snapshot = await self.reader.run(lambda: snapshots.read(self._files, path))
         if snapshot is None:
             raise RangeCorrupt(f"{path} is damaged; run proglog verify", file=path, position=0)
         return snapshot
@@ -442,6 +442,10 @@ class Log:
         assert slot >= 0
         return slot
 
+    def segment_of(self, index: int) -> Segment:
+        """The segment that holds batch `index`, or would if it is the next."""
+        return self._segments[self._segment_slot(index)]
+
     def index_of_offset(self, offset: int) -> int:
         """The last batch whose base offset is <= `offset`, which must be retained."""
         assert self.before.next_offset <= offset
@@ -465,12 +469,12 @@ class Log:
         """Offset of the first record of batch `index`, or of the next record if it is the next."""
         if index == self.tip.index + 1:
             return self.tip.next_offset
-        segment = self._segments[self._segment_slot(index)]
+        segment = self.segment_of(index)
         return segment.index.base_offset(index - segment.first_index)
 
     def size_of(self, index: int) -> int:
         """Bytes of batch `index`, header included."""
-        segment = self._segments[self._segment_slot(index)]
+        segment = self.segment_of(index)
         slot = index - segment.first_index
         return segment.index.position(slot + 1) - segment.index.position(slot)
 
@@ -480,7 +484,7 @@ class Log:
             return self.before.term
         if not self.first_index <= index <= self.tip.index:
             return None
-        runs = self._segments[self._segment_slot(index)].index.runs
+        runs = self.segment_of(index).index.runs
         return runs[bisect_right(runs, index, key=lambda run: run[0]) - 1][1]
 
     def in_memory(self, index: int) -> TailEntry | None:
@@ -502,7 +506,7 @@ class Log:
             return self.before
         if self._tail.first_index <= index < self._tail.next_index:
             return Tip.after(self._tail.get(index).header)
-        segment = self._segments[self._segment_slot(index)]
+        segment = self.segment_of(index)
         if index == segment.last_index:
             return segment.index.last
         position = segment.index.position(index - segment.first_index)
@@ -522,7 +526,7 @@ class Log:
             entries = self._tail.upto(first, last, bytes_max)
             data = b"".join([part for entry in entries for part in entry.parts])
             return Run(data, [entry.header for entry in entries])
-        segment = self._segments[self._segment_slot(first)]
+        segment = self.segment_of(first)
         position, size = segment.extent(first, last, bytes_max)
         cached = segment.file.pread_cached(size, position)
         if cached is None:
@@ -537,7 +541,7 @@ class Log:
         # before: a closed descriptor's number belongs to the next file that is opened.
         segment.pin()
         try:
-            return await self._reader.run(
+            return await self.reader.run(
                 lambda: segment.file.pread(size, position), after=segment.unpin
             )
         except OSError as error:

@@ -65,6 +65,8 @@ class Type(enum.IntEnum):
     VOTE_RESPONSE = 15
     INSTALL = 16
     TIMEOUT_NOW = 17
+    FETCH = 20
+    FETCHED = 21
 
 
 _APPEND = struct.Struct("<QQQQQ")
@@ -78,6 +80,7 @@ _PLAIN: dict[Type, tuple[type[Message], struct.Struct]] = {
 }
 _TYPE_OF = {cls: (type_, packer) for type_, (cls, packer) in _PLAIN.items()}
 _INSTALL = struct.Struct("<QQQ")
+_FETCH = struct.Struct("<QQ")
 
 
 class Hello(NamedTuple):
@@ -182,24 +185,28 @@ def decode_append(
 ) -> tuple[AppendRequest, list[ReceivedBatch]]:
     """An append and its batches, each checked whole, and that they are those of its range."""
     try:
-        fields = _APPEND.unpack_from(payload)
-        request = AppendRequest(sender, to, *fields)
-        received = []
-        at, index, chain = _APPEND.size, request.prev_index, None
-        while at < len(payload):
-            header = parse_header(payload, at)
-            end = at + header.size
-            check_stored_body(header, payload[at + HEADER_BYTES : end])
-            index += 1
-            if header.index != index or chain not in {None, header.chain}:
-                raise FrameError(f"batch {header.index} is not the one that belongs at {index}")
-            received.append(ReceivedBatch(header, payload[at:end]))
-            at, chain = end, header.header_crc
+        request = AppendRequest(sender, to, *_APPEND.unpack_from(payload))
+        received = _batches(payload[_APPEND.size :], request.prev_index + 1)
     except (struct.error, BadBatch) as error:
         raise FrameError(f"malformed append: {error}") from None
-    if index != request.last_index:
-        raise FrameError(f"an append up to {request.last_index} ends at {index}")
+    if request.prev_index + len(received) != request.last_index:
+        raise FrameError(f"an append up to {request.last_index} has {len(received)} batches")
     return request, received
+
+
+def _batches(data: memoryview, first: int | None) -> list[ReceivedBatch]:
+    """The batches back to back in `data`, the first of which is batch `first`. Raises BadBatch."""
+    received: list[ReceivedBatch] = []
+    at, index, chain = 0, first, None
+    while at < len(data):
+        header = parse_header(data, at)
+        end = at + header.size
+        check_stored_body(header, data[at + HEADER_BYTES : end])
+        if index not in {None, header.index} or chain not in {None, header.chain}:
+            raise BadBatch(f"batch {header.index} does not follow the one before")
+        received.append(ReceivedBatch(header, data[at:end]))
+        at, index, chain = end, header.index + 1, header.header_crc
+    return received
 
 
 def decode_install(payload: memoryview, sender: str, to: str) -> tuple[InstallSnapshot, Snapshot]:
@@ -214,6 +221,33 @@ def decode_install(payload: memoryview, sender: str, to: str) -> tuple[InstallSn
     ):
         raise FrameError("the snapshot is damaged or another one than announced")
     return request, snapshot
+
+
+# --- repair --------------------------------------------------------------------------------------
+
+
+def encode_fetch(first: int, last: int) -> list[Buffer]:
+    """Asks for committed batches again, because ours are damaged."""
+    return frame(Type.FETCH, _FETCH.pack(first, last))
+
+
+def decode_fetch(payload: Buffer) -> tuple[int, int]:
+    if len(payload) != _FETCH.size:
+        raise FrameError("malformed request for a range")
+    first, last = _FETCH.unpack(payload)
+    return first, last
+
+
+def encode_fetched(data: Buffer) -> list[Buffer]:
+    return frame(Type.FETCHED, data)
+
+
+def decode_fetched(payload: memoryview) -> list[ReceivedBatch]:
+    """Batches that follow each other, each checked whole."""
+    try:
+        return _batches(payload, None)
+    except BadBatch as error:
+        raise FrameError(f"malformed batches: {error}") from None
 
 
 class FrameReader:

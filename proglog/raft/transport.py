@@ -43,6 +43,12 @@ class TransportHost(Protocol):
     def configuration_of(self, state: bytes) -> Configuration:
         """The configuration in a snapshot's state."""
 
+    def range_wanted(self, peer: str, first: int, last: int) -> None:
+        """A peer whose batches are damaged asks for ours."""
+
+    def range_received(self, batches: list[ReceivedBatch]) -> None:
+        """The answer to `Transport.fetch`, from whoever it is."""
+
     def failed(self, error: BaseException) -> None: ...
 
 
@@ -75,12 +81,22 @@ class Transport:
 
     def send(self, message: Message) -> None:
         """Sends a message or drops it."""
-        if self._closed:
-            return
-        peer = self._peers.get(message.to)
+        if not self._closed:
+            self._peer(message.to).send(message)
+
+    def fetch(self, uuid: str, first: int, last: int) -> None:
+        """Asks a peer for committed batches; perhaps it answers by `range_received`."""
+        self._peer(uuid).send_control(frames.encode_fetch(first, last))
+
+    def answer_fetch(self, uuid: str, data: Buffer) -> None:
+        """Sends a peer the batches that it asked for, if it can be reached."""
+        self._peer(uuid).send_bulk(frames.encode_fetched(data))
+
+    def _peer(self, uuid: str) -> _Peer:
+        peer = self._peers.get(uuid)
         if peer is None:
-            peer = self._peers[message.to] = _Peer(self, message.to)
-        peer.send(message)
+            peer = self._peers[uuid] = _Peer(self, uuid)
+        return peer
 
     def address_of(self, uuid: str) -> str:
         """Where to dial a server: the newest address heard of, or the configured one; may be ""."""
@@ -128,8 +144,7 @@ class _Peer:
 
     def send(self, message: Message) -> None:
         if not isinstance(message, AppendRequest | InstallSnapshot):
-            if not self._control.is_blocked:
-                self._control.write(frames.encode(message))
+            self.send_control(frames.encode(message))
             return
         if not self._bulk.is_open:
             self._bulk.dial_soon()
@@ -139,6 +154,15 @@ class _Peer:
         self._queue.append(message)
         if self._feeding is None:
             self._feeding = asyncio.get_running_loop().create_task(self._feed())
+
+    def send_control(self, parts: list[Buffer]) -> None:
+        if not self._control.is_blocked:
+            self._control.write(parts)
+
+    def send_bulk(self, parts: list[Buffer]) -> None:
+        """Sends something that is not an append beside them, if the connection takes it."""
+        if not self._bulk.is_blocked:
+            self._bulk.write(parts)
 
     async def _feed(self) -> None:
         """Attaches the batches and writes, as fast as the connection takes them."""
@@ -229,7 +253,7 @@ class _Outbound(asyncio.Protocol):
         self._failures += 1
         longest = min(limits.redial_seconds_max, 0.02 * 2 ** min(self._failures, 10))
         self._retry_at = self._loop.time() + longest * self._owner.chance.uniform(0.5, 1.0)
-        if self._failures in {1, 10} or self._failures % 100 == 0:
+        if self._failures in {3, 10} or self._failures % 100 == 0:
             _logger.info("cannot reach peer", peer=self._uuid, why=why, failures=self._failures)
 
     # --- protocol --------------------------------------------------------------------------------
@@ -368,6 +392,10 @@ class _Inbound(asyncio.Protocol):
                     self._append(payload)
                 elif type_ == Type.INSTALL:
                     self._install(payload)
+                elif type_ == Type.FETCH:
+                    self._owner.host.range_wanted(self._peer, *frames.decode_fetch(payload))
+                elif type_ == Type.FETCHED:
+                    self._owner.host.range_received(frames.decode_fetched(payload))
                 else:
                     message = frames.decode(type_, payload, self._peer, self._uuid)
                     self._owner.driver.receive(message)

@@ -8,6 +8,7 @@ migrated when it grows: cluster id and node uuid in the hard state, a configurat
 from __future__ import annotations
 
 import random
+import socket
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -71,7 +72,8 @@ def open_directory(
 ) -> Opened:
     """Opens a log's directory, or makes one where there is none.
 
-    `bootstrap` begins a cluster of one if the node belongs to none; else it is without effect.
+    An empty `node_name` is the directory's, or the host's for a new one. `bootstrap` begins a
+    cluster of one if the node belongs to none; else it is without effect.
 
     Raises CorruptionError, OSError, and ConfigurationError if it is in use or another node's.
     """
@@ -88,7 +90,7 @@ def open_directory(
     )
     if is_new:
         _refuse_if_used(folder, recovered)
-        identity = Identity("", _new_id(ports.random), node_name)
+        identity = Identity("", _new_id(ports.random), node_name or socket.gethostname())
         hard_state = HardStateFile.create(files, folder, identity, HardState())
     else:
         hard_state = HardStateFile(files, folder)

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import random
 from collections.abc import Coroutine, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -25,16 +26,16 @@ from proglog.batch import (
     ProposedBatch,
     check_body,
     check_frame,
+    data_only,
     walk,
 )
 from proglog.config import LogConfig
 from proglog.errors import (
-    DiskFull,
     NotLeader,
     OffsetMismatch,
     OffsetOutOfRange,
-    Overloaded,
     ProglogError,
+    RangeCorrupt,
     Unavailable,
 )
 from proglog.log.format import Tip
@@ -46,16 +47,19 @@ from proglog.ports import Offload, Ports
 from proglog.raft.config import RaftConfig
 from proglog.raft.configuration import Configuration
 from proglog.raft.core import Raft, Status
-from proglog.raft.driver import Driver
+from proglog.raft.driver import Driver, ReceivedBatch
 from proglog.raft.hard_state import Identity
 from proglog.raft.messages import ReadResult, SoftState
 from proglog.raft.transport import Connect, Transport
+from proglog.replica.barriers import Barriers
 from proglog.replica.leadership import Leadership
 from proglog.replica.members import Members
 from proglog.replica.opening import Opened, open_directory
-from proglog.replica.retention import start_to_keep
-from proglog.replica.state import Command, ReplicatedState, encode_command
-from proglog.replica.types import Appended, Chunk, Description, ServerInfo
+from proglog.replica.repair import Repair
+from proglog.replica.retention import Retention
+from proglog.replica.snapshots import Snapshots
+from proglog.replica.state import ReplicatedState
+from proglog.replica.types import Appended, Chunk, ClusterStatus, Description, ServerInfo
 from proglog.replica.waiters import CommitWaiters
 
 _logger = structlog.get_logger("replica")
@@ -102,10 +106,7 @@ class Replica:
         self.commit_index = opened.applied
         self._visible = self.log.base_offset(opened.applied + 1)
         """Offset after the last committed record."""
-        self._snapshots_due = {
-            tip.index for tip in self.log.sealed_tips() if tip.index > self.applied_index
-        }
-        """A snapshot is written at the end of each sealed segment, once that is applied."""
+        self._snapshots = Snapshots(self.log, self.applied_index)
         self.leadership = Leadership(
             opened.hard_state,
             opened.configurations[-1][1] if opened.configurations else Configuration(),
@@ -115,7 +116,9 @@ class Replica:
         self._inflight_bytes = 0
         self._room = News()
         self._news = News()
-        self._reads: dict[object, asyncio.Future[int]] = {}
+        """Told when a record was committed, or is gone."""
+        self._applied = News()
+        """Told when any batch was."""
         self._closing = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._adopting = asyncio.Lock()
@@ -147,9 +150,19 @@ class Replica:
         self.transport.driver = self._driver
         self.transport.set_configuration(self.leadership.configuration)
         self.members = Members(self.leadership, self._driver, self.log, self._waiters)
+        self._retention = Retention(self.log, self._driver, self.members, config, ports.clock)
+        self._barriers = Barriers(self._driver)
+        self.repair = Repair(
+            replica=self,
+            log=self.log,
+            transport=self.transport,
+            leadership=self.leadership,
+            own_uuid=self.identity.uuid,
+            hand_over=self.hand_over,
+        )
         self.committed(self._driver.raft.status().commit)
-        self._spawn(self._tick())
-        self._spawn(self._retain())
+        for work in (self._tick(), self._retain(), self.repair.run(), self.repair.scrub()):
+            self._spawn(work)
 
     @property
     def identity(self) -> Identity:
@@ -275,8 +288,12 @@ class Replica:
         self._check_offset(offset)
         while offset < self._visible:
             index = self.log.index_of_offset(offset)
-            run = await self.log.read(index, self.applied_index, bytes_max)
-            if data := _data_of(run.data, run.headers):
+            try:
+                run = await self.log.read(index, self.applied_index, bytes_max)
+            except RangeCorrupt as error:
+                self.repair.report(error)
+                raise
+            if data := data_only(run.data, run.headers):
                 return Chunk(data, run.headers[-1].next_offset)
             self._check_offset(offset)
         return Chunk(b"", offset)
@@ -303,16 +320,9 @@ class Replica:
         """
         if not self.leadership.is_mine:
             raise self.leadership.refusal()
-        ticket = object()
-        confirmed: asyncio.Future[int] = self._loop.create_future()
-        self._reads[ticket] = confirmed
-        try:
-            self._driver.request_read(ticket)
-            index = await confirmed
-            while self.applied_index < index:
-                await self._news.wait()
-        finally:
-            self._reads.pop(ticket, None)
+        index = await self._barriers.index()
+        while self.applied_index < index:
+            await self._applied.wait()
 
     # --- looking ---------------------------------------------------------------------------------
 
@@ -322,6 +332,7 @@ class Replica:
             log=self.name,
             cluster_id=self.identity.cluster_id,
             node=self.identity.name,
+            node_uuid=self.identity.uuid,
             earliest=self.earliest,
             next=self._visible,
             bytes=self.log.bytes_upto(self.applied_index),
@@ -338,6 +349,27 @@ class Replica:
     def status(self) -> Status:
         """Consensus as this server sees it."""
         return self._driver.raft.status()
+
+    def cluster_status(self) -> ClusterStatus:
+        """The cluster as this server sees it."""
+        status = self.status()
+        peers = {peer.id: peer for peer in status.peers}
+        servers = []
+        for server in self.servers():
+            if server.uuid == self.identity.uuid:
+                server = replace(server, match_index=status.durable, active=True)  # noqa: PLW2901
+            elif peer := peers.get(server.uuid):
+                server = replace(server, match_index=peer.match, active=peer.active)  # noqa: PLW2901
+            servers.append(server)
+        return ClusterStatus(
+            servers=tuple(servers),
+            term=status.term,
+            commit_index=self.commit_index,
+            applied_index=self.applied_index,
+            cluster_id=self.identity.cluster_id,
+            node=self.identity.name,
+            role=status.role.value,
+        )
 
     async def wait_ready(self) -> None:
         """Until `is_ready`. Raises Unavailable if the replica ends first."""
@@ -362,7 +394,7 @@ class Replica:
         self._observer.group_written(group.batches, group.bytes, group.seconds)
 
     def sealed(self, last: Tip) -> None:
-        self._snapshots_due.add(last.index)
+        self._snapshots.sealed(last)
 
     def failed(self, error: BaseException) -> None:
         if not self._closing:
@@ -388,6 +420,7 @@ class Replica:
             header = entry.header
             body = b"".join(entry.parts)[HEADER_BYTES:] if header.kind != Kind.DATA else b""
             self._apply_one(header, body)
+        self._applied.tell()
         if self._visible != visible:
             self._news.tell()
 
@@ -397,18 +430,12 @@ class Replica:
         self.applied_index = header.index
         self._visible = header.next_offset
         self._waiters.committed(header)
-        if header.index in self._snapshots_due:
-            self._snapshots_due.discard(header.index)
-            self._spawn(self._write_snapshot(Tip.after(header), self._state.copy()))
+        if self._snapshots.is_due(header.index):
+            self._spawn(self._snapshots.write(Tip.after(header), self._state.copy()))
         if header.index == self.leadership.led_from:
             self.leadership.changed.tell()
         if header.kind == Kind.COMMAND:
-            self._trim()
-
-    def _trim(self) -> None:
-        """Deletes the segments that nobody is served from any more."""
-        if self.log.drop_prefix(self.log.index_of_offset(self.earliest)):
-            self._driver.compacted(self.log.before.index)
+            self._retention.trim(self.earliest)
 
     async def _replay(self) -> None:
         """Applies committed batches that must be read: after a start, or far behind."""
@@ -418,25 +445,12 @@ class Replica:
             )
             for header, body in walk(run.data):
                 self._apply_one(header, body)
+            self._applied.tell()
             self._news.tell()
         self._replaying = False
 
-    async def _write_snapshot(self, tip: Tip, state: ReplicatedState) -> None:
-        try:
-            await self.log.write_snapshot(tip, state.encode)
-        except DiskFull as full:
-            # Only space is lost: the segments below it stay until a later one is written.
-            _logger.warning("no snapshot", index=tip.index, error=str(full))
-
     def reads_confirmed(self, reads: Sequence[ReadResult]) -> None:
-        for read in reads:
-            future = self._reads.get(read.ticket)
-            if future is None or future.done():
-                continue
-            if read.index is None:
-                future.set_exception(Unavailable("leadership was lost; ask the next leader"))
-            else:
-                future.set_result(read.index)
+        self._barriers.confirmed(reads)
 
     def leadership_changed(self, state: SoftState) -> None:
         leadership = self.leadership
@@ -459,8 +473,30 @@ class Replica:
         self._state = ReplicatedState.decode(snapshot.state)
         self.applied_index = self.commit_index = snapshot.tip.index
         self._visible = snapshot.tip.next_offset
-        self._snapshots_due.clear()
+        self._snapshots.forget()
+        self._applied.tell()
         self._news.tell()
+
+    # --- damage ----------------------------------------------------------------------------------
+
+    def set_may_lead(self, may_lead: bool) -> None:
+        """Whether this server may be elected."""
+        self._driver.raft.may_campaign = may_lead
+
+    def range_wanted(self, peer: str, first: int, last: int) -> None:
+        if self.log.first_index <= first <= last and first <= self.applied_index:
+            self._spawn(self._answer_range(peer, first, min(last, self.applied_index)))
+
+    async def _answer_range(self, peer: str, first: int, last: int) -> None:
+        try:
+            run = await self.log.read(first, last, limits.read_bytes_max)
+        except RangeCorrupt as error:
+            self.repair.report(error)
+        else:
+            self.transport.answer_fetch(peer, run.data)
+
+    def range_received(self, batches: list[ReceivedBatch]) -> None:
+        self.repair.received(batches)
 
     # --- joining ---------------------------------------------------------------------------------
 
@@ -478,35 +514,27 @@ class Replica:
         """The configuration that a snapshot holds. Raises CorruptionError."""
         return ReplicatedState.decode(state).configuration
 
-    # --- retention -------------------------------------------------------------------------------
-
     async def _retain(self) -> None:
-        """The leader moves the start of the log; every node follows when it applies that."""
         while True:
             await asyncio.sleep(self._config.retention_check_seconds)
-            self._trim()
-            start = start_to_keep(
-                self.log.segment_facts(),
-                self._config,
-                committed_index=self.applied_index,
-                total=self.log.bytes_upto(self.applied_index),
-                now=self._ports.clock.now_ms(),
-            )
-            if self.leadership.is_mine and start > self.earliest and self.members.has_room():
-                with contextlib.suppress(NotLeader, Unavailable, Overloaded):
-                    # The next round, or the next leader, tries again.
-                    self._driver.propose_command(encode_command(Command.SET_START, start))
+            self._retention.trim(self.earliest)
+            if self.leadership.is_mine:
+                self._retention.look(self.earliest, self.applied_index)
 
     # --- end -------------------------------------------------------------------------------------
+
+    async def hand_over(self) -> None:
+        """Lets another server lead, if there is one."""
+        if self.leadership.is_mine and len(self.leadership.configuration.voters) > 1:
+            with contextlib.suppress(ProglogError):
+                # Without it the others elect a leader all the same, an election timeout later.
+                await self.members.transfer()
 
     async def close(self) -> None:
         """Stops. Everything that was appended is durable when this returns."""
         if self._closing:
             return
-        if self.leadership.is_mine and len(self.leadership.configuration.voters) > 1:
-            with contextlib.suppress(ProglogError):
-                # Without it the others elect a leader all the same, an election timeout later.
-                await self.members.transfer()
+        await self.hand_over()
         self._end(Unavailable("the node is stopping"))
         for task in list(self._tasks):
             task.cancel()
@@ -521,21 +549,14 @@ class Replica:
 
     def _end(self, reason: ProglogError) -> None:
         self._closing = True
-        for news in (self._room, self._news, self.leadership.changed, self._driver.taken):
+        for news in (
+            self._room,
+            self._news,
+            self._applied,
+            self.leadership.changed,
+            self._driver.taken,
+        ):
             news.close(reason)
-
-
-def _data_of(data: bytes, headers: Sequence[BatchHeader]) -> Buffer:
-    """Only the batches that hold records."""
-    if all(header.kind == Kind.DATA for header in headers):
-        return data
-    parts = []
-    at = 0
-    for header in headers:
-        if header.kind == Kind.DATA:
-            parts.append(data[at : at + header.size])
-        at += header.size
-    return b"".join(parts)
 
 
 async def open_replica(

@@ -35,6 +35,26 @@ class ServerInfo:
     is_leader: bool
     suffrage: str
     """"voter" or "learner"."""
+    match_index: int | None = None
+    """How far its log is the leader's; only the leader knows."""
+    active: bool | None = None
+    """Whether it answered the leader lately; only the leader knows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterStatus:
+    """What a node knows of its cluster."""
+
+    servers: tuple[ServerInfo, ...]
+    term: int
+    commit_index: int
+    applied_index: int
+    cluster_id: str
+    """Empty while the node belongs to none."""
+    node: str
+    """Name of the node that tells."""
+    role: str
+    """"leader", "follower", "candidate" or "pre-candidate"."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +64,7 @@ class Description:
     log: str
     cluster_id: str
     node: str
+    node_uuid: str
     earliest: int
     """Oldest offset retained."""
     next: int

@@ -6,6 +6,10 @@
 from __future__ import annotations
 
 __all__ = (
+    "AddServerRequest",
+    "AddServerResponse",
+    "ClusterBase",
+    "ClusterStub",
     "ConsumeBatchesRequest",
     "ConsumeBatchesResponse",
     "ConsumeRequest",
@@ -22,7 +26,14 @@ __all__ = (
     "ProduceRequest",
     "ProduceResponse",
     "Record",
+    "RemoveServerRequest",
+    "RemoveServerResponse",
     "Server",
+    "ServerStatus",
+    "StatusRequest",
+    "StatusResponse",
+    "TransferLeadershipRequest",
+    "TransferLeadershipResponse",
 )
 
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
@@ -42,6 +53,25 @@ if TYPE_CHECKING:
 
 _COMPILER_VERSION = "0.10.1"
 betterproto2.check_compiler_version(_COMPILER_VERSION)
+
+
+@dataclass(eq=False, repr=False)
+class AddServerRequest(betterproto2.Message):
+    rpc_addr: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    host:port of its RPC port, as its peers reach it.
+    """
+
+
+default_message_pool.register_message("log.v1", "AddServerRequest", AddServerRequest)
+
+
+@dataclass(eq=False, repr=False)
+class AddServerResponse(betterproto2.Message):
+    pass
+
+
+default_message_pool.register_message("log.v1", "AddServerResponse", AddServerResponse)
 
 
 @dataclass(eq=False, repr=False)
@@ -178,6 +208,11 @@ class DescribeResponse(betterproto2.Message):
     term: "int" = betterproto2.field(9, betterproto2.TYPE_UINT64)
 
     commit_index: "int" = betterproto2.field(10, betterproto2.TYPE_UINT64)
+
+    node_uuid: "str" = betterproto2.field(11, betterproto2.TYPE_STRING)
+    """
+    The node's own; a cluster id that is empty means that it belongs to none yet.
+    """
 
 
 default_message_pool.register_message("log.v1", "DescribeResponse", DescribeResponse)
@@ -334,6 +369,25 @@ default_message_pool.register_message("log.v1", "Record", Record)
 
 
 @dataclass(eq=False, repr=False)
+class RemoveServerRequest(betterproto2.Message):
+    id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    Its name or uuid.
+    """
+
+
+default_message_pool.register_message("log.v1", "RemoveServerRequest", RemoveServerRequest)
+
+
+@dataclass(eq=False, repr=False)
+class RemoveServerResponse(betterproto2.Message):
+    pass
+
+
+default_message_pool.register_message("log.v1", "RemoveServerResponse", RemoveServerResponse)
+
+
+@dataclass(eq=False, repr=False)
 class Server(betterproto2.Message):
     id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
@@ -353,6 +407,177 @@ class Server(betterproto2.Message):
 
 
 default_message_pool.register_message("log.v1", "Server", Server)
+
+
+@dataclass(eq=False, repr=False)
+class ServerStatus(betterproto2.Message):
+    id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+
+    uuid: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+
+    rpc_addr: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+
+    is_leader: "bool" = betterproto2.field(4, betterproto2.TYPE_BOOL)
+
+    suffrage: "str" = betterproto2.field(5, betterproto2.TYPE_STRING)
+    """
+    "voter" or "learner".
+    """
+
+    match_index: "int | None" = betterproto2.field(6, betterproto2.TYPE_UINT64, optional=True)
+    """
+    Known to the leader only: how far the server's log is the leader's, and whether it answers.
+    """
+
+    active: "bool | None" = betterproto2.field(7, betterproto2.TYPE_BOOL, optional=True)
+
+
+default_message_pool.register_message("log.v1", "ServerStatus", ServerStatus)
+
+
+@dataclass(eq=False, repr=False)
+class StatusRequest(betterproto2.Message):
+    pass
+
+
+default_message_pool.register_message("log.v1", "StatusRequest", StatusRequest)
+
+
+@dataclass(eq=False, repr=False)
+class StatusResponse(betterproto2.Message):
+    servers: "list[ServerStatus]" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, repeated=True)
+
+    term: "int" = betterproto2.field(2, betterproto2.TYPE_UINT64)
+
+    commit_index: "int" = betterproto2.field(3, betterproto2.TYPE_UINT64)
+
+    applied_index: "int" = betterproto2.field(4, betterproto2.TYPE_UINT64)
+
+    cluster_id: "str" = betterproto2.field(5, betterproto2.TYPE_STRING)
+
+    node: "str" = betterproto2.field(6, betterproto2.TYPE_STRING)
+    """
+    The node that answers, and what it is: "leader", "follower" or "candidate".
+    """
+
+    role: "str" = betterproto2.field(7, betterproto2.TYPE_STRING)
+
+
+default_message_pool.register_message("log.v1", "StatusResponse", StatusResponse)
+
+
+@dataclass(eq=False, repr=False)
+class TransferLeadershipRequest(betterproto2.Message):
+    id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    Name or uuid of a voter; empty: the one whose log is most complete.
+    """
+
+
+default_message_pool.register_message(
+    "log.v1", "TransferLeadershipRequest", TransferLeadershipRequest
+)
+
+
+@dataclass(eq=False, repr=False)
+class TransferLeadershipResponse(betterproto2.Message):
+    pass
+
+
+default_message_pool.register_message(
+    "log.v1", "TransferLeadershipResponse", TransferLeadershipResponse
+)
+
+
+class ClusterStub(betterproto2_grpclib.ServiceStub):
+    """
+    Changes of the cluster. Only the leader makes them, one at a time; another server answers
+    FAILED_PRECONDITION with the leader's address.
+    """
+
+    async def status(
+        self,
+        message: "StatusRequest | None" = None,
+        *,
+        timeout: "float | None" = None,
+        deadline: "Deadline | None" = None,
+        metadata: "MetadataLike | None" = None,
+    ) -> "StatusResponse":
+        """
+        What this node knows of the cluster.
+        """
+
+        if message is None:
+            message = StatusRequest()
+
+        return await self._unary_unary(
+            "/log.v1.Cluster/Status",
+            message,
+            StatusResponse,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
+    async def add_server(
+        self,
+        message: "AddServerRequest",
+        *,
+        timeout: "float | None" = None,
+        deadline: "Deadline | None" = None,
+        metadata: "MetadataLike | None" = None,
+    ) -> "AddServerResponse":
+        """
+        Adds the node that answers at an address. It first catches up as a learner, then votes.
+        """
+
+        return await self._unary_unary(
+            "/log.v1.Cluster/AddServer",
+            message,
+            AddServerResponse,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
+    async def remove_server(
+        self,
+        message: "RemoveServerRequest",
+        *,
+        timeout: "float | None" = None,
+        deadline: "Deadline | None" = None,
+        metadata: "MetadataLike | None" = None,
+    ) -> "RemoveServerResponse":
+
+        return await self._unary_unary(
+            "/log.v1.Cluster/RemoveServer",
+            message,
+            RemoveServerResponse,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
+    async def transfer_leadership(
+        self,
+        message: "TransferLeadershipRequest",
+        *,
+        timeout: "float | None" = None,
+        deadline: "Deadline | None" = None,
+        metadata: "MetadataLike | None" = None,
+    ) -> "TransferLeadershipResponse":
+        """
+        Hands leadership over. Answers once another server leads.
+        """
+
+        return await self._unary_unary(
+            "/log.v1.Cluster/TransferLeadership",
+            message,
+            TransferLeadershipResponse,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
 
 
 class LogStub(betterproto2_grpclib.ServiceStub):
@@ -533,6 +758,100 @@ class LogStub(betterproto2_grpclib.ServiceStub):
             deadline=deadline,
             metadata=metadata,
         )
+
+
+class ClusterBase(betterproto2_grpclib.ServiceBase):
+    """
+    Changes of the cluster. Only the leader makes them, one at a time; another server answers
+    FAILED_PRECONDITION with the leader's address.
+    """
+
+    async def status(self, message: "StatusRequest") -> "StatusResponse":
+        """
+        What this node knows of the cluster.
+        """
+
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+
+    async def add_server(self, message: "AddServerRequest") -> "AddServerResponse":
+        """
+        Adds the node that answers at an address. It first catches up as a learner, then votes.
+        """
+
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+
+    async def remove_server(self, message: "RemoveServerRequest") -> "RemoveServerResponse":
+
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+
+    async def transfer_leadership(
+        self, message: "TransferLeadershipRequest"
+    ) -> "TransferLeadershipResponse":
+        """
+        Hands leadership over. Answers once another server leads.
+        """
+
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+
+    async def __rpc_status(
+        self, stream: "grpclib.server.Stream[StatusRequest, StatusResponse]"
+    ) -> None:
+        request = await stream.recv_message()
+        assert request is not None
+        response = await self.status(request)
+        await stream.send_message(response)
+
+    async def __rpc_add_server(
+        self, stream: "grpclib.server.Stream[AddServerRequest, AddServerResponse]"
+    ) -> None:
+        request = await stream.recv_message()
+        assert request is not None
+        response = await self.add_server(request)
+        await stream.send_message(response)
+
+    async def __rpc_remove_server(
+        self, stream: "grpclib.server.Stream[RemoveServerRequest, RemoveServerResponse]"
+    ) -> None:
+        request = await stream.recv_message()
+        assert request is not None
+        response = await self.remove_server(request)
+        await stream.send_message(response)
+
+    async def __rpc_transfer_leadership(
+        self, stream: "grpclib.server.Stream[TransferLeadershipRequest, TransferLeadershipResponse]"
+    ) -> None:
+        request = await stream.recv_message()
+        assert request is not None
+        response = await self.transfer_leadership(request)
+        await stream.send_message(response)
+
+    def __mapping__(self) -> "dict[str, grpclib.const.Handler]":
+        return {
+            "/log.v1.Cluster/Status": grpclib.const.Handler(
+                self.__rpc_status,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                StatusRequest,
+                StatusResponse,
+            ),
+            "/log.v1.Cluster/AddServer": grpclib.const.Handler(
+                self.__rpc_add_server,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                AddServerRequest,
+                AddServerResponse,
+            ),
+            "/log.v1.Cluster/RemoveServer": grpclib.const.Handler(
+                self.__rpc_remove_server,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                RemoveServerRequest,
+                RemoveServerResponse,
+            ),
+            "/log.v1.Cluster/TransferLeadership": grpclib.const.Handler(
+                self.__rpc_transfer_leadership,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                TransferLeadershipRequest,
+                TransferLeadershipResponse,
+            ),
+        }
 
 
 class LogBase(betterproto2_grpclib.ServiceBase):

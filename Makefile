@@ -1,0 +1,72 @@
+# Needs Python 3.11 or later and make. Everything else goes into a virtual environment.
+#
+#   make run                        start a node
+#   make test PYTHON=python3.13     run the tests in an environment of that Python
+
+ifeq ($(origin PYTHON),command line)
+VENV ?= .venv-$(notdir $(PYTHON))
+endif
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+INSTALLED := $(VENV)/.installed
+
+# Arguments for the commands: make run ARGS="--data-dir /srv/log", make test ARGS="tests/cli -x"
+ARGS ?=
+
+# A variable given on the command line would otherwise reach every recipe's environment.
+unexport PYTHON VENV ARGS
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install run test check format proto lock bench clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name text; \
+	    do printf '  make %-9s %s\n' "$$name" "$$text"; done
+
+install: $(INSTALLED)  ## make the environment (.venv) as the lock file says
+
+# Done again only where the lock or the project's own metadata changed.
+$(INSTALLED): requirements.lock pyproject.toml
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
+	    python=$$(scripts/find-python.sh $(PYTHON)) && rm -rf $(VENV) && \
+	    echo "Making $(VENV) with $$python" && "$$python" -m venv $(VENV); }
+	@echo "Installing what requirements.lock names into $(VENV)"
+	@$(PIP) install --require-hashes --requirement requirements.lock
+	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+run: install  ## start a node: data in ./data, gRPC and HTTP on 127.0.0.1:8400
+	@exec $(BIN)/proglog serve $(ARGS)
+
+test: install  ## run the whole test suite
+	$(BIN)/python -m pytest $(ARGS)
+
+check: install  ## lint, format, types, who imports whom, freshness of generated code
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo --no-cache
+	PYTHON=$(BIN)/python scripts/generate.sh --check
+
+format: install  ## let ruff format and mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+proto: install  ## generate proglog/_generated from protos/
+	PYTHON=$(BIN)/python scripts/generate.sh
+
+lock: install  ## resolve the dependencies anew, for every supported Python
+	@command -v uv >/dev/null || $(PIP) install uv
+	PATH="$(abspath $(BIN)):$$PATH" uv pip compile --universal --python-version 3.11 \
+	    --generate-hashes --no-header --group dev --group bench pyproject.toml \
+	    --output-file requirements.lock $(ARGS)
+	@! grep -n '://' requirements.lock || { echo 'the lock names an address' >&2; exit 1; }
+
+bench: install  ## measure beside JetStream and Redis on this machine
+	$(BIN)/proglog bench $(ARGS)
+
+clean:  ## remove environments and caches; never data
+	rm -rf .venv .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

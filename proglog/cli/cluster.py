@@ -1,0 +1,108 @@
+"""`proglog cluster`: who the servers are, and changes of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+
+from cyclopts import App
+
+from proglog.cli.connection import FIRST_ANSWER_SECONDS_MAX, run_on_loop
+from proglog.cli.parameters import SERVER_DEFAULT, Json, Server
+from proglog.client.admin import Cluster
+from proglog.config import Address
+
+app = App(name="cluster", help="Look at a cluster and change it.")
+
+
+@app.command
+def status(*, server: Server = SERVER_DEFAULT, json: Json = False) -> int:
+    """Print the servers of a cluster, as a node sees them.
+
+    Parameters
+    ----------
+    server
+        The node to ask.
+    json
+        Print one JSON document.
+    """
+    return run_on_loop(_status(server, as_json=json))
+
+
+@app.command
+def add(rpc_addr: str, *, server: Server = SERVER_DEFAULT) -> int:
+    """Add a node to the cluster. It catches up first, then votes.
+
+    Parameters
+    ----------
+    rpc_addr
+        HOST:PORT of its RPC port, as the other nodes reach it.
+    server
+        Any node of the cluster.
+    """
+    return run_on_loop(_change(server, lambda cluster: cluster.add(rpc_addr)))
+
+
+@app.command
+def remove(name: str, *, server: Server = SERVER_DEFAULT) -> int:
+    """Remove a node from the cluster.
+
+    Parameters
+    ----------
+    name
+        Its name or uuid.
+    server
+        Any node of the cluster.
+    """
+    return run_on_loop(_change(server, lambda cluster: cluster.remove(name)))
+
+
+@app.command
+def transfer(name: str = "", /, *, server: Server = SERVER_DEFAULT) -> int:
+    """Hand leadership over.
+
+    Parameters
+    ----------
+    name
+        Name or uuid of the next leader; the node that is most up to date unless given.
+    server
+        Any node of the cluster.
+    """
+    return run_on_loop(_change(server, lambda cluster: cluster.transfer(name)))
+
+
+async def _change(server: Address, change: Callable[[Cluster], Awaitable[None]]) -> int:
+    async with Cluster([server], timeout_seconds=FIRST_ANSWER_SECONDS_MAX) as cluster:
+        await cluster.status()
+    async with Cluster([server]) as cluster:
+        await change(cluster)
+    return 0
+
+
+async def _status(server: Address, *, as_json: bool) -> int:
+    async with Cluster([server], timeout_seconds=FIRST_ANSWER_SECONDS_MAX) as cluster:
+        found = await cluster.status()
+    if as_json:
+        servers = [
+            {
+                "id": each.id,
+                "uuid": each.uuid,
+                "rpc_addr": each.rpc_addr,
+                "is_leader": each.is_leader,
+                "suffrage": each.suffrage,
+                "match_index": each.match_index,
+                "active": each.active,
+            }
+            for each in found.servers
+        ]
+        names = ("term", "commit_index", "applied_index", "cluster_id", "node", "role")
+        print(json.dumps({"servers": servers, **{name: getattr(found, name) for name in names}}))
+        return 0
+    print(f"cluster {found.cluster_id or '(none yet)'}, term {found.term}, ", end="")
+    print(f"committed {found.commit_index}, told by {found.node} ({found.role})")
+    for each in found.servers:
+        role = "leader" if each.is_leader else each.suffrage
+        match = "" if each.match_index is None else f"at {each.match_index}"
+        silent = ", silent" if each.active is False else ""
+        print(f"{each.id:<20} {each.rpc_addr:<24} {role:<8} {match}{silent}".rstrip())
+    return 0

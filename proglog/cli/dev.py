@@ -1,0 +1,125 @@
+"""`proglog dev`: a cluster of local nodes in one terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from asyncio.subprocess import PIPE, STDOUT, Process
+from pathlib import Path
+
+from proglog.cli.connection import run_on_loop
+from proglog.client.admin import Cluster
+from proglog.config import Address
+from proglog.errors import ConfigurationError, ProglogError
+
+_COLOURS = (36, 33, 35, 32, 34, 31)
+_PORT_STEP = 10
+_NODES_MAX = 9
+_HTTP_BELOW_RPC = 320
+"""The HTTP port of a node is its RPC port less this: 8080 for 8400."""
+_START_SECONDS_MAX = 20.0
+_STOP_SECONDS_MAX = 20.0
+
+
+def dev(*, nodes: int = 3, data_dir: Path = Path("data/dev"), port_base: int = 8400) -> int:
+    """Run a local cluster. Ctrl-C stops all of it; the data stays for the next time.
+
+    Parameters
+    ----------
+    nodes
+        How many nodes, 1 to 9.
+    data_dir
+        Directory of their data, a folder each.
+    port_base
+        Node i has RPC port PORT-BASE + 10 i, and its HTTP port 320 below.
+    """
+    if not 1 <= nodes <= _NODES_MAX:
+        raise ConfigurationError(f"--nodes is {nodes}: expected 1 to {_NODES_MAX}")
+    return run_on_loop(_Cluster(nodes, data_dir, port_base).run())
+
+
+class _Cluster:
+    def __init__(self, count: int, data_dir: Path, port_base: int) -> None:
+        self._data_dir = data_dir
+        self._addresses = [
+            Address("127.0.0.1", port_base + _PORT_STEP * number) for number in range(count)
+        ]
+        self._processes: list[Process] = []
+
+    async def run(self) -> int:
+        loop = asyncio.get_running_loop()
+        asked = asyncio.Event()
+        for stop in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(stop, asked.set)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for number in range(len(self._addresses)):
+                    tasks.create_task(self._run_node(number, asked))
+                forming = tasks.create_task(self._form())
+                await asked.wait()
+                forming.cancel()
+                for process in self._processes:
+                    if process.returncode is None:
+                        process.terminate()
+        finally:
+            for process in self._processes:
+                if process.returncode is None:
+                    process.kill()
+        return 0 if all(process.returncode == 0 for process in self._processes) else 1
+
+    async def _run_node(self, number: int, asked: asyncio.Event) -> None:
+        address = self._addresses[number]
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "proglog.cli",
+            "serve",
+            f"--data-dir={self._data_dir / f'node-{number}'}",
+            f"--node-name=node-{number}",
+            f"--rpc-port={address.port}",
+            f"--http-addr=127.0.0.1:{address.port - _HTTP_BELOW_RPC}",
+            "--bootstrap" if number == 0 else "--no-bootstrap",
+            "--log-format=console",
+            "--quiet",
+            stdout=PIPE,
+            stderr=STDOUT,
+            # Ctrl-C reaches the whole group of a terminal: a node is told once, by us.
+            start_new_session=True,
+        )
+        self._processes.append(process)
+        assert process.stdout is not None
+        async for line in process.stdout:
+            self._show(number, line)
+        status = await process.wait()
+        if not asked.is_set():
+            print(f"node-{number} ended with status {status}", file=sys.stderr)
+            if status:
+                asked.set()
+
+    def _show(self, number: int, line: bytes) -> None:
+        name = f"node-{number}"
+        if sys.stdout.isatty():
+            name = f"\x1b[{_COLOURS[number % len(_COLOURS)]}m{name}\x1b[0m"
+        print(f"{name} | {line.decode(errors='replace').rstrip()}", flush=True)
+
+    async def _form(self) -> None:
+        """Adds the nodes that are not in the cluster yet."""
+        try:
+            async with asyncio.timeout(_START_SECONDS_MAX * len(self._addresses)):
+                await self._add_all()
+        except (ProglogError, TimeoutError) as error:
+            print(f"the cluster did not form: {error}", file=sys.stderr)
+            return
+        print(f"a cluster of {len(self._addresses)} is up; try:", flush=True)
+        print(f"  proglog cluster status --server {self._addresses[0]}", flush=True)
+
+    async def _add_all(self) -> None:
+        async with Cluster(self._addresses[:1]) as cluster:
+            for address in self._addresses[1:]:
+                known = {server.rpc_addr for server in (await cluster.status()).servers}
+                if str(address) in known:
+                    continue
+                async with Cluster([address]) as newcomer:
+                    await newcomer.status()
+                await cluster.add(str(address))

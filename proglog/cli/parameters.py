@@ -1,0 +1,72 @@
+"""Types of the commands' parameters: how each is read from text and shown in the help."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, TypeAlias
+
+from cyclopts import Parameter
+
+from proglog.cli.units import (
+    format_bytes,
+    format_seconds,
+    parse_bytes,
+    parse_seconds,
+    parse_timestamp,
+)
+from proglog.config import Address
+from proglog.errors import ConfigurationError
+
+RPC_PORT_DEFAULT = 8400
+
+
+NONE = "none"
+"""How a setting that may be absent is said to be: a flag takes back what a file sets."""
+
+
+def _read(parse: Callable[[str], Any], metavar: str, show: Callable[[Any], str] = str) -> Parameter:
+    return Parameter(
+        converter=lambda _type, tokens: parse(tokens[0].value),
+        n_tokens=1,
+        accepts_keys=False,
+        metavar=metavar,
+        show_default=lambda value: NONE if value is None else show(value),
+    )
+
+
+def _optional(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    return lambda text: None if text == NONE else parse(text)
+
+
+def _listener(text: str, port: int | None = None) -> Address:
+    try:
+        return Address.parse(text, port=port)
+    except ConfigurationError:
+        raise ValueError(f"{text!r} is not like host:port") from None
+
+
+def _server(text: str) -> Address:
+    return _listener(text, RPC_PORT_DEFAULT)
+
+
+Size: TypeAlias = Annotated[int, _read(parse_bytes, "SIZE", format_bytes)]
+"""Bytes."""
+OptionalSize: TypeAlias = Annotated[int | None, _read(_optional(parse_bytes), "SIZE", format_bytes)]
+Duration: TypeAlias = Annotated[float, _read(parse_seconds, "DURATION", format_seconds)]
+"""Seconds."""
+OptionalDuration: TypeAlias = Annotated[
+    float | None, _read(_optional(parse_seconds), "DURATION", format_seconds)
+]
+Timestamp: TypeAlias = Annotated[int, _read(parse_timestamp, "TIME")]
+"""Milliseconds since the epoch."""
+ListenAddress: TypeAlias = Annotated[Address, _read(_listener, "HOST:PORT")]
+OptionalListenAddress: TypeAlias = Annotated[
+    Address | None, _read(_optional(_listener), "HOST:PORT")
+]
+Server: TypeAlias = Annotated[
+    Address, _read(_server, "HOST:PORT"), Parameter(env_var="PROGLOG_SERVER")
+]
+Json: TypeAlias = Annotated[bool, Parameter(name="--json", negative=())]
+"""Whether what is shown is JSON, an object a line."""
+
+SERVER_DEFAULT = Address("127.0.0.1", RPC_PORT_DEFAULT)

@@ -1,0 +1,100 @@
+"""`proglog produce`: appends lines."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import orjson
+from cyclopts.types import ExistingFile
+
+from proglog.cli.connection import connected, run_on_loop
+from proglog.cli.lines import read_lines
+from proglog.cli.parameters import SERVER_DEFAULT, Json, Server
+from proglog.cli.progress import Progress
+from proglog.config import Address
+
+if TYPE_CHECKING:
+    from proglog.client.client import Log
+
+CHUNKS_INFLIGHT_MAX = 16
+STDIN = Path("/dev/stdin")
+
+
+def produce(*files: ExistingFile, server: Server = SERVER_DEFAULT, json: Json = False) -> int:
+    """Appends each line as one record: without its newline byte, and with all other bytes.
+
+    Parameters
+    ----------
+    files
+        Files to read, in this order; stdin without any.
+    server
+        The node, or any node of the cluster.
+    json
+        Print a summary as JSON to stdout.
+    """
+    files = files or (STDIN,)
+    progress = Progress(_bytes_total(files))
+    return run_on_loop(_produce(files, server, progress, json=json))
+
+
+async def _produce(
+    files: tuple[Path, ...], server: Address, progress: Progress, *, json: bool
+) -> int:
+    async with connected(server) as log:
+        try:
+            first, last = await _append(log, files, progress)
+        finally:
+            progress.finish()
+    if json:
+        summary = {
+            "records": progress.records,
+            "bytes": progress.bytes,
+            "seconds": round(progress.seconds, 6),
+            "first_offset": first,
+            "last_offset": last,
+        }
+        print(orjson.dumps(summary).decode())
+    return 0
+
+
+async def _append(
+    log: Log, files: tuple[Path, ...], progress: Progress
+) -> tuple[int | None, int | None]:
+    """Keeps several chunks under way, in order. Returns the first and the last offset, if any.
+
+    What fails first ends it all; `progress` has counted what was acknowledged by then.
+    """
+    first: int | None = None
+    last: int | None = None
+    underway: asyncio.Queue[tuple[list[bytes], asyncio.Task[Sequence[int]]] | None]
+    underway = asyncio.Queue(CHUNKS_INFLIGHT_MAX)
+
+    async def count_answers() -> None:
+        nonlocal first, last
+        while (chunk := await underway.get()) is not None:
+            lines, answer = chunk
+            offsets = await answer
+            first = offsets[0] if first is None else first
+            last = offsets[-1]
+            progress.add(len(lines), sum(map(len, lines)) + len(lines))
+
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(count_answers())
+            for path in files:
+                async for lines in read_lines(path):
+                    await underway.put((lines, tasks.create_task(log.produce_many(lines))))
+            await underway.put(None)
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return first, last
+
+
+def _bytes_total(files: tuple[Path, ...]) -> int | None:
+    """Size of all files, or None where one is a stream."""
+    if not all(path.is_file() for path in files):
+        return None
+    return sum(path.stat().st_size for path in files)

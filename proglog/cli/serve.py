@@ -1,0 +1,141 @@
+"""`proglog serve`: one node, until it is told to stop."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from proglog.cli.parameters import (
+    SERVER_DEFAULT,
+    Duration,
+    ListenAddress,
+    OptionalDuration,
+    OptionalListenAddress,
+    OptionalSize,
+    Size,
+)
+from proglog.config import Address, LogConfig, LogFormat, LogLevel, NodeConfig
+
+if TYPE_CHECKING:
+    from proglog.agent.node import Node
+
+_NODE = NodeConfig()
+_LOG = LogConfig()
+
+
+def serve(
+    *,
+    config_file: Path | None = None,
+    data_dir: Path = _NODE.data_dir,
+    node_name: str = _NODE.node_name,
+    bind_addr: ListenAddress = _NODE.bind_addr,
+    rpc_port: int = _NODE.rpc_port,
+    http_addr: OptionalListenAddress = _NODE.http_addr,
+    http_hosts: Annotated[tuple[str, ...], Parameter(negative=())] = _NODE.http_hosts,
+    bootstrap: bool = _NODE.bootstrap,
+    segment_bytes: Size = _LOG.segment_bytes,
+    segment_batches: int = _LOG.segment_batches,
+    retention_bytes: OptionalSize = _LOG.retention_bytes,
+    retention_time: OptionalDuration = _LOG.retention_seconds,
+    drain_timeout: Duration = _NODE.drain_seconds,
+    log_level: LogLevel = _NODE.log_level,
+    log_format: LogFormat = _NODE.log_format,
+    quiet: Annotated[bool, Parameter(negative=())] = False,
+) -> int:
+    """Starts a node and returns its exit status.
+
+    Parameters
+    ----------
+    config_file
+        YAML or TOML file of settings.
+    data_dir
+        Directory of everything that must survive; made where missing.
+    node_name
+        Name of the node in the cluster; the host's for a new one unless given.
+    bind_addr
+        Its host is where the RPC port listens. Its port is for gossip between nodes.
+    rpc_port
+        Port of gRPC and HTTP; 0 takes a free one.
+    http_addr
+        Where HTTP is served as well, or none.
+    http_hosts
+        Host names besides loopback that plain HTTP answers to.
+    bootstrap
+        Begin a cluster of one on the first start. Without it a new node waits until a cluster adds
+        it.
+    segment_bytes
+        Size of one file of the log.
+    segment_batches
+        Batches in one file of the log.
+    retention_bytes
+        Delete the oldest segments while the log is larger, as 10GiB.
+    retention_time
+        Delete segments once all in them is older, as 7d.
+    drain_timeout
+        How long what is under way may take to end when the node stops.
+    log_level
+        Least severe messages to write to stderr.
+    log_format
+        Lines for people, or JSON; auto: the former on a terminal.
+    quiet
+        Print no welcome.
+    """
+    del config_file  # its settings have arrived as the other parameters
+    config = NodeConfig(
+        data_dir=data_dir,
+        node_name=node_name,
+        bind_addr=bind_addr,
+        rpc_port=rpc_port,
+        http_addr=http_addr,
+        http_hosts=http_hosts,
+        bootstrap=bootstrap,
+        drain_seconds=drain_timeout,
+        log=LogConfig(
+            segment_bytes=segment_bytes,
+            segment_batches=segment_batches,
+            retention_bytes=retention_bytes,
+            retention_seconds=retention_time,
+        ),
+        log_level=log_level,
+        log_format=log_format,
+    )
+    from proglog.agent.node import run
+
+    return run(config, _welcome(config, quiet=quiet))
+
+
+def _welcome(config: NodeConfig, *, quiet: bool) -> Callable[[Node], None]:
+    """What to print when the node serves: nothing where a machine reads along."""
+
+    def print_welcome(node: Node) -> None:
+        if quiet or config.log_format == "json":
+            return
+        log = node.replica.describe()
+        held = f"offsets {log.earliest} to {log.next - 1}" if log.next > log.earliest else "empty"
+        lines = [
+            f"Node {log.node} serves the log in {config.data_dir} ({held}).",
+            "",
+            f"  gRPC and HTTP   {node.rpc_addr}",
+            *([f"  HTTP            {node.http_addr}"] if node.http_addr else []),
+            "",
+            "Try in another terminal:",
+            "",
+            f"  curl http://{node.http_addr or node.rpc_addr}/v1/records --data 'hello, world'",
+            f"  curl 'http://{node.http_addr or node.rpc_addr}/v1/records?format=text'",
+            f"  {sys.argv[0]} consume --follow{_server_flag(node.rpc_addr)}",
+            f"  {sys.argv[0]} produce README.md{_server_flag(node.rpc_addr)}",
+            "",
+            "Ctrl-C stops the node.",
+            "",
+        ]
+        print("\n".join(lines), flush=True)
+
+    return print_welcome
+
+
+def _server_flag(rpc_addr: Address) -> str:
+    return "" if rpc_addr == SERVER_DEFAULT else f" --server {rpc_addr}"

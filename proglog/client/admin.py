@@ -1,0 +1,88 @@
+"""A cluster, as an operator sees and changes it."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import ssl
+from collections.abc import Sequence
+from typing import Any, Self
+
+from proglog import limits
+from proglog._generated.log import v1
+from proglog.client.call import Method
+from proglog.client.network import NetworkBackend
+from proglog.client.retry import RETRIED, Backoff, call_until
+from proglog.config import Address
+from proglog.errors import ProglogError
+
+
+def _method(name: str) -> Method:
+    request, response = getattr(v1, f"{name}Request"), getattr(v1, f"{name}Response")
+    return Method(name, request, response, service="log.v1.Cluster")
+
+
+_STATUS = _method("Status")
+_ADD = _method("AddServer")
+_REMOVE = _method("RemoveServer")
+_TRANSFER = _method("TransferLeadership")
+
+
+class Cluster:
+    """Asks any of some nodes, and follows to the leader where only that one can answer.
+
+    An async context manager. All calls raise ProglogError.
+    """
+
+    def __init__(
+        self,
+        addresses: Sequence[Address],
+        *,
+        tls: ssl.SSLContext | None = None,
+        timeout_seconds: float = limits.produce_timeout_seconds_default,
+    ) -> None:
+        self._backend = NetworkBackend(addresses, "", tls)
+        self._timeout_seconds = timeout_seconds
+        self._chance = random.Random()
+
+    async def status(self) -> v1.StatusResponse:
+        """What the asked node knows of the cluster."""
+        reply: v1.StatusResponse = await call_until(
+            lambda: self._backend.ask(_STATUS, v1.StatusRequest()),
+            self._timeout_seconds,
+            self._chance,
+        )
+        return reply
+
+    async def add(self, rpc_addr: str) -> None:
+        """Adds the node that answers at an address; it becomes a voter once it has caught up."""
+        await self._change(_ADD, v1.AddServerRequest(rpc_addr=rpc_addr))
+
+    async def remove(self, name: str) -> None:
+        """Removes a server by its name or uuid."""
+        await self._change(_REMOVE, v1.RemoveServerRequest(id=name))
+
+    async def transfer(self, name: str = "") -> None:
+        """Hands leadership to a server by its name or uuid, or to the one most up to date."""
+        await self._change(_TRANSFER, v1.TransferLeadershipRequest(id=name))
+
+    async def _change(self, method: Method, request: Any) -> None:
+        """Tries until it is done or refused for good; an unknown outcome is not tried again."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._timeout_seconds
+        backoff = Backoff(self._chance)
+        while True:
+            try:
+                await self._backend.ask(method, request)
+            except ProglogError as error:
+                if error.action not in RETRIED or loop.time() >= deadline:
+                    raise
+                await backoff.pause(deadline)
+            else:
+                return
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._backend.close()

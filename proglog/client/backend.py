@@ -1,0 +1,89 @@
+"""The port between the client and a log: four calls, whether the log is here or far away.
+
+A backend tries each call once. Trying again is the client's business: it knows the deadlines, and
+which refusals are final.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from datetime import datetime
+from typing import Literal, NamedTuple, Protocol, TypeAlias
+
+from proglog.batch import NO_TIMESTAMP, ProposedBatch, Record
+from proglog.errors import InvalidRequest
+from proglog.replica.types import Appended, Chunk, Description
+
+OFFSETS_END = 2**64
+
+
+class At(NamedTuple):
+    """The first record appended at or after this time, in milliseconds since the epoch."""
+
+    timestamp: int
+
+
+Start: TypeAlias = int | At | Literal["earliest", "latest"]
+"""Where reading begins: an offset, a time, the oldest record retained, or the next to come."""
+
+
+class ProduceStream(Protocol):
+    """Batches of one producer, appended in the order of `submit`."""
+
+    async def submit(self, batch: ProposedBatch) -> asyncio.Future[Appended]:
+        """Hands over one batch, waiting while the log has no room for it.
+
+        The answers come in order. Once a batch is refused, by an exception here or in its future,
+        the stream appends nothing more: later batches fail too, with EarlierRefused.
+
+        Raises ProglogError.
+        """
+
+    async def close(self) -> None:
+        """Ends the stream. Answers that are still out may never come."""
+
+
+class Backend(Protocol):
+    """Reaches one log."""
+
+    async def open_produce(self) -> ProduceStream:
+        """A new stream for batches. Nothing is appended if it fails. Raises ProglogError."""
+
+    def consume(
+        self, start: Start, *, follow: bool, bytes_max: int = 0
+    ) -> AsyncGenerator[Chunk, None]:
+        """Whole data batches from `start` on, in chunks of about `bytes_max` (0: as the log likes).
+
+        The first batch may begin before an offset asked for. For any other start the first chunk is
+        empty and says where reading begins. `follow` waits at the end instead of ending there.
+
+        Raises ProglogError; OffsetOutOfRange also midway, when retention overtakes the reader.
+        """
+
+    async def read(self, offset: int) -> Record:
+        """One record. Raises ProglogError."""
+
+    async def describe(self) -> Description:
+        """What the log holds and who leads it. Raises ProglogError."""
+
+    async def close(self) -> None:
+        """Lets go of everything."""
+
+
+def to_offset(offset: object) -> int:
+    """Checks an offset that came from a user. Raises InvalidRequest."""
+    if not isinstance(offset, int) or not 0 <= offset < OFFSETS_END:
+        raise InvalidRequest(f"an offset is a number from 0 to 2**64 - 1, not {offset!r}")
+    return offset
+
+
+def to_milliseconds(moment: int | datetime) -> int:
+    """A time as milliseconds since the epoch; a naive datetime is local time.
+
+    Raises InvalidRequest.
+    """
+    time = round(moment.timestamp() * 1000) if isinstance(moment, datetime) else moment
+    if not isinstance(time, int) or not 0 <= time < NO_TIMESTAMP:
+        raise InvalidRequest(f"a time is milliseconds since the epoch, not {moment!r}")
+    return time

@@ -1,0 +1,102 @@
+"""Connections to one node, made when a call needs one; calls survive a GOAWAY."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable
+from typing import Any
+
+from grpclib.client import Handler
+from grpclib.config import Configuration
+from h2.events import Event
+from hyperframe.frame import GoAwayFrame
+
+from proglog import http2, limits
+from proglog.config import Address
+from proglog.errors import Unauthenticated, Unavailable
+
+_CONFIGURATION = Configuration(
+    _keepalive_time=limits.client_keepalive_seconds,
+    _keepalive_timeout=limits.client_keepalive_seconds,
+    _http2_max_pings_without_data=0,
+    _http2_min_sent_ping_interval_without_data=limits.client_keepalive_seconds / 2,
+).__for_client__()
+
+
+class Connection(http2.Protocol):
+    """One connection. `draining`: calls on it go on, new ones need another connection."""
+
+    def __init__(self, lost: Callable[[Connection], None]) -> None:
+        super().__init__(Handler(), _CONFIGURATION, http2.configuration(client_side=True))
+        self.draining = False
+        self._lost = lost
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        # h2 takes a GOAWAY for the end and drops the calls in flight, which a draining server still
+        # answers. So h2 does not hear of it.
+        state: Any = self.connection._connection
+        state._frame_dispatch_table[GoAwayFrame] = self._goaway_received
+
+    def _goaway_received(self, frame: GoAwayFrame) -> tuple[list[Any], list[Event]]:
+        self.draining = True
+        for stream_id, stream in self.processor.streams.items():
+            if stream_id > frame.last_stream_id:
+                stream.__terminated__("the server goes away and did not take this call")
+        return [], []
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self.draining = True
+        super().connection_lost(exc)
+        self._lost(self)
+
+
+class Channel:
+    """Connects to one address when a call needs it."""
+
+    def __init__(self, address: Address, tls: ssl.SSLContext | None) -> None:
+        self.address = address
+        self._tls = tls
+        self._lock = asyncio.Lock()
+        self._current: Connection | None = None
+        self._open: set[Connection] = set()
+
+    async def connection(self) -> Connection:
+        """A connection that takes new calls. Raises Unavailable or Unauthenticated."""
+        async with self._lock:
+            if self._current is None or self._current.draining:
+                self._current = await self._dial()
+                self._open.add(self._current)
+            return self._current
+
+    def distrust(self) -> None:
+        """Answers are missing: the next call gets a new connection."""
+        if self._current is not None:
+            self._current.draining = True
+
+    def close(self) -> None:
+        for connection in list(self._open):
+            connection.draining = True
+            connection.processor.close("the client was closed")
+
+    async def _dial(self) -> Connection:
+        loop = asyncio.get_running_loop()
+        host, port = self.address
+        try:
+            async with asyncio.timeout(limits.client_dial_seconds_max):
+                _, connection = await loop.create_connection(
+                    lambda: Connection(self._open.discard), host, port, ssl=self._tls
+                )
+        except TimeoutError:
+            raise Unavailable(
+                f"no connection to {self.address} within {limits.client_dial_seconds_max:g} s"
+            ) from None
+        except ssl.SSLCertVerificationError as error:
+            raise Unauthenticated(
+                f"the certificate of {self.address} is not trusted: {error.verify_message}"
+            ) from None
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise Unavailable(f"cannot connect to {self.address}: {reason}") from None
+        return connection

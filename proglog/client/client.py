@@ -1,0 +1,215 @@
+"""What users hold: a log, wherever it is."""
+
+from __future__ import annotations
+
+import os
+import random
+import ssl
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AbstractAsyncContextManager
+from datetime import datetime
+from types import TracebackType
+from typing import Literal, Self
+
+from proglog import limits
+from proglog.batch import Record, RecordBatch
+from proglog.client.address import parse_url
+from proglog.client.backend import At, Backend, Start, to_milliseconds, to_offset
+from proglog.client.columns import Columns, HeadersLike
+from proglog.client.consumer import Consumer, OnGap
+from proglog.client.producer import Producer
+from proglog.client.retry import call_until
+from proglog.errors import InvalidRequest
+from proglog.replica.types import Description
+
+
+def connect(
+    url: str,
+    *,
+    timeout_seconds: float = limits.produce_timeout_seconds_default,
+    compress: bool = False,
+    tls: ssl.SSLContext | None = None,
+) -> Log:
+    """A log served by a node or a cluster; connections are made when they are needed.
+
+    Args:
+        url: `proglog://host:port[,host:port...][/log]`: some nodes of the cluster, and which log.
+        timeout_seconds: how long a call keeps trying before it raises.
+        compress: whether values are compressed (zstd), batch by batch, where it makes them smaller.
+        tls: the context of the connections; plaintext without one.
+
+    Raises ConfigurationError.
+    """
+    from proglog.client.network import NetworkBackend
+
+    addresses, log = parse_url(url)
+    return Log(
+        NetworkBackend(addresses, log, tls), timeout_seconds=timeout_seconds, compress=compress
+    )
+
+
+def open(  # noqa: A001  # proglog.open, as in gzip.open
+    data_dir: str | os.PathLike[str],
+    *,
+    timeout_seconds: float = limits.produce_timeout_seconds_default,
+    compress: bool = False,
+) -> AbstractAsyncContextManager[Log]:
+    """A log in this process, in a directory that is made if it is missing. No network is used.
+
+    Use it as `async with proglog.open("data/") as log`. The arguments are those of `connect`.
+
+    Raises ProglogError on entering: the directory is damaged, or in use by another process.
+    """
+    from proglog.agent.embedded import open_log
+
+    return open_log(data_dir, timeout_seconds=timeout_seconds, compress=compress)
+
+
+class Log:
+    """An append-only log of records with dense offsets. Belongs to one event loop."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        timeout_seconds: float = limits.produce_timeout_seconds_default,
+        compress: bool = False,
+        chance: random.Random | None = None,
+    ) -> None:
+        self._backend = backend
+        self._timeout = timeout_seconds
+        self._compress = compress
+        self._chance = chance or random.Random()
+        self._producer: Producer | None = None
+        self._closed = False
+
+    async def produce(
+        self,
+        value: bytes,
+        key: bytes | None = None,
+        headers: HeadersLike | None = None,
+        timestamp: int | datetime | None = None,
+    ) -> int:
+        """Appends one record; returns its offset once it is durable.
+
+        Calls at the same time travel together. To cancel a call does not take its record back.
+        `timestamp` is milliseconds since the epoch, or a datetime; without one the record gets the
+        time of its append.
+
+        Raises ProglogError; OutcomeUnknown where the record may be in the log or not.
+        """
+        return await (self._producer or self._start_producer()).add(value, key, headers, timestamp)
+
+    async def produce_many(
+        self,
+        values: Sequence[bytes],
+        keys: Sequence[bytes | None] | None = None,
+        headers: Sequence[HeadersLike] | None = None,
+        timestamps: Sequence[int | datetime | None] | None = None,
+    ) -> Sequence[int]:
+        """Appends many records in their order; returns their offsets once all are durable.
+
+        The records travel in several batches, between which records of others may come. If it
+        raises, some batches may have been appended and others not.
+        """
+        records = Columns.checked(values, keys, headers, timestamps)
+        return await (self._producer or self._start_producer()).add_many(records)
+
+    def consume(
+        self,
+        offset: int | Literal["earliest", "latest"] = "earliest",
+        *,
+        timestamp: int | datetime | None = None,
+        follow: bool = True,
+        on_gap: OnGap = "raise",
+    ) -> AsyncGenerator[Record, None]:
+        """The records from an offset on or, with `timestamp`, from those appended since that time.
+
+        Goes on at the next offset when the connection or the node is lost. With `follow=False` it
+        ends at the end of the log; otherwise it waits there for more. Where retention deletes
+        records before they were read it raises ConsumerGap, which says which, or skips them.
+
+        Raises ProglogError: OffsetOutOfRange if the log does not hold the offset.
+        """
+        return self._consumer(offset, timestamp, follow, on_gap).records()
+
+    def consume_batches(
+        self,
+        offset: int | Literal["earliest", "latest"] = "earliest",
+        *,
+        timestamp: int | datetime | None = None,
+        follow: bool = True,
+        on_gap: OnGap = "raise",
+    ) -> AsyncGenerator[RecordBatch, None]:
+        """Like `consume`, but whole batches at a time: several times faster."""
+        return self._consumer(offset, timestamp, follow, on_gap).batches()
+
+    async def read(self, offset: int) -> Record:
+        """One record. Raises OffsetOutOfRange where there is none (yet, or any more)."""
+        self._check_open()
+        checked = to_offset(offset)
+        return await call_until(lambda: self._backend.read(checked), self._timeout, self._chance)
+
+    async def describe(self) -> Description:
+        """What the log holds, and who leads it."""
+        self._check_open()
+        return await call_until(self._backend.describe, self._timeout, self._chance)
+
+    async def close(self) -> None:
+        """Waits for the answers to all records accepted, then lets go of everything."""
+        await self._close(flush=True)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._close(flush=exc is None)
+
+    async def _close(self, *, flush: bool) -> None:
+        self._closed = True
+        try:
+            if self._producer is not None:
+                await self._producer.close(flush=flush)
+        finally:
+            await self._backend.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise InvalidRequest("the log is closed")
+
+    def _start_producer(self) -> Producer:
+        self._check_open()
+        self._producer = Producer(
+            self._backend,
+            timeout_seconds=self._timeout,
+            compress=self._compress,
+            chance=self._chance,
+        )
+        return self._producer
+
+    def _consumer(
+        self,
+        offset: int | Literal["earliest", "latest"],
+        timestamp: int | datetime | None,
+        follow: bool,
+        on_gap: OnGap,
+    ) -> Consumer:
+        self._check_open()
+        start: Start
+        if timestamp is not None:
+            start = At(to_milliseconds(timestamp))
+        else:
+            start = offset if offset in ("earliest", "latest") else to_offset(offset)
+        return Consumer(
+            self._backend,
+            start,
+            follow=follow,
+            on_gap=on_gap,
+            timeout_seconds=self._timeout,
+            chance=self._chance,
+        )

@@ -1,0 +1,195 @@
+"""The backend that reaches a log over gRPC: which node, which connection, which call."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import ssl
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+from proglog import limits
+from proglog._generated.log import v1
+from proglog.batch import ProposedBatch, Record
+from proglog.client.address import Picker
+from proglog.client.backend import At, Start
+from proglog.client.call import Call, CallEnded, Method
+from proglog.client.channel import Channel
+from proglog.config import Address
+from proglog.errors import (
+    Action,
+    EarlierRefused,
+    NotLeader,
+    Outcome,
+    OutcomeUnknown,
+    ProglogError,
+    Unavailable,
+)
+from proglog.replica.types import Appended, Chunk, Description
+from proglog.wire import ProduceBatch
+
+_PRODUCE = Method("ProduceBatches", v1.ProduceBatchesRequest, v1.ProduceBatchesResponse)
+_CONSUME = Method("ConsumeBatches", v1.ConsumeBatchesRequest, v1.ConsumeBatchesResponse)
+_READ = Method("Consume", v1.ConsumeRequest, v1.ConsumeResponse)
+_DESCRIBE = Method("Describe", v1.DescribeRequest, v1.DescribeResponse)
+
+
+class NetworkBackend:
+    """One log of a node or a cluster. Follows the leader; goes round the addresses otherwise."""
+
+    def __init__(self, addresses: Sequence[Address], log: str, tls: ssl.SSLContext | None) -> None:
+        self._log = log
+        self._tls = tls
+        self._picker = Picker(addresses)
+        self._channels: dict[Address, Channel] = {}
+
+    async def open_produce(self) -> NetworkStream:
+        channel = self._channel()
+        try:
+            call = await self._start(channel, _PRODUCE)
+        except ProglogError as error:
+            self.note(channel, error)
+            raise
+        return NetworkStream(self, channel, call, self._log)
+
+    async def consume(
+        self, start: Start, *, follow: bool, bytes_max: int = 0
+    ) -> AsyncGenerator[Chunk, None]:
+        request = v1.ConsumeBatchesRequest(
+            **_start_fields(start), follow=follow, max_bytes=bytes_max, log=self._log
+        )
+        async with self._call(_CONSUME, request) as call:
+            while (reply := await call.receive()) is not None:
+                yield Chunk(reply.batches, reply.next_offset)
+
+    async def read(self, offset: int) -> Record:
+        reply = await self.ask(_READ, v1.ConsumeRequest(offset=offset, log=self._log))
+        record = reply.record
+        headers = tuple((header.name, header.value) for header in record.headers)
+        return Record(record.offset, record.value, record.key, headers, record.timestamp)
+
+    async def describe(self) -> Description:
+        reply = await self.ask(_DESCRIBE, v1.DescribeRequest(log=self._log))
+        return Description(
+            **{name: getattr(reply, name) for name in Description.__dataclass_fields__}
+        )
+
+    async def close(self) -> None:
+        for channel in self._channels.values():
+            channel.close()
+        self._channels.clear()
+
+    def note(self, channel: Channel, error: ProglogError) -> None:
+        """Learns from an error whom to ask next."""
+        if isinstance(error, NotLeader):
+            self._picker.redirect(channel.address, error.facts.get("leader_addr", ""))
+        elif error.action is Action.RETRY_ELSEWHERE or error.outcome is Outcome.UNKNOWN:
+            self._picker.failed(channel.address)
+
+    def _channel(self) -> Channel:
+        address = self._picker.current
+        if address not in self._channels:
+            self._channels[address] = Channel(address, self._tls)
+        return self._channels[address]
+
+    async def _start(self, channel: Channel, method: Method) -> Call:
+        call = Call(await channel.connection(), method)
+        await call.start("https" if self._tls else "http", str(channel.address))
+        return call
+
+    @asynccontextmanager
+    async def _call(self, method: Method, request: Any) -> AsyncIterator[Call]:
+        channel = self._channel()
+        try:
+            call = await self._start(channel, method)
+            try:
+                with suppress(CallEnded):
+                    await call.send(request, end=True)
+                yield call
+            finally:
+                call.close()
+        except ProglogError as error:
+            self.note(channel, error)
+            raise
+
+    async def ask(self, method: Method, request: Any) -> Any:
+        """One call with one answer, tried once. Raises ProglogError."""
+        async with self._call(method, request) as call:
+            reply = await call.receive()
+            if reply is None or await call.receive() is not None:
+                raise OutcomeUnknown("the server did not answer with one message")
+            return reply
+
+
+class NetworkStream:
+    """Batches on one call. A task reads the answers, and in the end why there are no more."""
+
+    def __init__(self, backend: NetworkBackend, channel: Channel, call: Call, log: str) -> None:
+        self._backend = backend
+        self._channel = channel
+        self._call = call
+        self._log = log
+        self._unanswered: deque[asyncio.Future[Appended]] = deque()
+        self._end: ProglogError | None = None
+        self._loop = asyncio.get_running_loop()
+        self._reader = self._loop.create_task(self._read(), name="proglog-answers")
+
+    async def submit(self, batch: ProposedBatch) -> asyncio.Future[Appended]:
+        if self._end is not None:
+            raise copy.copy(self._end) if _definite(self._end) else Unavailable(str(self._end))
+        answer: asyncio.Future[Appended] = self._loop.create_future()
+        # Waits for its answer before it is sent: the server may refuse it while it is on its way.
+        self._unanswered.append(answer)
+        with suppress(CallEnded):
+            await self._call.send(ProduceBatch(batch, self._log))
+        return answer
+
+    async def close(self) -> None:
+        if self._unanswered:
+            self._channel.distrust()
+        elif self._end is None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(limits.client_close_seconds_max):
+                    await self._call.end()
+                    await asyncio.wait([self._reader])
+        self._reader.cancel()
+        await asyncio.wait([self._reader])
+        self._call.close()
+
+    async def _read(self) -> None:
+        try:
+            while (produced := await self._call.receive()) is not None:
+                if not self._unanswered:
+                    raise OutcomeUnknown("the server answered what was not asked")
+                answer = self._unanswered.popleft()
+                if not answer.done():
+                    answer.set_result(Appended(produced.offset, produced.timestamp))
+            self._ended(OutcomeUnknown("the server ended the stream without an answer"))
+        except ProglogError as error:
+            self._backend.note(self._channel, error)
+            self._ended(error)
+
+    def _ended(self, error: ProglogError) -> None:
+        """A refusal is that of the first batch without an answer; the server took none behind it.
+        Without a refusal, each of them may be in the log or not."""
+        self._end = error
+        for position, answer in enumerate(self._unanswered):
+            if answer.done():
+                continue
+            if position and _definite(error):
+                answer.set_exception(EarlierRefused("an earlier batch was refused"))
+            else:
+                answer.set_exception(copy.copy(error))
+        self._unanswered.clear()
+
+
+def _definite(error: ProglogError) -> bool:
+    return error.outcome is Outcome.DEFINITE
+
+
+def _start_fields(start: Start) -> dict[str, Any]:
+    if isinstance(start, At):
+        return {"timestamp": start.timestamp}
+    return {"offset": start} if isinstance(start, int) else {start: True}

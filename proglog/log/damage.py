@@ -1,0 +1,91 @@
+"""Damaged ranges of a log: finding them, and putting back what belongs there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from proglog import limits
+from proglog.batch import BatchHeader, Buffer
+from proglog.errors import RangeCorrupt
+from proglog.log.log import Log
+from proglog.log.segment import Segment
+
+
+async def find_damage(log: Log, index: int) -> list[tuple[int, int]]:
+    """Reads all of the segment that holds batch `index`, as far as it is durable, and says which
+    ranges of batches (first, last) are damaged. Takes long; the loop does not wait."""
+    segment = log.segment_of(index)
+    last = min(segment.last_index, log.durable_index)
+    bad: list[int] = []
+    first = segment.first_index
+    segment.pin()
+    try:
+        while first <= last:
+            upto = min(first + limits.scan_batches, last)
+            bad += await log.reader.run(partial(_damaged, segment, first, upto))
+            first = upto + 1
+    finally:
+        segment.unpin()
+    ranges: list[tuple[int, int]] = []
+    for number in bad:
+        if ranges and ranges[-1][1] == number - 1:
+            ranges[-1] = (ranges[-1][0], number)
+        else:
+            ranges.append((number, number))
+    return ranges
+
+
+def _damaged(segment: Segment, first: int, last: int) -> list[int]:
+    """Which of some batches are damaged. Runs on the reader's thread."""
+    bad = []
+    for index in range(first, last + 1):
+        position, size = segment.extent(index, index, 1)
+        try:
+            segment.check(segment.file.pread(size, position), position, index)
+        except (RangeCorrupt, OSError):
+            bad.append(index)
+    return bad
+
+
+async def mend(log: Log, batches: Sequence[tuple[BatchHeader, Buffer]]) -> None:
+    """Puts batches back where damaged ones stand, all of one segment.
+
+    Only what fits is taken: the same places and sizes as the index says, and the chain on both
+    sides. Since each header's checksum covers its chain, and the chain the header before, there is
+    one sequence of bytes that fits. To write over damage is safe: a crash in between leaves damage
+    again. Raises RangeCorrupt if they do not fit.
+    """
+    first, last = batches[0][0].index, batches[-1][0].index
+    segment = log.segment_of(first)
+    before = await _header_crc(log, segment, first - 1)
+    after = await _chain_after(log, segment, last)
+    position = start = segment.index.position(first - segment.first_index)
+    for header, _data in batches:
+        slot = header.index - segment.first_index
+        if header.chain != before or segment.index.position(slot) != position:
+            raise RangeCorrupt(f"batch {header.index} does not fit where one is damaged")
+        before, position = header.header_crc, position + header.size
+    end = segment.index.position(last + 1 - segment.first_index)
+    if before != after or position != end:
+        raise RangeCorrupt(f"what follows batch {last} does not fit to it")
+    await log.run_job(partial(_rewrite, segment, start, [data for _, data in batches]))
+
+
+async def _header_crc(log: Log, segment: Segment, index: int) -> int:
+    if index < segment.first_index:
+        return segment.index.before.chain
+    return (await log.read(index, index, 1)).headers[0].header_crc
+
+
+async def _chain_after(log: Log, segment: Segment, index: int) -> int:
+    """What the chain of the batch behind `index` says."""
+    if index == segment.last_index:
+        return segment.index.last.chain
+    return (await log.read(index + 1, index + 1, 1)).headers[0].chain
+
+
+def _rewrite(segment: Segment, position: int, parts: Sequence[Buffer]) -> None:
+    """Runs on the writer's thread."""
+    segment.file.pwritev(parts, position)
+    segment.file.fdatasync()

@@ -1,0 +1,73 @@
+"""Who is in the cluster: HashiCorp's Serf gossip protocol, spoken natively.
+
+`Membership` is the door; DESIGN.md says how it works inside.
+"""
+
+from __future__ import annotations
+
+from proglog.membership.address import Address
+from proglog.membership.config import MembershipConfig, Timing
+from proglog.membership.driver import Membership, MembershipStatistics
+from proglog.membership.errors import (
+    BindFailed,
+    EventTooLarge,
+    JoinFailed,
+    KeyRefused,
+    MembershipError,
+    NotRunning,
+    TagsTooLarge,
+)
+from proglog.membership.events import (
+    Event,
+    EventsLost,
+    KeyringChanged,
+    Member,
+    MemberFailed,
+    MemberJoined,
+    MemberLeaving,
+    MemberLeft,
+    MemberReaped,
+    MemberUpdated,
+    NameConflict,
+    Query,
+    QueryResult,
+    Status,
+    UserEvent,
+)
+from proglog.membership.keyring import decode_key, encode_key
+from proglog.membership.memory import MemoryNetwork
+from proglog.membership.subscription import Subscription
+
+__all__ = [
+    "Address",
+    "BindFailed",
+    "Event",
+    "EventTooLarge",
+    "EventsLost",
+    "JoinFailed",
+    "KeyRefused",
+    "KeyringChanged",
+    "Member",
+    "MemberFailed",
+    "MemberJoined",
+    "MemberLeaving",
+    "MemberLeft",
+    "MemberReaped",
+    "MemberUpdated",
+    "Membership",
+    "MembershipConfig",
+    "MembershipError",
+    "MembershipStatistics",
+    "MemoryNetwork",
+    "NameConflict",
+    "NotRunning",
+    "Query",
+    "QueryResult",
+    "Status",
+    "Subscription",
+    "TagsTooLarge",
+    "Timing",
+    "UserEvent",
+    "decode_key",
+    "encode_key",
+]

@@ -1,0 +1,148 @@
+"""Damage of the disk: found by reading, mended from a peer.
+
+A checksum tells that bytes are wrong, never what they were. But every committed batch is on a
+majority of disks, and the chain says which bytes belong: so a damaged range is fetched again, and
+taken only if it fits what stands on both sides of it. Until then this server does not lead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+import structlog
+
+from proglog import limits
+from proglog.errors import ProglogError, RangeCorrupt
+from proglog.log.damage import find_damage, mend
+from proglog.log.log import Log
+from proglog.raft.driver import ReceivedBatch
+from proglog.raft.transport import Transport
+from proglog.replica.leadership import Leadership
+
+_logger = structlog.get_logger("repair")
+
+
+class Sickbed(Protocol):
+    """What repair needs of its replica."""
+
+    @property
+    def commit_index(self) -> int: ...
+
+    def set_may_lead(self, may_lead: bool) -> None: ...
+
+
+class Repair:
+    """Belongs to a replica, which runs `run` and `scrub` as tasks."""
+
+    def __init__(
+        self,
+        *,
+        replica: Sickbed,
+        log: Log,
+        transport: Transport,
+        leadership: Leadership,
+        own_uuid: str,
+        hand_over: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._replica = replica
+        self._log = log
+        self._transport = transport
+        self._leadership = leadership
+        self._own_uuid = own_uuid
+        self._hand_over = hand_over
+        self._found = asyncio.Event()
+        self._suspects: set[int] = set()
+        self._answer: asyncio.Future[list[ReceivedBatch]] | None = None
+
+    @property
+    def is_damaged(self) -> bool:
+        return bool(self._suspects)
+
+    def report(self, error: RangeCorrupt) -> None:
+        """A read failed: the segment around it is looked at."""
+        index = error.number("index")
+        if index is not None and index <= self._replica.commit_index:
+            self._suspects.add(index)
+            self._found.set()
+
+    async def scrub(self) -> None:
+        """Reads sealed segments one after the other, for ever, to find damage before users do."""
+        while True:
+            for tip in self._log.sealed_tips():
+                await asyncio.sleep(limits.scrub_pause_seconds)
+                if self._log.first_index <= tip.index <= self._replica.commit_index:
+                    for first, _last in await find_damage(self._log, tip.index):
+                        self._suspects.add(first)
+                        self._found.set()
+            await asyncio.sleep(limits.scrub_pause_seconds)
+
+    async def run(self) -> None:
+        """Mends what is reported, for ever."""
+        while True:
+            await self._found.wait()
+            self._replica.set_may_lead(False)
+            await self._hand_over()
+            try:
+                await self._mend_all()
+            except ProglogError as error:
+                _logger.warning("damage not mended yet", error=str(error))
+                await asyncio.sleep(limits.repair_retry_seconds)
+                continue
+            self._found.clear()
+            self._replica.set_may_lead(True)
+
+    async def _mend_all(self) -> None:
+        while self._suspects:
+            index = min(self._suspects)
+            if index < self._log.first_index:
+                self._suspects.discard(index)
+                continue
+            for first, last in await find_damage(self._log, index):
+                await self._mend(first, last)
+            self._suspects.discard(index)
+
+    async def _mend(self, first: int, last: int) -> None:
+        """Fetches a range from one peer after the other until one has what fits."""
+        failure: ProglogError = RangeCorrupt(
+            f"batches {first} to {last} are damaged and no other server has them"
+        )
+        for server in self._leadership.servers:
+            if server.uuid == self._own_uuid:
+                continue
+            try:
+                batches = await self._fetch(server.uuid, first, last)
+                await mend(self._log, [(each.header, each.data) for each in batches])
+            except TimeoutError:
+                continue
+            except ProglogError as error:
+                failure = error
+            else:
+                _logger.warning("damage mended", first=first, last=last, source=server.name)
+                return
+        raise failure
+
+    async def _fetch(self, uuid: str, first: int, last: int) -> list[ReceivedBatch]:
+        """Raises TimeoutError, or RangeCorrupt if it is not the range asked for."""
+        batches: list[ReceivedBatch] = []
+        async with asyncio.timeout(limits.fetch_seconds_max * (1 + (last - first) // 100)):
+            while first <= last:
+                self._answer = asyncio.get_running_loop().create_future()
+                self._transport.fetch(uuid, first, last)
+                try:
+                    async with asyncio.timeout(limits.fetch_seconds_max / 4):
+                        received = await self._answer
+                except TimeoutError:
+                    # Perhaps the connection was only just being made: until the outer time is over.
+                    continue
+                if not received or received[0].header.index != first:
+                    raise RangeCorrupt(f"a peer answered another range than {first} to {last}")
+                batches += received
+                first = received[-1].header.index + 1
+        return batches
+
+    def received(self, batches: list[ReceivedBatch]) -> None:
+        """A peer's answer; one that is late or not asked for is dropped."""
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_result(batches)

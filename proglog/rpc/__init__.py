@@ -1,0 +1,1 @@
+"""The gRPC service of a node, and the mux that shares its one port between protocols."""

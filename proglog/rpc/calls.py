@@ -1,0 +1,294 @@
+"""Runs gRPC calls: one task each, from the headers of a request to its status.
+
+In place of grpclib's own request handler, which has no bound on messages, leaves a call unanswered
+when its metadata is malformed, and logs a peer's mistakes as ours. A handler here is an `async def
+handler(call)`; what it raises becomes the status: a ProglogError its own, with its detail; a
+BadMessage INVALID_ARGUMENT; anything else INTERNAL and a traceback in the log.
+
+Protocol: https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeAlias, cast
+
+from grpclib.const import Handler as Method
+from grpclib.const import Status
+from grpclib.encoding.base import GRPC_CONTENT_TYPE
+from grpclib.events import _DispatchServerEvents
+from grpclib.exceptions import GRPCError
+from grpclib.metadata import decode_metadata, decode_timeout
+from grpclib.protocol import AbstractHandler
+from grpclib.protocol import Stream as GrpclibStream
+from grpclib.server import Stream as GrpclibCall
+from h2.errors import ErrorCodes
+from h2.exceptions import H2Error
+
+from proglog import errors, limits, wire
+from proglog.batch import Buffer
+from proglog.http2 import ReceiveBuffer, Stream
+
+log = logging.getLogger(__name__)
+
+Headers: TypeAlias = list[tuple[str, str]]
+Failure: TypeAlias = errors.ProglogError | GRPCError
+_CONTENT_TYPES = (GRPC_CONTENT_TYPE, GRPC_CONTENT_TYPE + "+proto")
+_PREFIX = struct.Struct(">?I")
+_TIMEOUT_SECONDS_MAX = 1e8
+"""About three years: gRPC allows any eight digits of hours, which timers do not."""
+
+
+class Service(Protocol):
+    """Handlers by the path of their method."""
+
+    def __mapping__(self) -> Mapping[str, Method]: ...
+
+
+class Call(GrpclibCall[Any, Any]):
+    """One call: receive messages, send messages. Made of grpclib's server stream."""
+
+    _stream: Stream
+    _codec: wire.Codec
+    ending: errors.ProglogError | None = None
+    """Why the server interrupts this call, once it does."""
+    timeout_seconds: float | None = None
+    _sending = False
+
+    @property
+    def receive_buffer(self) -> ReceiveBuffer:
+        """What has been received and not read."""
+        return cast("ReceiveBuffer", self._stream.buffer)
+
+    async def recv_message(self) -> Any:
+        """The next message, or None after the last. Raises BadMessage, TooLarge."""
+        prefix = await self._stream.recv_data(_PREFIX.size)
+        if not prefix:
+            return None
+        size = _message_size(prefix)
+        data = await self._stream.recv_data(size)
+        if len(data) < size:
+            raise wire.BadMessage("the stream ended within a message")
+        return self._codec.decode(data, self._recv_type)
+
+    def received_message(self) -> Any:
+        """The next message if all of it is here already, else None. Raises BadMessage, TooLarge."""
+        buffer = self.receive_buffer
+        if buffer.size < _PREFIX.size:
+            return None
+        size = _message_size(buffer.peek(_PREFIX.size))
+        if buffer.size < _PREFIX.size + size:
+            return None
+        buffer.take(_PREFIX.size)
+        return self._codec.decode(buffer.take(size), self._recv_type)
+
+    async def request(self) -> Any:
+        """The one message of a call that sends one. Raises BadMessage, TooLarge."""
+        message = await self.recv_message()
+        if message is None:
+            raise wire.BadMessage("the call holds no message")
+        return message
+
+    async def send_message(self, message: Any) -> None:
+        await self.send_messages((message,))
+
+    async def send_messages(self, messages: Sequence[Any]) -> None:
+        """Sends some messages, waiting while the peer or the network has no room for them."""
+        if not self._send_initial_metadata_done:
+            await self.send_initial_metadata()
+        buffers: list[Buffer] = []
+        for message in messages:
+            parts = self._codec.parts(message, self._send_type)
+            buffers.append(_PREFIX.pack(False, sum(map(len, parts))))
+            buffers.extend(parts)
+        self._sending = True
+        await self._stream.send_parts(buffers)
+        self._sending = False
+        self._send_message_done = True
+
+    async def finish(self, error: Failure | None) -> None:
+        """Sends the status."""
+        if self._send_trailing_metadata_done or not self._stream.closable:
+            return
+        if self._sending:
+            # Cut off within a message: no status could follow it.
+            await self._stream.reset(ErrorCodes.CANCEL)
+        elif error is None:
+            await self.send_trailing_metadata()
+        elif isinstance(error, GRPCError):
+            await self.send_trailing_metadata(status=error.status, status_message=error.message)
+        else:
+            await self.send_trailing_metadata(
+                status=Status(error.status), status_message=str(error), status_details=error
+            )
+        if self._stream.closable:
+            # The peer has not ended its side: what it still sends is not read.
+            self._stream.reset_nowait()
+
+
+def _message_size(prefix: Buffer) -> int:
+    if prefix[0]:
+        raise GRPCError(Status.UNIMPLEMENTED, "compressed messages are not supported")
+    size = int.from_bytes(prefix[1:], "big")
+    if size > limits.message_bytes_max:
+        raise errors.TooLarge(
+            f"a message of {size} bytes exceeds {limits.message_bytes_max}",
+            bytes=size,
+            bytes_max=limits.message_bytes_max,
+        )
+    return size
+
+
+class Calls(AbstractHandler):
+    """The calls of one connection, at most `streams_per_connection_max`: h2 sees to that."""
+
+    def __init__(
+        self,
+        methods: Mapping[str, Method],
+        codec: wire.Codec,
+        refusal: Callable[[], errors.ProglogError | None],
+    ) -> None:
+        """`refusal` says why new calls are not accepted now, or None."""
+        self._methods = methods
+        self._codec = codec
+        self._refusal = refusal
+        self._tasks: dict[GrpclibStream, asyncio.Task[None]] = {}
+        self._calls: dict[GrpclibStream, Call] = {}
+        self._dispatch = _DispatchServerEvents()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def accept(
+        self,
+        stream: GrpclibStream,
+        headers: Headers,
+        release_stream: Callable[[], None],
+    ) -> None:
+        try:
+            method = self._method(dict(headers))
+            call = self._calls[stream] = self._call(stream, headers, method)
+            work = _serve(call, method, self._refusal())
+        except _Refused as refused:
+            work = _refuse(stream, refused)
+        task = self._tasks[stream] = asyncio.get_running_loop().create_task(work)
+        self._idle.clear()
+        task.add_done_callback(lambda _: self._done(stream, release_stream))
+
+    def cancel(self, stream: GrpclibStream) -> None:
+        """The peer has reset the stream."""
+        if stream in self._tasks:
+            self._tasks[stream].cancel()
+
+    def close(self) -> None:
+        """The connection is gone."""
+        for task in self._tasks.values():
+            task.cancel()
+
+    async def wait_idle(self) -> None:
+        """Until no call is running."""
+        await self._idle.wait()
+
+    def end(self, error: errors.ProglogError) -> None:
+        """Ends streaming calls with `error`, each as soon as its answers are whole.
+
+        A call that only sends is interrupted. One that receives gets `error` in place of its next
+        message, so that what it has received before is answered. Unary calls take their time.
+        """
+        for stream, call in self._calls.items():
+            if call._cardinality.client_streaming:
+                call.receive_buffer.fail(error)
+            elif call._cardinality.server_streaming:
+                call.ending = error
+                self._tasks[stream].cancel()
+
+    def _done(self, stream: GrpclibStream, release_stream: Callable[[], None]) -> None:
+        task = self._tasks.pop(stream)
+        self._calls.pop(stream, None)
+        if not self._tasks:
+            self._idle.set()
+        release_stream()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a call failed outside its handler", exc_info=error)
+
+    def _method(self, headers: Mapping[str, str]) -> Method:
+        if headers.get(":method") != "POST":
+            raise _Refused(405, Status.UNKNOWN, "a gRPC call is a POST request")
+        if headers.get("content-type") not in _CONTENT_TYPES:
+            raise _Refused(415, Status.UNKNOWN, "the content type is not application/grpc")
+        method = self._methods.get(headers.get(":path", ""))
+        if method is None:
+            raise _Refused(200, Status.UNIMPLEMENTED, "there is no such method")
+        return method
+
+    def _call(self, stream: GrpclibStream, headers: Headers, method: Method) -> Call:
+        call = Call(
+            stream,
+            dict(headers)[":path"],
+            method.cardinality,
+            method.request_type,
+            method.reply_type,
+            codec=self._codec,
+            status_details_codec=wire.ErrorDetails(),
+            dispatch=self._dispatch,
+        )
+        try:
+            call.metadata = decode_metadata(headers)
+            call.timeout_seconds = _timeout(headers)
+        except ValueError:
+            raise _Refused(200, Status.INVALID_ARGUMENT, "the metadata is malformed") from None
+        return call
+
+
+class _Refused(Exception):
+    """A request that is no call of ours: HTTP status, gRPC status, what is wrong."""
+
+
+def _timeout(headers: Headers) -> float | None:
+    found = [decode_timeout(value) for name, value in headers if name == "grpc-timeout"]
+    return min(*found, _TIMEOUT_SECONDS_MAX, _TIMEOUT_SECONDS_MAX) if found else None
+
+
+async def _refuse(stream: GrpclibStream, refused: _Refused) -> None:
+    http_status, status, message = refused.args
+    headers = [
+        (":status", str(http_status)),
+        ("content-type", GRPC_CONTENT_TYPE),
+        ("grpc-status", str(status.value)),
+        ("grpc-message", message),
+    ]
+    with contextlib.suppress(H2Error):  # the peer reset the stream meanwhile
+        await stream.send_headers(headers, end_stream=True)
+        if stream.closable:
+            stream.reset_nowait()
+
+
+async def _serve(call: Call, method: Method, refusal: errors.ProglogError | None) -> None:
+    with contextlib.suppress(H2Error):  # the peer reset the stream meanwhile
+        await call.finish(refusal or await _run(call, method))
+
+
+async def _run(call: Call, method: Method) -> Failure | None:
+    """Runs the handler of a call. Answers why it failed, if it did."""
+    try:
+        async with asyncio.timeout(call.timeout_seconds) as deadline:
+            await method.func(call)
+    except asyncio.CancelledError:
+        if call.ending is None:
+            raise  # the peer or the connection is gone
+        return call.ending
+    except (errors.ProglogError, GRPCError) as error:
+        return error
+    except wire.BadMessage as error:
+        return errors.InvalidRequest(f"the message is malformed: {error}")
+    except H2Error:
+        raise
+    except Exception as error:
+        if isinstance(error, TimeoutError) and deadline.expired():
+            return errors.DeadlineExceeded("the deadline of the call has passed")
+        log.exception("the handler of %s failed", call._method_name)
+        return errors.Internal("the server failed to handle the call; its log says why")
+    return None

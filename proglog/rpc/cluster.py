@@ -1,0 +1,98 @@
+"""The service log.v1.Cluster: what a node knows of its cluster, and changes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from grpclib.const import Cardinality
+from grpclib.const import Handler as Method
+
+from proglog._generated.log import v1
+from proglog.replica.types import ClusterStatus
+from proglog.rpc.calls import Call
+
+
+class Cluster(Protocol):
+    """What changes a cluster; all raise NotLeader elsewhere than on the leader."""
+
+    def status(self) -> ClusterStatus: ...
+
+    async def add(self, rpc_addr: str) -> None:
+        """Adds the node that answers at an address. Raises ChangeRefused, Unavailable."""
+
+    async def remove(self, name: str) -> None:
+        """Removes a server. Raises ChangeRefused."""
+
+    async def transfer(self, name: str) -> None:
+        """Hands leadership over. Raises ChangeRefused, Unavailable."""
+
+
+class ClusterService:
+    """The handlers, for `Calls`."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+
+    def __mapping__(self) -> Mapping[str, Method]:
+        unary = Cardinality.UNARY_UNARY
+        return {
+            f"/log.v1.Cluster/{name}": Method(handler, unary, request, response)
+            for name, handler, request, response in (
+                ("Status", self.status, v1.StatusRequest, v1.StatusResponse),
+                ("AddServer", self.add_server, v1.AddServerRequest, v1.AddServerResponse),
+                (
+                    "RemoveServer",
+                    self.remove_server,
+                    v1.RemoveServerRequest,
+                    v1.RemoveServerResponse,
+                ),
+                (
+                    "TransferLeadership",
+                    self.transfer_leadership,
+                    v1.TransferLeadershipRequest,
+                    v1.TransferLeadershipResponse,
+                ),
+            )
+        }
+
+    async def status(self, call: Call) -> None:
+        await call.request()
+        status = self._cluster.status()
+        await call.send_message(
+            v1.StatusResponse(
+                servers=[
+                    v1.ServerStatus(
+                        id=server.name,
+                        uuid=server.uuid,
+                        rpc_addr=server.rpc_addr,
+                        is_leader=server.is_leader,
+                        suffrage=server.suffrage,
+                        match_index=server.match_index,
+                        active=server.active,
+                    )
+                    for server in status.servers
+                ],
+                term=status.term,
+                commit_index=status.commit_index,
+                applied_index=status.applied_index,
+                cluster_id=status.cluster_id,
+                node=status.node,
+                role=status.role,
+            )
+        )
+
+    async def add_server(self, call: Call) -> None:
+        request: v1.AddServerRequest = await call.request()
+        await self._cluster.add(request.rpc_addr)
+        await call.send_message(v1.AddServerResponse())
+
+    async def remove_server(self, call: Call) -> None:
+        request: v1.RemoveServerRequest = await call.request()
+        await self._cluster.remove(request.id)
+        await call.send_message(v1.RemoveServerResponse())
+
+    async def transfer_leadership(self, call: Call) -> None:
+        request: v1.TransferLeadershipRequest = await call.request()
+        await self._cluster.transfer(request.id)
+        await call.send_message(v1.TransferLeadershipResponse())

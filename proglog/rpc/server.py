@@ -1,0 +1,99 @@
+"""The gRPC server of a node, without a port of its own: the mux hands it connections."""
+
+from __future__ import annotations
+
+import asyncio
+
+from grpclib.config import Configuration
+from grpclib.health.check import ServiceStatus
+
+from proglog import http2
+from proglog.errors import ProglogError, Unavailable
+from proglog.rpc.calls import Calls
+from proglog.rpc.cluster import Cluster, ClusterService
+from proglog.rpc.health import ServerCodec, with_health_and_reflection
+from proglog.rpc.service import Logs, LogService
+
+
+class RpcServer:
+    """Serves log.v1.Log, log.v1.Cluster, grpc.health.v1 and reflection."""
+
+    def __init__(self, logs: Logs, cluster: Cluster) -> None:
+        self._status = ServiceStatus()
+        services = with_health_and_reflection(
+            [LogService(logs), ClusterService(cluster)], self._status
+        )
+        self._methods = {
+            name: method for service in services for name, method in service.__mapping__().items()
+        }
+        self._codec = ServerCodec()
+        self._connections: set[_Connection] = set()
+        self._refusal: ProglogError | None = None
+
+    def set_serving(self, serving: bool) -> None:
+        """What health checks and watches answer; unknown until it is first set."""
+        self._status.set(serving)
+
+    def protocol_factory(self) -> http2.Protocol:
+        """The protocol of a new connection."""
+        calls = Calls(self._methods, self._codec, lambda: self._refusal)
+        return _Connection(calls, self._connections)
+
+    async def drain(self, seconds: float) -> None:
+        """Refuses new calls, ends streams with Unavailable, and waits for the answers to calls that
+        are under way; then says GOAWAY and closes the connections. What has not ended within
+        `seconds` is left to `close`."""
+        self._refusal = Unavailable("the node is shutting down: try another one, or again later")
+        for connection in self._connections:
+            connection.calls.end(self._refusal)
+        try:
+            async with asyncio.timeout(seconds):
+                await asyncio.gather(*(connection.leave() for connection in self._connections))
+        except TimeoutError:
+            return
+
+    async def close(self) -> None:
+        """Cancels what still runs and closes all connections."""
+        self._refusal = self._refusal or Unavailable("the node has stopped")
+        for connection in list(self._connections):
+            connection.abort()
+        await asyncio.gather(*(connection.wait_lost() for connection in list(self._connections)))
+
+
+class _Connection(http2.Protocol):
+    """One connection, from when it is made until it is lost and its calls are over."""
+
+    def __init__(self, calls: Calls, connections: set[_Connection]) -> None:
+        super().__init__(
+            calls, Configuration().__for_server__(), http2.configuration(client_side=False)
+        )
+        self.calls = calls
+        self._connections = connections
+        self._lost = asyncio.Event()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._connections.add(self)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        super().connection_lost(exc)
+        self._connections.discard(self)
+        self._lost.set()
+
+    async def leave(self) -> None:
+        """Closes the connection once its calls are over."""
+        await self.calls.wait_idle()
+        if not self.connection.is_closing():
+            self.connection._connection.close_connection()
+            self.connection.flush()
+            self.connection._transport.close()
+        await self._lost.wait()
+
+    def abort(self) -> None:
+        if not self.connection.is_closing():
+            self.connection._transport.abort()
+        self.processor.close("the server closes")
+
+    async def wait_lost(self) -> None:
+        await self._lost.wait()
+        await self.calls.wait_idle()

@@ -1,0 +1,406 @@
+"""The service log.v1.Log: the original's five calls, batches both ways, and a description.
+
+Streams that append are pipelined: batches are proposed as they arrive and answered in their order,
+while at most `stream_inflight_batches_max` are unanswered. Streams that read hold what they are
+just sending, and wait for new records without asking for them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+from grpclib.const import Cardinality
+from grpclib.const import Handler as Method
+from grpclib.exceptions import GRPCError
+
+from proglog import batch, limits
+from proglog._generated.log import v1
+from proglog.batch import ProposedBatch, RecordBatch
+from proglog.errors import InvalidRequest, OffsetOutOfRange, ProglogError
+from proglog.replica.types import Appended, Chunk, Description, ServerInfo
+from proglog.rpc.calls import Call
+from proglog.wire import BadMessage, ProduceBatch
+
+
+class Log(Protocol):
+    """What a served log does; `proglog.replica.Replica` says it in full."""
+
+    async def propose(self, batch: ProposedBatch) -> asyncio.Future[Appended]: ...
+    async def read(self, offset: int, bytes_max: int) -> Chunk: ...
+    async def wait_past(self, offset: int) -> None: ...
+    async def seek(self, timestamp: int) -> int: ...
+    async def barrier(self) -> None: ...
+    def describe(self) -> Description: ...
+
+
+class Logs(Protocol):
+    """The logs of a node, by name; "" is the default one. `get` raises UnknownLog."""
+
+    def get(self, name: str) -> Log: ...
+    def servers(self) -> Sequence[ServerInfo]: ...
+
+
+class LogService:
+    """The handlers, for `Calls`."""
+
+    def __init__(self, logs: Logs) -> None:
+        self._logs = logs
+
+    def __mapping__(self) -> Mapping[str, Method]:
+        unary, reading, both = (
+            Cardinality.UNARY_UNARY,
+            Cardinality.UNARY_STREAM,
+            Cardinality.STREAM_STREAM,
+        )
+        methods: Mapping[str, tuple[Handler, Cardinality, type, type]] = {
+            "Produce": (self.produce, unary, v1.ProduceRequest, v1.ProduceResponse),
+            "Consume": (self.consume, unary, v1.ConsumeRequest, v1.ConsumeResponse),
+            "ConsumeStream": (self.consume_stream, reading, v1.ConsumeRequest, v1.ConsumeResponse),
+            "ProduceStream": (self.produce_stream, both, v1.ProduceRequest, v1.ProduceResponse),
+            "GetServers": (self.get_servers, unary, v1.GetServersRequest, v1.GetServersResponse),
+            "ProduceBatches": (
+                self.produce_batches,
+                both,
+                v1.ProduceBatchesRequest,
+                v1.ProduceBatchesResponse,
+            ),
+            "ConsumeBatches": (
+                self.consume_batches,
+                reading,
+                v1.ConsumeBatchesRequest,
+                v1.ConsumeBatchesResponse,
+            ),
+            "Describe": (self.describe, unary, v1.DescribeRequest, v1.DescribeResponse),
+        }
+        return {f"/log.v1.Log/{name}": Method(*method) for name, method in methods.items()}
+
+    # --- appending
+
+    async def produce(self, call: Call) -> None:
+        request: v1.ProduceRequest = await call.request()
+        body = _body([_record(request)])
+        appended = await self._logs.get(request.log).propose(ProposedBatch(body))
+        await call.send_message(v1.ProduceResponse(offset=(await appended).offset))
+
+    async def produce_stream(self, call: Call) -> None:
+        records = _Records(call)
+        log = self._logs.get(await records.log_name())
+
+        async def propose() -> Proposal | None:
+            gathered = await records.gather()
+            if not gathered:
+                return None
+            return Proposal(await log.propose(ProposedBatch(_body(gathered))), len(gathered))
+
+        await _Pipeline(call, _record_answers).run(propose)
+
+    async def produce_batches(self, call: Call) -> None:
+        first: ProduceBatch | None = await call.recv_message()
+        log = self._logs.get(first.log if first is not None else "")
+
+        async def propose() -> Proposal | None:
+            nonlocal first
+            message, first = first or await call.recv_message(), None
+            if message is None:
+                return None
+            return Proposal(await log.propose(message.batch), message.batch.body.count)
+
+        await _Pipeline(call, _batch_answer).run(propose)
+
+    # --- reading
+
+    async def consume(self, call: Call) -> None:
+        request: v1.ConsumeRequest = await call.request()
+        log = self._logs.get(request.log)
+        chunk = await log.read(request.offset, 1)
+        if not chunk.data:
+            bounds = log.describe()
+            raise OffsetOutOfRange.of(request.offset, bounds.earliest, bounds.next)
+        for records in await _decoded(chunk):
+            if records.base_offset <= request.offset < records.next_offset:
+                found = records.between(request.offset, request.offset + 1)
+                await call.send_messages(_responses(found))
+                return
+        raise AssertionError(f"offset {request.offset} is not in the chunk that was read for it")
+
+    async def consume_stream(self, call: Call) -> None:
+        request: v1.ConsumeRequest = await call.request()
+        log = self._logs.get(request.log)
+        offset = request.offset
+        while True:
+            chunk = await log.read(offset, limits.read_bytes_max)
+            if not chunk.data:
+                await log.wait_past(offset)
+                continue
+            for records in await _decoded(chunk):
+                for some in _slices(records.between(offset)):
+                    await call.send_messages(_responses(some))
+            offset = chunk.next_offset
+
+    async def consume_batches(self, call: Call) -> None:
+        request: v1.ConsumeBatchesRequest = await call.request()
+        log = self._logs.get(request.log)
+        if request.linearizable:
+            await log.barrier()
+        offset = await _start(log, request)
+        bytes_max = min(request.max_bytes or limits.read_bytes_max, limits.read_bytes_max)
+        chunk = await log.read(offset, bytes_max)
+        # Sent even if empty: it says where the stream begins.
+        await call.send_message(chunk)
+        while True:
+            if not chunk.data and not request.follow:
+                return
+            if not chunk.data:
+                await log.wait_past(offset)
+            offset = chunk.next_offset
+            chunk = await log.read(offset, bytes_max)
+            if chunk.data:
+                await call.send_message(chunk)
+
+    # --- inspecting
+
+    async def get_servers(self, call: Call) -> None:
+        await call.request()
+        servers = [
+            v1.Server(
+                id=server.name,
+                rpc_addr=server.rpc_addr,
+                is_leader=server.is_leader,
+                uuid=server.uuid,
+                suffrage=server.suffrage,
+            )
+            for server in self._logs.servers()
+        ]
+        await call.send_message(v1.GetServersResponse(servers=servers))
+
+    async def describe(self, call: Call) -> None:
+        request: v1.DescribeRequest = await call.request()
+        found = self._logs.get(request.log).describe()
+        await call.send_message(
+            v1.DescribeResponse(
+                log=found.log,
+                cluster_id=found.cluster_id,
+                earliest=found.earliest,
+                next=found.next,
+                bytes=found.bytes,
+                node=found.node,
+                node_uuid=found.node_uuid,
+                leader=found.leader,
+                leader_addr=found.leader_addr,
+                term=found.term,
+                commit_index=found.commit_index,
+            )
+        )
+
+
+Handler: TypeAlias = Callable[[Call], Awaitable[None]]
+
+
+# --- appending -----------------------------------------------------------------------------------
+
+
+class Proposal(NamedTuple):
+    """A batch that was proposed, and the number of its records."""
+
+    appended: asyncio.Future[Appended]
+    count: int  # type: ignore[assignment]  # the field, not tuple.count
+
+
+def _batch_answer(appended: Appended, _count: int) -> Iterable[Any]:
+    return (appended,)
+
+
+def _record_answers(appended: Appended, count: int) -> Iterable[Any]:
+    return (v1.ProduceResponse(offset=appended.offset + i) for i in range(count))
+
+
+class _Pipeline:
+    """Answers proposals in their order, while more are made.
+
+    The first that is refused ends the call with its error once all before it are answered; nothing
+    after it is proposed. `answers` makes the messages for one proposal.
+    """
+
+    def __init__(self, call: Call, answers: Callable[[Appended, int], Iterable[Any]]) -> None:
+        self._call = call
+        self._answers = answers
+        self._waiting: asyncio.Queue[Proposal | None] = asyncio.Queue(
+            limits.stream_inflight_batches_max
+        )
+
+    async def run(self, propose: Callable[[], Awaitable[Proposal | None]]) -> None:
+        """Runs until `propose` gives None and everything is answered. Raises what was refused."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._answer())
+                await self._propose(propose)
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from None
+        finally:
+            self._let_go()
+
+    async def _propose(self, propose: Callable[[], Awaitable[Proposal | None]]) -> None:
+        try:
+            while (proposal := await propose()) is not None:
+                await self._waiting.put(proposal)
+            await self._waiting.put(None)
+        except (ProglogError, BadMessage, GRPCError) as refusal:
+            refused: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
+            refused.set_exception(refusal)
+            await self._waiting.put(Proposal(refused, 0))
+
+    async def _answer(self) -> None:
+        answers: list[Any] = []
+        while True:
+            if answers and self._waiting.empty():
+                await self._send(answers)
+            proposal = await self._waiting.get()
+            if answers and (proposal is None or not _succeeded(proposal.appended)):
+                await self._send(answers)
+            if proposal is None:
+                return
+            answers.extend(self._answers(await proposal.appended, proposal.count))
+
+    async def _send(self, answers: list[Any]) -> None:
+        await self._call.send_messages(answers)
+        answers.clear()
+
+    def _let_go(self) -> None:
+        while not self._waiting.empty():
+            proposal = self._waiting.get_nowait()
+            if proposal is not None and not proposal.appended.cancel():
+                proposal.appended.exception()  # seen, so that asyncio does not warn of it
+
+
+def _succeeded(future: asyncio.Future[Appended]) -> bool:
+    return future.done() and not future.cancelled() and future.exception() is None
+
+
+class _Records:
+    """The records of a ProduceStream; those that have arrived by the time of asking come together.
+
+    A record that cannot be appended is held back, so that the ones before it are appended first.
+    """
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self._held: v1.Record | Exception | None = None
+        self._ended = False
+
+    async def log_name(self) -> str:
+        """Waits for the first request, which names the log."""
+        request: v1.ProduceRequest | None = await self._call.recv_message()
+        self._ended = request is None
+        if request is None:
+            return ""
+        self._held = _record(request)
+        return request.log
+
+    async def gather(self) -> list[v1.Record]:
+        """The next records for one batch, none at the end. Raises what makes a record invalid."""
+        first = await self._next()
+        records = [] if first is None else [first]
+        size = 0 if first is None else _size(first)
+        while records and (record := self._arrived()) is not None:
+            size += _size(record)
+            if size > limits.client_batch_bytes_target:
+                self._held = record
+                break
+            records.append(record)
+        return records
+
+    async def _next(self) -> v1.Record | None:
+        held, self._held = self._held, None
+        if isinstance(held, Exception):
+            raise held
+        if held is not None or self._ended:
+            return held
+        request = await self._call.recv_message()
+        self._ended = request is None
+        return None if request is None else _record(request)
+
+    def _arrived(self) -> v1.Record | None:
+        try:
+            request = self._call.received_message()
+            return None if request is None else _record(request)
+        except (ProglogError, BadMessage, GRPCError) as refusal:
+            self._held = refusal
+            return None
+
+
+def _record(request: v1.ProduceRequest) -> v1.Record:
+    if request.record is None:
+        raise InvalidRequest("the request holds no record")
+    batch.check_record_headers((header.name, header.value) for header in request.record.headers)
+    return request.record
+
+
+def _size(record: v1.Record) -> int:
+    headers = sum(len(header.name) + len(header.value) for header in record.headers)
+    return len(record.value) + len(record.key or b"") + headers
+
+
+def _body(records: Sequence[v1.Record]) -> batch.Body:
+    """The records as one batch. Offset, term and type are not the client's to choose."""
+    keys = [record.key for record in records]
+    stamps = [record.timestamp or None for record in records]
+    headers = [tuple((h.name, h.value) for h in record.headers) for record in records]
+    return batch.encode(
+        [record.value for record in records],
+        keys if any(key is not None for key in keys) else None,
+        stamps if any(stamps) else None,
+        headers if any(headers) else None,
+    )
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+async def _start(log: Log, request: v1.ConsumeBatchesRequest) -> int:
+    if request.offset is not None:
+        return request.offset
+    if request.timestamp is not None:
+        return await log.seek(request.timestamp)
+    if request.earliest:
+        return log.describe().earliest
+    if request.latest:
+        return log.describe().next
+    raise InvalidRequest("the request does not say where to start")
+
+
+async def _decoded(chunk: Chunk) -> list[RecordBatch]:
+    """The records of a chunk. Decompression is not done on the loop."""
+    batches = []
+    for header, body in batch.walk(chunk.data):
+        if header.codec == batch.Codec.NONE:
+            batches.append(batch.decode(header, body))
+        else:
+            batches.append(await asyncio.to_thread(batch.decode, header, body))
+    return batches
+
+
+_SLICE_RECORDS_MAX = 64
+"""About a millisecond of encoding."""
+
+
+def _slices(records: RecordBatch) -> Iterable[RecordBatch]:
+    starts = range(records.base_offset, records.next_offset, _SLICE_RECORDS_MAX)
+    return (records.between(start, start + _SLICE_RECORDS_MAX) for start in starts)
+
+
+def _responses(records: RecordBatch) -> list[v1.ConsumeResponse]:
+    return [
+        v1.ConsumeResponse(
+            record=v1.Record(
+                value=record.value,
+                offset=record.offset,
+                term=records.term,
+                key=record.key,
+                timestamp=record.timestamp,
+                headers=[v1.Header(name=name, value=value) for name, value in record.headers],
+            )
+        )
+        for record in records
+    ]

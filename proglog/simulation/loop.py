@@ -1,0 +1,240 @@
+"""An asyncio event loop in virtual time: it sleeps by moving its clock.
+
+Everything that happens is a callback of this loop, in an order that only the seed decides, so that
+a run can be had again. Sockets are those of `network`, threads are events: `run_in_executor` runs
+the function later on the loop itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import math
+import random
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable
+from contextvars import Context
+from hashlib import blake2b
+from typing import Any, TypeVar, TypeVarTuple
+
+from proglog.simulation.network import SimNetwork
+
+_T = TypeVar("_T")
+_Ts = TypeVarTuple("_Ts")
+
+EXECUTOR_SECONDS_MAX = 0.002
+"""A function given to `run_in_executor` begins within this time."""
+
+
+class Deadlock(Exception):
+    """Every task waits, and nothing is due that could wake one."""
+
+
+class TraceHash:
+    """A rolling hash of what happened: equal for two runs that did the same."""
+
+    def __init__(self) -> None:
+        self._hash = blake2b(digest_size=16)
+        self.events = 0
+
+    def add(self, *event: object) -> None:
+        """Notes an event; its fields must have a `repr` that is the same in every process."""
+        self._hash.update(repr(event).encode())
+        self.events += 1
+
+    def hexdigest(self) -> str:
+        return self._hash.hexdigest()
+
+
+class _Timer(asyncio.TimerHandle):
+    """A timer that comes after those of the same time which were set before it: asyncio's heap does
+    not promise that, but a stream of bytes needs it."""
+
+    __slots__ = ("_number",)
+    _when: float
+    _scheduled: bool
+
+    def __init__(self, number: int, *args: Any) -> None:
+        super().__init__(*args)
+        self._number = number
+
+    def __lt__(self, other: object) -> bool:
+        assert isinstance(other, _Timer)
+        return (self._when, self._number) < (other._when, other._number)
+
+
+class _Selector:
+    """Waits by moving the clock."""
+
+    def __init__(self, loop: SimLoop) -> None:
+        self._loop = loop
+
+    def select(self, timeout: float | None) -> list[Any]:
+        if timeout is None:
+            raise Deadlock("every task waits for another one")
+        if timeout > 0:
+            self._loop.advance()
+        return []
+
+
+class SimLoop(asyncio.BaseEventLoop):
+    """The loop of one simulated world.
+
+    Attributes:
+        now: virtual seconds since the world began.
+        network: the network between its hosts.
+        trace: hash of what happened so far.
+        failures: what was reported to the exception handler; `run` raises the first.
+    """
+
+    _scheduled: list[_Timer]
+    _ready: deque[asyncio.Handle]
+
+    def __init__(self, seed: int = 0, *, shuffle: bool = False) -> None:
+        super().__init__()
+        self.now = 0.0
+        self._clock_resolution = math.ulp(self.now)
+        self.seed = seed
+        self.trace = TraceHash()
+        self.failures: list[dict[str, Any]] = []
+        self._chance = self.chance("loop")
+        self._shuffle = shuffle
+        self._timers = itertools.count()
+        self._selector = _Selector(self)
+        self.network = SimNetwork(self, self.chance("network"), self.trace.add)
+        self.set_exception_handler(lambda _, context: self.failures.append(context))
+
+    def chance(self, name: str) -> random.Random:
+        """A source of randomness of its own for one part of the world: drawing more from one leaves
+        the others as they were."""
+        return random.Random(f"{self.seed}/{name}")
+
+    # --- what BaseEventLoop asks of a loop -------------------------------------------------------
+
+    def time(self) -> float:
+        return self.now
+
+    def advance(self) -> None:
+        """Moves the clock to the next timer."""
+        self.now = max(self.now, self._scheduled[0]._when)
+        # So that asyncio runs this timer, but none that is due later.
+        self._clock_resolution = math.ulp(self.now)
+
+    def call_at(
+        self,
+        when: float,
+        callback: Callable[[*_Ts], object],
+        *args: *_Ts,
+        context: Context | None = None,
+    ) -> asyncio.TimerHandle:
+        assert not self.is_closed(), "the world has ended"
+        timer = _Timer(next(self._timers), when, callback, args, self, context)
+        heapq.heappush(self._scheduled, timer)
+        timer._scheduled = True
+        return timer
+
+    def _run_once(self) -> None:
+        if self._shuffle:
+            self._shuffle_tasks()
+        super()._run_once()  # type: ignore[misc]  # asyncio's step, which its stubs leave out
+
+    def _shuffle_tasks(self) -> None:
+        """Lets ready tasks run in any order. All other callbacks keep their places: protocols are
+        promised that theirs come in order."""
+        ready = self._ready
+        places = [place for place, handle in enumerate(ready) if _is_task_step(handle)]
+        handles = [ready[place] for place in places]
+        self._chance.shuffle(handles)
+        for place, handle in zip(places, handles, strict=True):
+            ready[place] = handle
+
+    def _process_events(self, event_list: Iterable[Any]) -> None:
+        """There are none."""
+
+    def _write_to_self(self) -> None:
+        """Nothing sleeps that had to be woken."""
+
+    # --- threads and sockets ---------------------------------------------------------------------
+
+    def run_in_executor(  # type: ignore[override]  # BaseEventLoop's own is no coroutine either
+        self, _executor: Any, func: Callable[..., _T], *args: Any
+    ) -> asyncio.Future[_T]:
+        future: asyncio.Future[_T] = self.create_future()
+        delay = self._chance.uniform(0, EXECUTOR_SECONDS_MAX)
+        self.call_later(delay, _run_into, future, func, args)
+        return future
+
+    async def create_connection(  # type: ignore[override]  # the options that make sense here
+        self, protocol_factory: Any, host: str, port: int, **options: Any
+    ) -> tuple[asyncio.Transport, Any]:
+        return await self.network.connect(protocol_factory, host, port, **options)
+
+    async def create_server(  # type: ignore[override]  # likewise
+        self,
+        protocol_factory: Any,
+        host: Any = None,  # noqa: ARG002  # a server listens on all addresses of its host
+        port: int = 0,
+        **options: Any,
+    ) -> asyncio.AbstractServer:
+        return self.network.listen(protocol_factory, port, **options)
+
+    async def create_datagram_endpoint(  # type: ignore[override]  # likewise
+        self, protocol_factory: Any, local_addr: tuple[str, int] | None = None, **options: Any
+    ) -> tuple[asyncio.DatagramTransport, Any]:
+        port = local_addr[1] if local_addr is not None else 0
+        return self.network.open_datagrams(protocol_factory, port, **options)
+
+
+def _is_task_step(handle: asyncio.Handle) -> bool:
+    callback = getattr(handle, "_callback", None)
+    return isinstance(getattr(callback, "__self__", None), asyncio.Task)
+
+
+def _run_into(future: asyncio.Future[_T], func: Callable[..., _T], args: tuple[Any, ...]) -> None:
+    if future.cancelled():
+        return
+    try:
+        future.set_result(func(*args))
+    except Exception as error:  # noqa: BLE001  # a thread hands every exception to who waits
+        future.set_exception(error)
+
+
+def run(main: Coroutine[Any, Any, _T], *, seed: int = 0, shuffle: bool = False) -> _T:
+    """Runs `main` in a world of its own, and then ends all that it left behind.
+
+    Raises what `main` raises, else the first exception that nobody handled; that one first where
+    `main` waits for ever, since it may be why.
+    """
+    loop = SimLoop(seed, shuffle=shuffle)
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:
+        try:
+            result = runner.run(main)
+        except Deadlock:
+            _raise_first(loop.failures)
+            raise
+        failures = list(loop.failures)
+    _raise_first(failures)
+    return result
+
+
+def _raise_first(failures: list[dict[str, Any]]) -> None:
+    if failures:
+        raise failures[0].get("exception") or RuntimeError(failures[0]["message"])
+
+
+class SimClock:
+    """`ports.Clock` on the time of the running loop.
+
+    Attributes:
+        offset_ms: may be changed at any time: a wall clock jumps.
+    """
+
+    def __init__(self, offset_ms: int = 1_700_000_000_000) -> None:
+        self.offset_ms = offset_ms
+
+    def now_ms(self) -> int:
+        return self.offset_ms + int(asyncio.get_running_loop().time() * 1000)
+
+    def stopwatch(self) -> float:
+        return asyncio.get_running_loop().time()

@@ -1,0 +1,243 @@
+"""What the commands make of a command line: settings, their sources, and a user's mistakes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from proglog.cli.app import run
+from proglog.config import Address, LogConfig, NodeConfig
+from proglog.errors import StorageFailed
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("PROGLOG_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[NodeConfig]:
+    """Nodes that `serve` would have started."""
+    configs: list[NodeConfig] = []
+
+    def start(config: NodeConfig, announce: object) -> int:
+        configs.append(config)
+        return 0
+
+    monkeypatch.setattr("proglog.agent.node.run", start)
+    return configs
+
+
+# --- serve: flags, environment, file -------------------------------------------------------------
+
+
+def test_serve_without_any_setting(started: list[NodeConfig]) -> None:
+    assert run(["serve"]) == 0
+    assert started == [NodeConfig()]
+    assert started[0].rpc_addr == Address("127.0.0.1", 8400)
+    assert started[0].data_dir == Path("data")
+
+
+def test_every_flag_arrives(started: list[NodeConfig]) -> None:
+    flags = {
+        "--data-dir": "/srv/log",
+        "--node-name": "n1",
+        "--bind-addr": "0.0.0.0:7401",
+        "--rpc-port": "7400",
+        "--http-addr": "[::1]:7080",
+        "--http-hosts": "log.example",
+        "--segment-bytes": "64MiB",
+        "--segment-batches": "1000",
+        "--retention-bytes": "10GiB",
+        "--retention-time": "7d",
+        "--drain-timeout": "90s",
+        "--log-level": "debug",
+        "--log-format": "json",
+    }
+    assert run(["serve", *(word for flag in flags.items() for word in flag)]) == 0
+    assert started == [
+        NodeConfig(
+            data_dir=Path("/srv/log"),
+            node_name="n1",
+            bind_addr=Address("0.0.0.0", 7401),
+            rpc_port=7400,
+            http_addr=Address("::1", 7080),
+            http_hosts=("log.example",),
+            drain_seconds=90,
+            log=LogConfig(
+                segment_bytes=64 * 2**20,
+                segment_batches=1000,
+                retention_bytes=10 * 2**30,
+                retention_seconds=7 * 86400,
+            ),
+            log_level="debug",
+            log_format="json",
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("node.yaml", "rpc-port: 1\nnode-name: file\nhttp-hosts: [a, b]\nretention-time: 7d\n"),
+        ("node.yml", "rpc_port: 1\nnode_name: file\nhttp_hosts: [a, b]\nretention_time: 7d\n"),
+        (
+            "node.toml",
+            'rpc-port = 1\nnode-name = "file"\nhttp-hosts = ["a", "b"]\nretention-time = "7d"\n',
+        ),
+    ],
+)
+def test_flags_win_over_environment_and_both_over_the_file(
+    name: str,
+    text: str,
+    started: list[NodeConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    file = tmp_path / name
+    file.write_text(text)
+    assert run(["serve", "--config-file", str(file)]) == 0
+    monkeypatch.setenv("PROGLOG_CONFIG_FILE", str(file))
+    monkeypatch.setenv("PROGLOG_NODE_NAME", "environment")
+    monkeypatch.setenv("PROGLOG_RPC_PORT", "2")
+    assert run(["serve"]) == 0
+    assert run(["serve", "--rpc-port", "3", "--retention-time", "none"]) == 0
+    assert [(c.rpc_port, c.node_name, c.log.retention_seconds) for c in started] == [
+        (1, "file", 604800),
+        (2, "environment", 604800),
+        (3, "environment", None),
+    ]
+    assert all(config.http_hosts == ("a", "b") for config in started)
+
+
+def test_an_empty_file_sets_nothing(started: list[NodeConfig], tmp_path: Path) -> None:
+    file = tmp_path / "node.yaml"
+    file.write_text("# nothing\n")
+    assert run(["serve", "--config-file", str(file)]) == 0
+    assert started == [NodeConfig()]
+
+
+# --- mistakes ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["serve", "--rpc-prt", "1"], "Did you mean --rpc-port?"),
+        (["serve", "--rpc-port", "x"], 'Invalid value for --rpc-port: unable to convert "x"'),
+        (["serve", "--rpc-port", "70000"], "rpc_port is 70000: expected 0 to 65535"),
+        (["serve", "--segment-bytes", "3parsecs"], "'3parsecs' is not like 128MiB"),
+        (["serve", "--retention-bytes", "1MiB"], "expected at least one segment"),
+        (["serve", "--http-addr", "127.0.0.1:8400"], "expected another address than"),
+        (["serve", "--node-name", "a b"], "node_name is 'a b'"),
+        (["serve", "--log-level", "loud"], '"loud"'),
+        (["serve", "--config-file", "/absent.yaml"], "/absent.yaml: No such file"),
+        (["serve", "--config-file", "/etc/passwd"], "must end in .yaml, .yml or .toml"),
+        (["prodcue"], 'Did you mean "produce"?'),
+        (["consume", "--json", "--raw"], "--json and --raw exclude each other"),
+        (["consume", "--limit", "-1"], "--limit is -1"),
+        (["consume", "--timestamp", "noon"], "'noon' is not like 2026"),
+        (["consume", "--server", "a:b"], "'a:b' is not like host:port"),
+        (["verify"], "requires an argument"),
+    ],
+)
+def test_a_wrong_command_line_is_said_to_be_so(
+    words: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(words) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith("proglog")
+    assert complaint in output.err
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "complaint"),
+    [
+        ("a.yaml", "rpc-port: [", "while parsing"),
+        ("a.yaml", "- rpc-port", "expected keys with values"),
+        ("a.yaml", "rpc-prot: 1", "rpc-prot"),
+        ("a.toml", "rpc-port = ", "Invalid value"),
+        ("a.toml", 'rpc-port = "x"', "rpc-port"),
+        ("a.toml", "[log]\nx = 1", "log"),
+    ],
+)
+def test_a_wrong_file_is_named(
+    name: str, text: str, complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / name
+    file.write_text(text)
+    assert run(["serve", "--config-file", str(file)]) == 2
+    error = capsys.readouterr().err
+    assert str(file) in error
+    assert complaint in error
+
+
+def test_a_failure_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(config: NodeConfig, announce: object) -> int:
+        raise StorageFailed("the disk is broken")
+
+    monkeypatch.setattr("proglog.agent.node.run", fail)
+    assert run(["serve"]) == 1
+    assert capsys.readouterr().err == "proglog: the disk is broken\n"
+
+
+def test_ctrl_c_is_130_without_a_word(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(config: NodeConfig, announce: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("proglog.agent.node.run", interrupt)
+    assert run(["serve"]) == 130
+    assert capsys.readouterr().err == ""
+
+
+def test_nobody_listens(capsys: pytest.CaptureFixture[str], free_port: int) -> None:
+    assert run(["consume", "--server", f"127.0.0.1:{free_port}"]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"127.0.0.1:{free_port}" in error
+
+
+# --- the program ---------------------------------------------------------------------------------
+
+
+def _proglog(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "proglog.cli", *words],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def test_help_names_the_commands_and_imports_none() -> None:
+    shown = _proglog("--help", PYTHONPROFILEIMPORTTIME="1")
+    assert shown.returncode == 0
+    for command in ("serve", "produce", "consume", "verify", "repair"):
+        assert f"\n│ {command} " in shown.stdout
+    imported = {line.rpartition("|")[2].strip() for line in shown.stderr.splitlines()}
+    assert "proglog.cli.app" in imported
+    assert not imported & {"proglog.cli.serve", "proglog.client", "grpclib", "aiohttp", "uvloop"}
+
+
+def test_version() -> None:
+    shown = _proglog("--version")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert shown.stdout.startswith("proglog ")
+
+
+def test_optimised_bytecode_is_refused() -> None:
+    refused = _proglog("--version", PYTHONOPTIMIZE="1")
+    assert refused.returncode == 2
+    assert "assertions" in refused.stderr

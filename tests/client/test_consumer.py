@@ -1,0 +1,254 @@
+"""The consumer against a log in memory: where it begins, and what it does when interrupted."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from datetime import UTC, datetime
+
+import pytest
+
+from proglog import batch
+from proglog.batch import Codec, ProposedBatch
+from proglog.client.client import Log
+from proglog.errors import (
+    ROWS,
+    ConsumerGap,
+    InvalidRequest,
+    OffsetOutOfRange,
+    Outcome,
+    RangeCorrupt,
+    Unavailable,
+)
+from proglog.replica.types import Chunk
+
+
+@pytest.fixture
+def filled(backend):
+    """Ten records in five batches, one batch a second."""
+    for i in range(5):
+        backend.log.extend([b"%d" % (2 * i), b"%d" % (2 * i + 1)], timestamp=1000 * i)
+    return backend.log
+
+
+async def offsets(records):
+    return [record.offset async for record in records]
+
+
+async def take(records, count):
+    async with aclosing(records):
+        return [(await anext(records)).offset for _ in range(count)]
+
+
+# --- where it begins -----------------------------------------------------------------------------
+
+
+async def test_records_come_in_order_with_all_they_have(log, filled):
+    records = [record async for record in log.consume(follow=False)]
+    assert [record.offset for record in records] == list(range(10))
+    assert [record.value for record in records] == [b"%d" % i for i in range(10)]
+    assert records[3] == (3, b"3", None, (), 1000)
+
+
+async def test_an_offset_amid_a_batch(log, filled):
+    assert await offsets(log.consume(3, follow=False)) == [3, 4, 5, 6, 7, 8, 9]
+    assert await offsets(log.consume(10, follow=False)) == []
+
+
+async def test_a_time(log, filled):
+    moment = datetime(1970, 1, 1, 0, 0, 3, tzinfo=UTC)
+    assert await offsets(log.consume(timestamp=2500, follow=False)) == [6, 7, 8, 9]
+    assert await offsets(log.consume(timestamp=moment, follow=False)) == [6, 7, 8, 9]
+    assert await offsets(log.consume(timestamp=9000, follow=False)) == []
+
+
+async def test_earliest_and_latest(log, filled):
+    filled.earliest = 4
+    assert await offsets(log.consume("earliest", follow=False)) == [4, 5, 6, 7, 8, 9]
+    assert await offsets(log.consume("latest", follow=False)) == []
+    latest = log.consume("latest")
+    waiting = asyncio.ensure_future(anext(latest))
+    while filled.next == 10 and not log._backend.open_consumers:
+        await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    await log.produce(b"new")
+    assert (await waiting).value == b"new"
+    await latest.aclose()
+
+
+@pytest.mark.parametrize("start", [-1, 2**64, "first", 1.5, None])
+async def test_a_start_that_is_none(log, start):
+    with pytest.raises(InvalidRequest):
+        log.consume(start)
+
+
+async def test_out_of_range_at_the_start(log, filled):
+    filled.earliest = 4
+    with pytest.raises(OffsetOutOfRange):
+        await offsets(log.consume(3))
+    with pytest.raises(OffsetOutOfRange):
+        await offsets(log.consume(11))
+    assert await offsets(log.consume(3, follow=False, on_gap="skip")) == [4, 5, 6, 7, 8, 9]
+
+
+async def test_batches_are_sized_and_iterable(log, filled):
+    batches = [records async for records in log.consume_batches(3, follow=False)]
+    assert [len(records) for records in batches] == [1, 2, 2, 2]
+    assert [record.offset for records in batches for record in records] == list(range(3, 10))
+    assert batches[0].values == [b"3"]
+
+
+async def test_read_and_describe(log, filled):
+    assert (await log.read(7)).value == b"7"
+    with pytest.raises(OffsetOutOfRange):
+        await log.read(10)
+    with pytest.raises(InvalidRequest):
+        await log.read(-1)
+    assert (await log.describe()).next == 10
+
+
+# --- following and stopping ----------------------------------------------------------------------
+
+
+async def test_it_follows_the_tail(log, filled):
+    records = log.consume(8)
+    assert await take(records, 2) == [8, 9]
+    records = log.consume(10)
+    waiting = asyncio.ensure_future(anext(records))
+    await asyncio.sleep(0.01)
+    assert not waiting.done()
+    filled.extend([b"10"])
+    assert (await waiting).value == b"10"
+    await records.aclose()
+
+
+async def test_stopping_lets_go_of_the_log(log, backend, filled):
+    records = log.consume(0)
+    await anext(records)
+    assert backend.open_consumers == 1
+    await records.aclose()
+    assert backend.open_consumers == 0
+
+    waiting = asyncio.ensure_future(offsets(log.consume(10)))
+    await asyncio.sleep(0.01)
+    assert backend.open_consumers == 1
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    assert waiting.cancelled()
+    assert backend.open_consumers == 0
+
+
+# --- interruptions -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.reason)
+async def test_each_error_is_outlived_or_raised(log, backend, filled, row):
+    """Reading changes nothing, so it goes on after an unknown outcome too."""
+    backend.consume_faults.append((4, row("it failed")))
+    outlived = row.reason in {
+        "NOT_LEADER",
+        "UNAVAILABLE",
+        "OVERLOADED",
+        "EARLIER_REFUSED",
+        "RANGE_CORRUPT",
+    }
+    records = log.consume(0, follow=False)
+    if outlived or row.outcome is Outcome.UNKNOWN:
+        assert await offsets(records) == list(range(10))
+        assert backend.consumed == [0, 4]
+    else:
+        with pytest.raises(row):
+            await offsets(records)
+
+
+async def test_it_goes_on_at_the_next_offset_whatever_the_start(log, backend, filled):
+    for start in (dict(), dict(offset=1), dict(timestamp=1000)):
+        backend.consume_faults.extend([(2, Unavailable("x")), (6, Unavailable("x"))])
+        first = start.get("offset", 2 if start else 0)
+        assert await offsets(log.consume(follow=False, **start)) == list(range(first, 10))
+        backend.consume_faults.clear()
+
+
+async def test_a_stream_that_ends_is_taken_up_again_when_following(log, backend, filled):
+    consume = backend.consume
+    calls = 0
+
+    def ending(start, *, follow, bytes_max=0):
+        nonlocal calls
+        calls += 1
+        return consume(start, follow=follow and calls > 1, bytes_max=bytes_max)
+
+    backend.consume = ending
+    records = log.consume(0)
+    for offset in range(10):
+        assert (await anext(records)).offset == offset
+    waiting = asyncio.ensure_future(anext(records))
+    while calls < 2:
+        await asyncio.sleep(0.001)
+    filled.extend([b"10"])
+    assert (await waiting).offset == 10
+    await records.aclose()
+
+
+async def test_it_gives_up_when_nothing_helps(backend, filled):
+    backend.consume_faults.extend([(4, Unavailable("no node"))] * 1000)
+    async with Log(backend, timeout_seconds=0.1) as log:
+        seen = []
+        with pytest.raises(Unavailable, match="no node"):
+            async for record in log.consume(0):
+                seen.append(record.offset)
+        assert seen == [0, 1, 2, 3]
+
+
+async def test_it_raises_what_retention_took(log, backend, filled):
+    records = log.consume(0)
+    assert (await anext(records)).offset == 0
+    filled.earliest = 7
+    assert (await anext(records)).offset == 1  # Of the batch it has got already.
+    with pytest.raises(ConsumerGap) as caught:
+        await anext(records)
+    assert caught.value.number("lost_from") == 2
+    assert caught.value.number("lost_until") == 7
+
+
+async def test_it_skips_what_retention_took_if_told_to(log, backend, filled):
+    records = log.consume(0, on_gap="skip")
+    assert (await anext(records)).offset == 0
+    filled.earliest = 7
+    assert await take(records, 4) == [1, 7, 8, 9]
+
+
+async def test_it_waits_for_a_node_that_lags_behind(log, backend, filled):
+    out_of_range = OffsetOutOfRange.of(6, 0, 4)
+    backend.consume_faults.extend([(6, Unavailable("lost")), (6, out_of_range)])
+    assert await offsets(log.consume(0, follow=False)) == list(range(10))
+
+
+async def test_damaged_records_are_never_shown(backend, filled):
+    header, stored = filled.batches[2]
+    filled.batches[2] = header, stored[:-1] + b"X"
+    async with Log(backend, timeout_seconds=0.05) as log:
+        seen = []
+        with pytest.raises(RangeCorrupt) as caught:
+            async for record in log.consume(0):
+                seen.append(record.offset)
+        assert seen == [0, 1, 2, 3]
+        assert caught.value.number("offset") == 4
+
+
+async def test_a_frame_that_lies_about_its_size_is_damage(backend):
+    good = batch.encode([b"a" * 1000], compress=True)
+    backend.log.append(ProposedBatch(good._replace(codec=Codec.ZSTD, count=1, columns=1)))
+    async with Log(backend, timeout_seconds=0.05) as log:
+        with pytest.raises(RangeCorrupt):
+            await offsets(log.consume(0))
+
+
+async def test_offsets_that_are_not_dense_stop_it(backend, filled):
+    async def skipping(start, *, follow, bytes_max=0):
+        yield Chunk(filled.batches[0][1] + filled.batches[2][1], 6)
+
+    backend.consume = skipping
+    async with Log(backend) as log:
+        with pytest.raises(AssertionError):
+            await offsets(log.consume(0))

@@ -1,0 +1,469 @@
+"""The network backend against real sockets: a small grpclib server, and servers that misbehave."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from contextlib import aclosing, asynccontextmanager, suppress
+
+import grpclib
+import pytest
+from grpclib.config import Configuration
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.events import DataReceived, RequestReceived
+
+import proglog
+from proglog import limits
+from proglog.client import channel
+from proglog.errors import (
+    InvalidBatch,
+    InvalidRequest,
+    NotLeader,
+    OffsetOutOfRange,
+    OutcomeUnknown,
+    Overloaded,
+    PermissionDenied,
+    Unauthenticated,
+    Unavailable,
+)
+from tests.client.server import serving
+
+
+def url(*servers) -> str:
+    return "proglog://" + ",".join(f"127.0.0.1:{server.port}" for server in servers)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+async def until(condition) -> None:
+    while not condition():
+        await asyncio.sleep(0.001)
+
+
+@pytest.fixture
+async def log(server):
+    async with proglog.connect(url(server), timeout_seconds=5) as log:
+        yield log
+
+
+# --- everything works ----------------------------------------------------------------------------
+
+
+async def test_every_call(server, log):
+    assert await log.produce(b"a") == 0
+    assert await log.produce(b"b", b"key", {"h": b"1"}, 5) == 1
+    assert await log.produce_many([b"%d" % i for i in range(50_000)]) == range(2, 50_002)
+    assert await log.read(1) == (1, b"b", b"key", (("h", b"1"),), 5)
+    assert await log.read(0) == (0, b"a", None, (), 1000)
+    with pytest.raises(OffsetOutOfRange) as caught:
+        await log.read(99_999)
+    assert caught.value.number("next") == 50_002
+    description = await log.describe()
+    assert (description.next, description.leader_addr) == (50_002, "127.0.0.1:1")
+    records = [record async for record in log.consume(1, follow=False)]
+    assert [record.offset for record in records] == list(range(1, 50_002))
+    assert records[0] == (1, b"b", b"key", (("h", b"1"),), 5)
+    async with aclosing(log.consume("latest")) as latest:
+        waiting = asyncio.ensure_future(anext(latest))
+        await until(lambda: server.service.fake.consumed[-1:] == ["latest"])
+        await log.produce(b"new")
+        assert (await waiting).value == b"new"
+    async with aclosing(log.consume(timestamp=500)) as timed:
+        assert (await anext(timed)).offset == 0
+
+
+async def test_messages_larger_than_every_window_pass(server, log):
+    value = bytes(range(256)) * (limits.batch_bytes_max // 256 - 1)
+    assert await log.produce(value) == 0
+    assert (await anext(aiter(log.consume(0)))).value == value
+
+
+async def test_all_calls_share_one_connection(server, log):
+    await log.produce(b"a")
+    await log.describe()
+    assert [record.value async for record in log.consume(follow=False)] == [b"a"]
+    assert len(server._protocols) == 1
+
+
+async def test_stopping_a_consumer_ends_the_call_on_the_server(server, log):
+    await log.produce(b"a")
+    async with aclosing(log.consume(0)) as records:
+        await anext(records)
+        assert server.service.fake.open_consumers == 1
+    await until(lambda: server.service.fake.open_consumers == 0)
+
+
+async def test_a_consumer_that_does_not_read_holds_one_window(server, log):
+    await log.produce_many([bytes(10_000)] * 2000)
+    async with aclosing(log._backend.consume(0, follow=True)) as chunks:
+        await anext(chunks)
+        (channel,) = log._backend._channels.values()
+        *_, call = channel._current.processor.streams.values()
+        await until(lambda: call.buffer.size)
+        await asyncio.sleep(0.1)
+        assert call.buffer.size <= limits.http2_stream_window_bytes
+        assert await log.produce(b"another call goes on") == 2000
+
+
+# --- refusals ------------------------------------------------------------------------------------
+
+
+async def test_answers_before_a_refusal_are_not_lost(server, log):
+    """They arrive in one piece with it, and with the reset that ends the call."""
+    value = bytes(limits.client_batch_bytes_target - 100)
+    server.service.release.clear()
+    server.service.fake.faults.extend([None, None, Overloaded("busy")])
+    calls = [asyncio.ensure_future(log.produce(b"%d" % i + value)) for i in range(6)]
+    await until(lambda: server.service.received)
+    server.service.release.set()
+    assert await asyncio.gather(*calls) == list(range(6))
+    assert [v[:1] for v in server.service.fake.log.values()] == [b"%d" % i for i in range(6)]
+
+
+async def test_a_final_refusal_reaches_only_its_batch(server, log):
+    value = bytes(limits.client_batch_bytes_target - 100)
+    server.service.fake.faults.extend([None, InvalidBatch("poison", bytes=7)])
+    calls = [log.produce(b"%d" % i + value) for i in range(4)]
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    assert isinstance(results[1], InvalidBatch)
+    assert results[1].number("bytes") == 7
+    assert [results[0], *results[2:]] == [0, 1, 2]
+
+
+async def test_it_follows_the_leader(server):
+    async with serving() as leader:
+        address = f"127.0.0.1:{leader.port}"
+        server.service.fake.faults.append(NotLeader("no", leader="n2", leader_addr=address))
+        async with proglog.connect(url(server), timeout_seconds=5) as log:
+            assert await log.produce(b"a") == 0
+            assert await log.produce(b"b") == 1
+        assert leader.service.fake.log.values() == [b"a", b"b"]
+
+
+async def test_without_a_known_leader_the_next_address_is_asked(server):
+    async with serving() as other:
+        server.service.fake.faults.append(NotLeader("no", leader="", leader_addr=""))
+        async with proglog.connect(url(server, other), timeout_seconds=5) as log:
+            assert await log.produce(b"a") == 0
+        assert other.service.fake.log.values() == [b"a"]
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (grpclib.Status.UNAVAILABLE, OutcomeUnknown),
+        (grpclib.Status.INTERNAL, OutcomeUnknown),
+        (grpclib.Status.DEADLINE_EXCEEDED, OutcomeUnknown),
+        (grpclib.Status.RESOURCE_EXHAUSTED, OutcomeUnknown),
+        (grpclib.Status.UNAUTHENTICATED, Unauthenticated),
+        (grpclib.Status.PERMISSION_DENIED, PermissionDenied),
+        (grpclib.Status.UNIMPLEMENTED, InvalidRequest),
+        (grpclib.Status.INVALID_ARGUMENT, InvalidRequest),
+    ],
+)
+async def test_a_status_without_our_detail(server, log, status, error):
+    async def refuse(stream):
+        await stream.recv_message()
+        raise grpclib.GRPCError(status, "from a proxy")
+
+    server.service.produce = refuse
+    server.remap()
+    with pytest.raises(error, match="from a proxy"):
+        await log.produce(b"a")
+
+
+# --- lost connections ----------------------------------------------------------------------------
+
+
+async def test_nobody_listens():
+    port = free_port()
+    async with proglog.connect(f"proglog://127.0.0.1:{port}", timeout_seconds=0.2) as log:
+        with pytest.raises(Unavailable, match=f"cannot connect to 127.0.0.1:{port}"):
+            await log.produce(b"a")
+        with pytest.raises(Unavailable):
+            await log.read(0)
+        with pytest.raises(Unavailable):
+            await anext(log.consume(0))
+
+
+async def test_the_next_address_is_tried(server):
+    async with proglog.connect(
+        f"proglog://127.0.0.1:{free_port()},127.0.0.1:{server.port}", timeout_seconds=5
+    ) as log:
+        assert await log.produce(b"a") == 0
+        assert (await anext(log.consume(0))).value == b"a"
+        assert (await log.describe()).next == 1
+
+
+async def test_a_connection_lost_with_batches_under_way(server, log):
+    server.service.release.clear()
+    call = asyncio.ensure_future(log.produce(b"a"))
+    await until(lambda: server.service.received)
+    server.cut()
+    with pytest.raises(OutcomeUnknown, match="lost"):
+        await call
+    server.service.release.set()
+    assert await log.produce(b"b") == server.service.fake.log.next - 1
+
+
+async def test_a_connection_lost_while_idle_costs_nothing(server, log):
+    assert await log.produce(b"a") == 0
+    server.cut()
+    await asyncio.sleep(0.01)
+    assert await log.produce(b"b") == 1
+
+
+async def test_a_consumer_outlives_its_node(server):
+    server.service.fake.log.extend([b"a"])
+    port = server.port
+    async with proglog.connect(url(server), timeout_seconds=5) as log:
+        records = log.consume(0)
+        assert (await anext(records)).value == b"a"
+        waiting = asyncio.ensure_future(anext(records))
+        await asyncio.sleep(0.01)
+        await server.stop()
+        await asyncio.sleep(0.05)
+        async with serving(port) as again:
+            again.service.fake.log.extend([b"a", b"b"])
+            assert (await waiting).value == b"b"
+            assert again.service.fake.consumed == [1]
+            await records.aclose()
+
+
+async def test_an_interruption_leaves_no_mark_on_the_users_task(server, log):
+    """grpclib's own client cancels the task, whose TaskGroups and timeouts then misbehave."""
+    server.service.fake.log.extend([b"a"])
+    records = log.consume(0)
+    await anext(records)
+    asyncio.get_running_loop().call_later(0.02, server.cut)
+    asyncio.get_running_loop().call_later(0.05, server.service.fake.log.extend, [b"b"])
+    assert (await anext(records)).value == b"b"
+    assert asyncio.current_task().cancelling() == 0
+    await records.aclose()
+
+
+async def test_calls_in_flight_survive_a_goaway(server, log):
+    server.service.fake.log.extend([b"a"])
+    records = log.consume(0)
+    assert (await anext(records)).value == b"a"
+    server.service.release.clear()
+    call = asyncio.ensure_future(log.produce(b"b"))
+    await until(lambda: server.service.received)
+    server.go_away()
+    await asyncio.sleep(0.02)
+    server.service.release.set()
+    assert await call == 1
+    assert (await anext(records)).value == b"b"
+    assert server.service.calls == ["consume", "produce"]
+    assert (await log.describe()).next == 2  # On a new connection.
+    assert len(server._protocols) == 2
+    await records.aclose()
+
+
+async def test_a_mute_node_is_given_up_at_the_deadline(server):
+    async with proglog.connect(url(server), timeout_seconds=0.1) as log:
+        server.service.release.clear()
+        with pytest.raises(OutcomeUnknown):
+            await log.produce(b"a")
+        server.service.release.set()
+        await log.produce(b"b")
+        assert len(server._protocols) == 2
+
+
+@pytest.fixture
+async def quick_keepalive(monkeypatch):
+    quick = Configuration(
+        _keepalive_time=0.03,
+        _keepalive_timeout=0.03,
+        _http2_max_pings_without_data=0,
+        _http2_min_sent_ping_interval_without_data=0.01,
+    ).__for_client__()
+    monkeypatch.setattr(channel, "_CONFIGURATION", quick)
+
+
+@asynccontextmanager
+async def raw_server(handle):
+    """Hands each connection to `handle(reader, writer)`; a url."""
+    writers = []
+
+    async def serve(reader, writer):
+        writers.append(writer)
+        with suppress(ConnectionError):
+            await handle(reader, writer)
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield f"proglog://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+        for writer in writers:
+            writer.close()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
+
+
+async def test_a_dead_connection_is_noticed_without_traffic(quick_keepalive):
+    connections = 0
+
+    async def mute(reader, writer):
+        nonlocal connections
+        connections += 1
+        await reader.read(-1)
+
+    async with raw_server(mute) as mute_url:
+        async with proglog.connect(mute_url, timeout_seconds=1) as log:
+            waiting = asyncio.ensure_future(anext(log.consume(0)))
+            await until(lambda: connections >= 3)
+            waiting.cancel()
+            await asyncio.wait([waiting])
+
+
+# --- servers that are none -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x00" * 100, b"\xff" * 100_000],
+    ids=["nothing", "http/1.1", "zeros", "ones"],
+)
+async def test_what_does_not_speak_http2(answer):
+    async def handle(reader, writer):
+        await reader.read(24)
+        writer.write(answer)
+        await writer.drain()
+
+    async with raw_server(handle) as bad_url:
+        async with proglog.connect(bad_url, timeout_seconds=0.2) as log:
+            with pytest.raises((OutcomeUnknown, Unavailable)):
+                await log.produce(b"a")
+            with pytest.raises((OutcomeUnknown, Unavailable)):
+                await log.read(0)
+
+
+def answering(headers, data, trailers=None):
+    """A server that answers each call with these, by the rules of HTTP/2 at least."""
+
+    async def handle(reader, writer):
+        state = H2Connection(H2Configuration(client_side=False, header_encoding=None))
+        state.initiate_connection()
+        writer.write(state.data_to_send())
+        while received := await reader.read(65536):
+            for event in state.receive_data(received):
+                if isinstance(event, RequestReceived):
+                    state.send_headers(event.stream_id, headers, end_stream=not data)
+                elif isinstance(event, DataReceived) and data:
+                    state.send_data(event.stream_id, data, end_stream=trailers is None)
+                    if trailers is not None:
+                        state.send_headers(event.stream_id, trailers, end_stream=True)
+            writer.write(state.data_to_send())
+
+    return handle
+
+
+OK = [(":status", "200"), ("content-type", "application/grpc")]
+DONE = [("grpc-status", "0")]
+
+
+@pytest.mark.parametrize(
+    "handle",
+    [
+        answering([(":status", "502")], b""),
+        answering([(":status", "502")], b"<html>"),
+        answering(OK, b"\x00\x00\x00\x00\x02\xff\xff", DONE),
+        answering(OK, b"\x00\xff\xff\xff\xff" + bytes(1000), DONE),
+        answering(OK, b"\x01\x00\x00\x00\x00", DONE),
+        answering(OK, b"\x00\x00\x00\x00\x09abc", DONE),
+        answering(OK, b"\x00\x00", DONE),
+        answering(OK, b"\x00\x00\x00\x00\x00"),
+        answering(OK, b"\x00\x00\x00\x00\x00", [("grpc-status", "x")]),
+        answering(OK, b"\x00\x00\x00\x00\x00" * 2, DONE),
+        answering(OK, b"\x00\x00", [("grpc-status", "14"), ("grpc-status-details-bin", "AAAA")]),
+    ],
+)
+async def test_answers_that_are_none(handle):
+    async with raw_server(handle) as bad_url:
+        async with proglog.connect(bad_url, timeout_seconds=0.1) as log:
+            with pytest.raises(OutcomeUnknown):
+                await log.describe()
+
+
+async def test_frames_of_a_later_http2_are_ignored(server, log):
+    await log.produce(b"a")
+    for protocol in server._protocols:
+        protocol.connection._transport.write(b"\x00\x00\x03\xbe\x00\x00\x00\x00\x00abc")
+    assert await log.produce(b"b") == 1
+    assert len(server._protocols) == 1
+
+
+# --- TLS -----------------------------------------------------------------------------------------
+
+
+async def test_a_certificate_that_is_not_trusted(tmp_path):
+    server_context = _self_signed(tmp_path)
+
+    async def handle(reader, writer):
+        await reader.read(-1)
+
+    server = await asyncio.start_server(handle, "127.0.0.1", 0, ssl=server_context)
+    port = server.sockets[0].getsockname()[1]
+    try:
+        async with proglog.connect(
+            f"proglog://127.0.0.1:{port}", tls=ssl.create_default_context()
+        ) as log:
+            with pytest.raises(Unauthenticated, match="not trusted"):
+                await log.produce(b"a")
+    finally:
+        server.close()
+
+
+async def test_tls_when_it_is_trusted(tmp_path):
+    async with serving(tls=_self_signed(tmp_path)) as server:
+        tls = ssl.create_default_context(cafile=str(tmp_path / "cert.pem"))
+        async with proglog.connect(url(server), tls=tls, timeout_seconds=5) as log:
+            assert await log.produce(b"secret") == 0
+            assert (await log.read(0)).value == b"secret"
+
+
+def _self_signed(folder) -> ssl.SSLContext:
+    from datetime import UTC, datetime, timedelta
+    from ipaddress import ip_address
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False
+        )
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    (folder / "cert.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    (folder / "key.pem").write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
+    return context

@@ -1,0 +1,458 @@
+"""The producer against a log in memory: batching, order, bounds, and what it does about errors."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+
+import pytest
+
+from proglog import errors, limits
+from proglog.client.client import Log
+from proglog.errors import (
+    DiskFull,
+    InvalidBatch,
+    InvalidRequest,
+    NotLeader,
+    OutcomeUnknown,
+    Overloaded,
+    TooLarge,
+    Unavailable,
+    UnknownLog,
+)
+
+
+async def turns(count: int = 20) -> None:
+    """Lets everything run that is ready to."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+def start(log, values):
+    return [asyncio.ensure_future(log.produce(value)) for value in values]
+
+
+# --- batching ------------------------------------------------------------------------------------
+
+
+async def test_a_lone_record_leaves_at_once(log, backend):
+    assert await log.produce(b"hello") == 0
+    assert await log.produce(b"again") == 1
+    assert [len(p.body.data) for p in backend.submitted] == [9, 9]
+
+
+async def test_calls_at_the_same_time_share_a_batch(log, backend):
+    offsets = await asyncio.gather(*(log.produce(b"%d" % i) for i in range(100)))
+    assert offsets == list(range(100))
+    assert [p.body.count for p in backend.submitted] == [100]
+    assert backend.log.values() == [b"%d" % i for i in range(100)]
+
+
+async def test_a_batch_is_what_gathered_while_the_one_before_was_under_way(log, backend):
+    backend.held = True
+    first = start(log, [b"a"])
+    await turns()
+    rest = start(log, [b"b", b"c"])
+    await turns()
+    rest += start(log, [b"d"])
+    await turns()
+    assert [p.body.count for p in backend.submitted] == [1]
+    backend.answer()
+    await turns()
+    assert [p.body.count for p in backend.submitted] == [1, 3]
+    backend.answer()
+    assert await asyncio.gather(*first, *rest) == [0, 1, 2, 3]
+
+
+async def test_full_batches_do_not_wait_for_answers_but_only_so_many_are_under_way(log, backend):
+    backend.held = True
+    value = bytes(limits.client_batch_bytes_target // 2 - 100)
+    calls = start(log, [value] * 80)
+    await turns(200)
+    assert len(backend.submitted) == limits.client_inflight_batches_max
+    assert {p.body.count for p in backend.submitted} == {2}
+    backend.answer()
+    await turns()
+    assert len(backend.submitted) == limits.client_inflight_batches_max + 1
+    for _ in range(60):
+        backend.answer()
+        await turns()
+    assert await asyncio.gather(*calls) == list(range(80))
+
+
+async def test_no_batch_exceeds_its_bound_unless_one_record_does(log, backend):
+    sizes = [1, 200_000, 1, 100_000, 300_000, 1, 262_140, 5, limits.batch_bytes_max - 4]
+    await asyncio.gather(*(log.produce(bytes(size)) for size in sizes))
+    assert [len(v) for v in backend.log.values()] == sizes
+    for proposed in backend.submitted:
+        size = len(proposed.body.data)
+        assert size <= limits.client_batch_bytes_target or proposed.body.count == 1
+
+
+async def test_a_record_too_large_for_any_batch_is_refused_at_once(log, backend):
+    with pytest.raises(TooLarge) as caught:
+        await log.produce(bytes(limits.batch_bytes_max))
+    assert caught.value.number("bytes_max") == limits.batch_bytes_max
+    with pytest.raises(TooLarge):
+        await log.produce_many([b"a", bytes(limits.batch_bytes_max)])
+    assert backend.submitted == []
+    assert await log.produce(b"b") == 0
+
+
+async def test_produce_waits_for_room_in_the_buffer_and_keeps_the_order(log, backend, monkeypatch):
+    monkeypatch.setattr(limits, "client_buffer_bytes_max", 1000)
+    backend.held = True
+    sizes = [400, 400, 400, 10, 2000, 10, 500, 600]
+    calls = start(log, [bytes(size) for size in sizes])
+    await turns()
+    taken = log._producer._budget.taken
+    assert taken <= 1000
+    for _ in range(20):
+        backend.answer()
+        await turns()
+    assert await asyncio.gather(*calls) == list(range(8))
+    assert [len(value) for value in backend.log.values()] == sizes
+    assert log._producer._budget.taken == 0
+
+
+async def test_columns_travel_with_their_records(log, backend):
+    moment = datetime(2020, 1, 2, 3, 4, 5, 678000, tzinfo=UTC)
+    await asyncio.gather(
+        log.produce(b"plain"),
+        log.produce(b"keyed", key=b"k"),
+        log.produce(bytearray(b"timed"), timestamp=moment),
+        log.produce(b"empty key", b""),
+        log.produce(b"headed", headers={"a": b"1", "b": b""}),
+        log.produce(b"all", b"k2", [("c", b"2")], 7),
+    )
+    assert [r[1:] for r in backend.log.records()] == [
+        (b"plain", None, (), 1000),
+        (b"keyed", b"k", (), 1000),
+        (b"timed", None, (), 1577934245678),
+        (b"empty key", b"", (), 1000),
+        (b"headed", None, (("a", b"1"), ("b", b"")), 1000),
+        (b"all", b"k2", (("c", b"2"),), 7),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"value": "text"}, TypeError),
+        ({"value": None}, TypeError),
+        ({"value": b"", "key": "text"}, TypeError),
+        ({"value": b"", "timestamp": -1}, InvalidRequest),
+        ({"value": b"", "timestamp": 2**64 - 1}, InvalidRequest),
+        ({"value": b"", "timestamp": "now"}, InvalidRequest),
+        ({"value": b"", "headers": {"é": b""}}, InvalidBatch),
+        ({"value": b"", "headers": {"": b""}}, InvalidBatch),
+        ({"value": b"", "headers": [("a", b"")] * 65}, InvalidBatch),
+    ],
+)
+async def test_a_wrong_argument_fails_its_own_call_only(log, backend, arguments, error):
+    good = asyncio.ensure_future(log.produce(b"good"))
+    with pytest.raises(error):
+        await log.produce(**arguments)
+    assert await good == 0
+    assert backend.log.values() == [b"good"]
+
+
+async def test_values_are_compressed_on_request(backend):
+    async with Log(backend, compress=True) as log:
+        await log.produce(b"a" * 10_000)
+        await log.produce_many([b"b" * 10_000] * 10)
+    assert [p.body.codec for p in backend.submitted] == [1, 1]
+    assert all(len(p.body.data) < 1000 for p in backend.submitted)
+    assert backend.log.values() == [b"a" * 10_000] + [b"b" * 10_000] * 10
+
+
+# --- many at once --------------------------------------------------------------------------------
+
+
+async def test_produce_many_cuts_whole_batches_and_answers_a_range(log, backend):
+    values = [b"%06d" % i for i in range(100_000)]
+    assert await log.produce_many(values) == range(100_000)
+    assert backend.log.values() == values
+    assert all(len(p.body.data) <= limits.client_batch_bytes_target for p in backend.submitted)
+    assert len(backend.submitted) == 4
+
+
+async def test_produce_many_of_nothing_appends_nothing(log, backend):
+    assert list(await log.produce_many([])) == []
+    assert backend.submitted == []
+
+
+async def test_produce_many_keeps_its_place_between_single_records(log, backend):
+    calls = [
+        asyncio.ensure_future(log.produce(b"a")),
+        asyncio.ensure_future(log.produce_many([b"b", b"c"])),
+        asyncio.ensure_future(log.produce(b"d")),
+    ]
+    await asyncio.gather(*calls)
+    assert backend.log.values() == [b"a", b"b", b"c", b"d"]
+
+
+async def test_offsets_of_interleaved_batches_are_listed(log, backend):
+    large = [bytes(200_000)] * 3
+    first = asyncio.ensure_future(log.produce_many(large))
+    await turns(1)
+    backend.log.extend([b"from someone else"])
+    second = asyncio.ensure_future(log.produce_many(large))
+    offsets = [*await first, *await second]
+    assert sorted(offsets) == sorted(set(offsets))
+    records = {record.offset: record.value for record in backend.log.records()}
+    assert all(records[offset] == bytes(200_000) for offset in offsets)
+
+
+async def test_produce_many_takes_columns(log, backend):
+    offsets = await log.produce_many(
+        [b"a", b"b"], keys=[None, b"k"], headers=[{}, {"h": b"1"}], timestamps=[5, None]
+    )
+    assert offsets == range(2)
+    assert [r[1:] for r in backend.log.records()] == [
+        (b"a", None, (), 5),
+        (b"b", b"k", (("h", b"1"),), 1000),
+    ]
+    with pytest.raises(InvalidRequest):
+        await log.produce_many([b"a", b"b"], keys=[b"k"])
+    with pytest.raises(TypeError):
+        await log.produce_many([b"a", "b"])
+
+
+async def test_produce_many_is_bounded_by_the_buffer(log, backend, monkeypatch):
+    monkeypatch.setattr(limits, "client_buffer_bytes_max", 600_000)
+    backend.held = True
+    call = asyncio.ensure_future(log.produce_many([bytes(100_000)] * 20))
+    await turns()
+    assert len(backend.submitted) == 2
+    while not call.done():
+        backend.answer()
+        await turns()
+    assert await call == range(20)
+
+
+async def test_produce_many_raises_when_a_part_of_it_is_refused(log, backend):
+    backend.faults.extend([None, DiskFull("full")])
+    with pytest.raises(DiskFull):
+        await log.produce_many([bytes(200_000)] * 4)
+    assert log._producer._budget.taken == 0
+
+
+# --- errors --------------------------------------------------------------------------------------
+
+RESENT = {"NOT_LEADER", "UNAVAILABLE", "OVERLOADED", "EARLIER_REFUSED", "RANGE_CORRUPT"}
+UNKNOWN = {"OUTCOME_UNKNOWN", "DEADLINE_EXCEEDED", "INTERNAL"}
+
+
+@pytest.mark.parametrize("row", errors.ROWS, ids=lambda row: row.reason)
+async def test_outcome_table(log, backend, row):
+    """Each error: resent unchanged until it is in, or raised as it is, or as OutcomeUnknown."""
+    backend.faults.append(row("it failed", leader_addr="elsewhere:1"))
+    call = log.produce(b"value")
+    if row.reason in RESENT:
+        assert await call == 0
+        assert backend.submitted[0] == backend.submitted[1]
+    elif row.reason in UNKNOWN:
+        with pytest.raises(OutcomeUnknown, match="it failed"):
+            await call
+    else:
+        with pytest.raises(row) as caught:
+            await call
+        assert caught.value.facts["leader_addr"] == "elsewhere:1"
+    assert len(backend.submitted) == 1 + (row.reason in RESENT)
+    assert await log.produce(b"next") == backend.log.next - 1
+
+
+@pytest.mark.parametrize("row", errors.ROWS, ids=lambda row: row.reason)
+async def test_batches_behind_a_failed_one_follow_in_order(log, backend, row):
+    backend.held = True
+    value = bytes(limits.client_batch_bytes_target - 100)
+    calls = start(log, [b"%d" % i + value for i in range(5)])
+    await turns()
+    backend.faults.extend([None, row("it failed")])
+    backend.held = False
+    backend.answer(5)
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    appended = [value[:1] for value in backend.log.values()]
+    if row.reason in RESENT:
+        assert results == [0, 1, 2, 3, 4]
+        assert appended == [b"0", b"1", b"2", b"3", b"4"]
+    else:
+        assert isinstance(results[1], OutcomeUnknown if row.reason in UNKNOWN else row)
+        assert results[:1] + results[2:] == [0, 1, 2, 3]
+        assert appended == [b"0", b"2", b"3", b"4"]
+
+
+async def test_what_is_refused_until_the_deadline_fails_with_the_refusal(backend):
+    backend.faults.extend([Overloaded("busy")] * 1000)
+    async with Log(backend, timeout_seconds=0.1) as log:
+        with pytest.raises(Overloaded):
+            await log.produce(b"a")
+        assert len(backend.submitted) > 1
+        backend.faults.clear()
+        assert await log.produce(b"b") == 0
+
+
+async def test_no_answer_by_the_deadline_is_an_unknown_outcome(backend):
+    backend.held = True
+    async with Log(backend, timeout_seconds=0.05) as log:
+        with pytest.raises(OutcomeUnknown):
+            await log.produce(b"a")
+        backend.held = False
+        assert backend.streams[0].closed
+        assert await log.produce(b"b") == 0
+        assert len(backend.streams) == 2
+        backend.streams[0].answer_one()  # Too late: nobody waits for it.
+        assert await log.produce(b"c") == 2
+
+
+async def test_what_could_not_be_sent_was_certainly_not_appended(backend):
+    backend.open_faults.extend([Unavailable("cannot connect to 127.0.0.1:1")] * 1000)
+    async with Log(backend, timeout_seconds=0.1) as log:
+        calls = start(log, [b"a", b"b"])
+        for result in await asyncio.gather(*calls, return_exceptions=True):
+            assert isinstance(result, Unavailable)
+            assert "127.0.0.1:1" in str(result)
+        backend.open_faults.clear()
+        assert await log.produce(b"c") == 0
+
+
+async def test_a_stream_that_cannot_be_opened_now_is_tried_again(log, backend):
+    backend.open_faults.extend([Unavailable("starting"), NotLeader("no"), errors.Internal("?")])
+    assert await log.produce(b"a") == 0
+
+
+async def test_a_stream_that_will_never_open_fails_what_waits(log, backend):
+    backend.open_faults.append(UnknownLog("there is no log 'x'"))
+    calls = [*start(log, [b"a", b"b"]), asyncio.ensure_future(log.produce_many([b"c"]))]
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(result) for result in results] == [UnknownLog] * 3
+    assert results[0] is not results[1]
+
+
+async def test_a_refusal_while_handing_over_counts_like_one_in_the_answer(log, backend):
+    stream = await backend.open_produce()
+    submit = type(stream).submit
+    faults = [Unavailable("draining"), None]
+
+    async def refusing(self, proposed):
+        fault = faults.pop(0)
+        if fault is not None:
+            raise fault
+        return await submit(self, proposed)
+
+    type(stream).submit = refusing
+    try:
+        assert await log.produce(b"a") == 0
+    finally:
+        type(stream).submit = submit
+
+
+# --- cancelling and closing ----------------------------------------------------------------------
+
+
+async def test_cancelling_one_call_leaves_the_others_alone(log, backend):
+    backend.held = True
+    calls = start(log, [b"a", b"b", b"c"])
+    await turns()
+    calls[1].cancel()
+    await turns()
+    backend.answer()
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    assert results[0] == 0
+    assert results[2] == 2
+    assert isinstance(results[1], asyncio.CancelledError)
+    assert backend.log.values() == [b"a", b"b", b"c"]
+
+
+async def test_cancelling_a_call_that_waits_for_room_withdraws_it(log, backend, monkeypatch):
+    monkeypatch.setattr(limits, "client_buffer_bytes_max", 1000)
+    backend.held = True
+    calls = start(log, [bytes(900), bytes(800), bytes(50)])
+    await turns()
+    calls[1].cancel()
+    await turns()
+    for _ in range(5):
+        backend.answer()
+        await turns()
+    assert await calls[0] == 0
+    assert await calls[2] == 1
+    assert [len(value) for value in backend.log.values()] == [900, 50]
+    assert log._producer._budget.taken == 0
+
+
+async def test_cancelling_produce_many_leaves_nothing_behind(log, backend, monkeypatch):
+    monkeypatch.setattr(limits, "client_buffer_bytes_max", 600_000)
+    backend.held = True
+    call = asyncio.ensure_future(log.produce_many([bytes(100_000)] * 20))
+    await turns()
+    call.cancel()
+    await asyncio.wait([call])
+    assert call.cancelled()
+    backend.held = False
+    backend.answer(2)
+    assert await log.produce(b"next") == 4
+    assert log._producer._budget.taken == 0
+
+
+async def test_closing_sends_what_was_accepted(backend):
+    log = Log(backend)
+    calls = start(log, [b"a", b"b"])
+    await turns(1)
+    await log.close()
+    assert await asyncio.gather(*calls) == [0, 1]
+    assert backend.closed
+    with pytest.raises(InvalidRequest):
+        await log.produce(b"c")
+    with pytest.raises(InvalidRequest):
+        await log.produce_many([b"c"])
+    with pytest.raises(InvalidRequest):
+        log.consume(0)
+    with pytest.raises(InvalidRequest):
+        await log.read(0)
+    await log.close()
+
+
+async def test_leaving_by_an_exception_does_not_wait_for_answers(backend):
+    backend.held = True
+    calls = []
+    with pytest.raises(KeyError):
+        async with Log(backend) as log:
+            calls += start(log, [b"a"])
+            await turns()
+            calls += start(log, [b"b"])
+            await turns()
+            raise KeyError
+    sent, unsent = await asyncio.gather(*calls, return_exceptions=True)
+    assert isinstance(sent, OutcomeUnknown)
+    assert isinstance(unsent, InvalidRequest)
+    assert backend.streams[0].closed
+
+
+async def test_closing_wakes_those_who_wait_for_room(backend, monkeypatch):
+    monkeypatch.setattr(limits, "client_buffer_bytes_max", 1000)
+    backend.held = True
+    log = Log(backend)
+    calls = start(log, [bytes(900), bytes(800)])
+    await turns()
+    closing = asyncio.ensure_future(log.close())
+    await turns()
+    backend.answer()
+    await closing
+    first, second = await asyncio.gather(*calls, return_exceptions=True)
+    assert first == 0
+    assert isinstance(second, InvalidRequest)
+
+
+async def test_a_fault_of_the_program_is_everybodys(backend):
+    async def broken():
+        raise AssertionError("a bug")
+
+    backend.open_produce = broken
+    log = Log(backend)
+    with pytest.raises(AssertionError):
+        await log.produce(b"a")
+    with pytest.raises(AssertionError):
+        await log.produce(b"b")
+    with pytest.raises(AssertionError):
+        await log.close()

@@ -1,0 +1,61 @@
+"""The names of the package, and what importing them loads."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import proglog
+
+SERVER = ["agent", "auth", "cli", "gateway", "log", "membership", "raft", "rpc", "simulation"]
+
+
+def loaded_by(program: str) -> set[str]:
+    shown = subprocess.run(
+        [sys.executable, "-c", f"{program}\nimport sys; print(*sys.modules)"],
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    return set(shown.stdout.split())
+
+
+def test_importing_the_package_loads_nothing_else():
+    ours = {name for name in loaded_by("import proglog") if name.startswith("proglog")}
+    assert ours == {"proglog"}
+
+
+def test_the_client_loads_nothing_of_the_server():
+    loaded = loaded_by(
+        "import asyncio, proglog\n"
+        "async def main():\n"
+        "    async with proglog.connect('proglog://127.0.0.1:1') as log: log.consume(0)\n"
+        "asyncio.run(main())"
+    )
+    assert "proglog.client.network" in loaded
+    assert not {f"proglog.{name}" for name in SERVER} & loaded
+    assert {name for name in loaded if name.startswith("proglog.replica.")} == {
+        "proglog.replica.types"
+    }
+    assert not {"aiohttp", "cyclopts", "structlog", "prometheus_client"} & loaded
+
+
+def test_every_name_is_there():
+    for name in proglog.__all__:
+        assert getattr(proglog, name) is not None
+    with pytest.raises(AttributeError):
+        proglog.nothing
+
+
+def test_the_version_is_that_of_the_project():
+    project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
+    assert proglog.__version__ == project["version"]
+
+
+def test_a_wrong_url_says_what_is_right():
+    with pytest.raises(proglog.ConfigurationError, match="proglog://host:port"):
+        proglog.connect("localhost:8400")

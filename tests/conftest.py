@@ -1,0 +1,80 @@
+"""What every test runs under: uvloop, a guard of the loop, and no swallowed errors."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import uvloop
+from blockbuster import BlockBusterFunction, blockbuster_ctx
+
+# File calls that blockbuster does not know and that this project makes: on a worker thread only.
+DISK_CALLS = (
+    "open",
+    "fsync",
+    "fdatasync",
+    "ftruncate",
+    "posix_fallocate",
+    "pread",
+    "preadv",
+    "pwrite",
+    "pwritev",
+    "unlink",
+)
+
+_loop_errors: list[dict[str, Any]] = []
+
+
+def _from_page_cache(*arguments: Any) -> bool:
+    """preadv with RWF_NOWAIT answers at once or not at all."""
+    return len(arguments) > 3 and bool(arguments[3] & os.RWF_NOWAIT)
+
+
+def _new_event_loop() -> uvloop.Loop:
+    loop = uvloop.new_event_loop()
+    loop.set_exception_handler(lambda _loop, context: _loop_errors.append(context))
+    return loop
+
+
+def pytest_asyncio_loop_factories(config: Any, item: Any) -> dict[str, Callable[[], Any]]:
+    return {"uvloop": _new_event_loop}
+
+
+@pytest.fixture(autouse=True)
+def _no_blocking_on_the_loop() -> Iterator[None]:
+    """A call that may wait for the disk fails the test if a loop runs in its thread."""
+    disk = [
+        BlockBusterFunction(
+            os, name, scanned_modules="proglog", can_block_predicate=_from_page_cache
+        ).activate()
+        for name in DISK_CALLS
+    ]
+    try:
+        with blockbuster_ctx("proglog") as known:
+            for function in [*disk, *known.functions.values()]:
+                # A first import reads files, wherever it stands, and happens once.
+                function.can_block_in("<frozen importlib._bootstrap>", "_find_and_load")
+            yield
+    finally:
+        for function in disk:
+            function.deactivate()
+
+
+@pytest.fixture(autouse=True)
+def _no_error_lost_in_the_loop() -> Iterator[None]:
+    """What a callback or a forgotten task raises fails the test, instead of a line in a log."""
+    _loop_errors.clear()
+    yield
+    errors, _loop_errors[:] = list(_loop_errors), []
+    assert not errors, errors
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 on which nothing listens."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

@@ -1,0 +1,132 @@
+"""Stock Serf agents (Debian's `serf`) as processes on 127.0.0.1, and how to wait for things."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import shutil
+import socket
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+DEADLINE_S = 60.0
+"""Generous: the machine may be busy. What is waited for normally takes a second or a few."""
+
+
+async def until(condition: Callable[[], Any], what: str = "") -> None:
+    """Waits until the condition, which may be a coroutine function, holds."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + DEADLINE_S
+    while True:
+        holds = condition()
+        if asyncio.iscoroutine(holds):
+            holds = await holds
+        if holds:
+            return
+        assert loop.time() < deadline, f"still not so after {DEADLINE_S:g} s: {what or condition}"
+        await asyncio.sleep(0.05)
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that is free for TCP and UDP."""
+    while True:
+        with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp:
+            tcp.bind(("127.0.0.1", 0))
+            port = tcp.getsockname()[1]
+            with contextlib.suppress(OSError):
+                udp.bind(("127.0.0.1", port))
+                return int(port)
+
+
+def serf_binary() -> str:
+    found = shutil.which("serf")
+    assert found, "interoperability is judged by stock agents: apt-get install serf"
+    return found
+
+
+@dataclass
+class Agent:
+    """One `serf agent`."""
+
+    name: str
+    folder: Path
+    options: tuple[str, ...] = ()
+    port: int = field(default_factory=free_port)
+    rpc_port: int = field(default_factory=free_port)
+    process: asyncio.subprocess.Process | None = None
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def log(self) -> str:
+        return (self.folder / f"{self.name}.log").read_text()
+
+    async def start(self) -> None:
+        with (self.folder / f"{self.name}.log").open("a") as log:
+            self.process = await asyncio.create_subprocess_exec(
+                serf_binary(),
+                "agent",
+                f"-node={self.name}",
+                f"-bind={self.address}",
+                f"-rpc-addr=127.0.0.1:{self.rpc_port}",
+                "-profile=local",
+                "-log-level=debug",
+                *self.options,
+                stdout=log,
+                stderr=log,
+            )
+        await until(self._answers, f"agent {self.name} answers\n{self.log}")
+
+    async def _answers(self) -> bool:
+        code, _ = await self.run("info")
+        return code == 0
+
+    async def run(self, *arguments: str) -> tuple[int, str]:
+        command, *rest = arguments
+        process = await asyncio.create_subprocess_exec(
+            serf_binary(),
+            command,
+            f"-rpc-addr=127.0.0.1:{self.rpc_port}",
+            *rest,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        output, _ = await process.communicate()
+        return process.returncode or 0, output.decode()
+
+    async def command(self, *arguments: str) -> str:
+        code, output = await self.run(*arguments)
+        assert code == 0, f"serf {' '.join(arguments)}: {output}"
+        return output
+
+    async def members(self) -> dict[str, dict[str, Any]]:
+        listed = json.loads(await self.command("members", "-format=json"))["members"]
+        return {member["name"]: member for member in listed}
+
+    async def sees(self, name: str, status: str) -> bool:
+        return (await self.members()).get(name, {}).get("status") == status
+
+    async def kill(self) -> None:
+        if self.process is not None and self.process.returncode is None:
+            self.process.kill()
+            await self.process.wait()
+
+
+@contextlib.asynccontextmanager
+async def agents(folder: Path, *names: str, options: tuple[str, ...] = ()) -> AsyncIterator[Any]:
+    """Running agents, the first of which the others have joined."""
+    started = [Agent(name, folder, options) for name in names]
+    try:
+        for agent in started:
+            await agent.start()
+        for agent in started[1:]:
+            await agent.command("join", started[0].address)
+        yield started[0] if len(started) == 1 else started
+    finally:
+        for agent in started:
+            await agent.kill()

@@ -1,0 +1,87 @@
+"""Settings check themselves, and say which is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from proglog import limits
+from proglog.config import Address, LogConfig, NodeConfig
+from proglog.errors import ConfigurationError
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("localhost:8400", Address("localhost", 8400)),
+        ("10.0.0.1:1", Address("10.0.0.1", 1)),
+        ("[::1]:8400", Address("::1", 8400)),
+        (":0", Address("127.0.0.1", 0)),
+    ],
+)
+def test_addresses(text: str, address: Address) -> None:
+    assert Address.parse(text) == address
+    assert Address.parse(str(address)) == address
+
+
+def test_a_default_port_makes_the_port_optional() -> None:
+    assert Address.parse("node-1", port=8400) == Address("node-1", 8400)
+    assert Address.parse("[::1]", port=8400) == Address("::1", 8400)
+    assert Address.parse("node-1:1", port=8400) == Address("node-1", 1)
+
+
+@pytest.mark.parametrize("text", ["", "host", "host:", "host:x", "host:65536", "::1:8400", "a b:1"])
+def test_what_is_no_address(text: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"rpc_addr is '.*': expected host:port"):
+        Address.parse(text, "rpc_addr")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"segment_bytes": 4096},
+        {"segment_bytes": limits.segment_bytes_max + 1},
+        {"segment_batches": 0},
+        {"segment_batches": limits.segment_batches_max + 1},
+        {"retention_bytes": limits.segment_bytes_default - 1},
+        {"retention_seconds": 0},
+        {"retention_check_seconds": 0},
+    ],
+    ids=str,
+)
+def test_a_wrong_log_setting_is_named(wrong: dict[str, Any]) -> None:
+    (name,) = wrong
+    with pytest.raises(ConfigurationError, match=f"^{name} is .*: expected ") as raised:
+        LogConfig(**wrong)
+    assert raised.value.facts == {"setting": name}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"node_name": ""},
+        {"node_name": "a/b"},
+        {"node_name": "-a"},
+        {"node_name": "a" * 129},
+        {"rpc_port": -1},
+        {"rpc_port": 65536},
+        {"drain_seconds": -1},
+        {"http_addr": Address("127.0.0.1", 8400)},
+    ],
+    ids=str,
+)
+def test_a_wrong_node_setting_is_named(wrong: dict[str, Any]) -> None:
+    (name,) = wrong
+    with pytest.raises(ConfigurationError, match=f"^{name} is .*: expected ") as raised:
+        NodeConfig(**wrong)
+    assert raised.value.facts == {"setting": name}
+
+
+def test_the_defaults_are_right() -> None:
+    assert NodeConfig().rpc_addr == Address("127.0.0.1", 8400)
+    assert NodeConfig(bind_addr=Address("10.0.0.1", 1)).rpc_addr == Address("10.0.0.1", 8400)
+    tiny = NodeConfig.for_tests(Path("x"))
+    assert tiny.log == LogConfig.for_tests()
+    assert tiny.rpc_addr.port == 0
