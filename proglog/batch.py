@@ -393,6 +393,9 @@ def _check_frame_header(frame: memoryview, plain_size: int) -> None:
         raise InvalidBatch("the zstd frame does not state the size that the values add up to")
     if plain_size > limits.batch_uncompressed_bytes_max:
         raise InvalidBatch(f"{plain_size} bytes of values are more than one batch may hold")
+    if plain_size == 0:
+        # zstandard returns nothing for such a frame without looking at what else there is.
+        raise InvalidBatch("an empty values column is not compressed")
 
 
 def check_frame(body: Body) -> None:

@@ -45,6 +45,11 @@ class Address(NamedTuple):
             raise ConfigurationError(f"{setting} is {text!r}: expected {expected}", setting=setting)
         return cls(match[1] or match[2] or "127.0.0.1", int(number))
 
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach it."""
+        return self.host in {"localhost", "::1"} or self.host.startswith("127.")
+
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
@@ -118,13 +123,17 @@ class NodeConfig:
         data_dir: holds everything that must survive; made where missing.
         node_name: the node's name in the cluster; empty is the name that the data directory
             belongs to, or the host's for a new one.
-        bind_addr: its host is where the RPC port listens; its port is kept for gossip, which one
-            node alone does not need.
+        bind_addr: where gossip listens; its host is where the RPC port listens as well.
         rpc_port: gRPC and HTTP, told apart by the first bytes. 0 takes a free port.
         http_addr: HTTP alone; None turns this listener off. Port 0 takes a free port.
         http_hosts: names besides loopback that plain HTTP answers to (the Host header).
-        bootstrap: begin a cluster of one on the first start; without it the node waits until a
-            cluster adds it.
+        start_join_addrs: gossip addresses of other nodes, tried until one answers.
+        bootstrap: begin a cluster of one on the first start, or wait until a cluster adds this
+            node; None does the former unless there is somebody to join or expect.
+        bootstrap_expect: form a cluster once so many new nodes see each other; 0 does not.
+        gossip_keys: base64 keys that encrypt gossip, the one to use first.
+        dead_server_after_seconds: a server that is gone this long is removed, if the others can do
+            without it.
         drain_seconds: requests and streams under way get this long to end when the node stops.
         log: how the log is stored.
         log_level: least severe messages that are written to stderr.
@@ -137,7 +146,11 @@ class NodeConfig:
     rpc_port: int = 8400
     http_addr: Address | None = HTTP_ADDR_DEFAULT
     http_hosts: tuple[str, ...] = ()
-    bootstrap: bool = True
+    start_join_addrs: tuple[str, ...] = ()
+    bootstrap: bool | None = None
+    bootstrap_expect: int = 0
+    gossip_keys: tuple[str, ...] = ()
+    dead_server_after_seconds: float = 3600.0
     drain_seconds: float = limits.drain_seconds_default
     log: LogConfig = field(default_factory=LogConfig)
     log_level: LogLevel = "info"
@@ -151,6 +164,18 @@ class NodeConfig:
             "1 to 128 letters, digits, '.', '_' or '-', beginning and ending with one of the first",
         )
         _require(0 <= self.rpc_port <= 65535, "rpc_port", self.rpc_port, "0 to 65535")
+        _require(
+            not (self.bootstrap and self.bootstrap_expect),
+            "bootstrap_expect",
+            self.bootstrap_expect,
+            "0 together with bootstrap: a node begins a cluster alone or with others, not both",
+        )
+        _require(
+            self.bootstrap_expect in {0, *range(2, limits.voters_max + 1)},
+            "bootstrap_expect",
+            self.bootstrap_expect,
+            f"2 to {limits.voters_max}, or 0",
+        )
         _require(self.drain_seconds >= 0, "drain_seconds", self.drain_seconds, "0 or more")
         if self.http_addr is not None:
             _require(
@@ -159,6 +184,13 @@ class NodeConfig:
                 self.http_addr,
                 "another address than that of the RPC port, which answers HTTP anyway",
             )
+
+    @property
+    def begins_alone(self) -> bool:
+        """Whether a first start begins a cluster of one."""
+        if self.bootstrap is not None:
+            return self.bootstrap
+        return not self.start_join_addrs and not self.bootstrap_expect
 
     @property
     def rpc_addr(self) -> Address:
@@ -171,6 +203,7 @@ class NodeConfig:
         return cls(
             data_dir=data_dir,
             node_name="test",
+            bind_addr=Address("127.0.0.1", 0),
             rpc_port=0,
             http_addr=Address("127.0.0.1", 0),
             drain_seconds=2.0,

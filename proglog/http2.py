@@ -157,8 +157,8 @@ def _is_idle(frame: Frame) -> bool:
 class ReceiveBuffer:
     """DATA of one stream, received but not read. Bounded by the stream's window.
 
-    `acknowledge` gives that many bytes back to the peer's window: as soon as they are read, or
-    earlier where a message that is larger than the window waits for its rest.
+    `acknowledge` gives that many bytes back to the peer's window: once some have been read, or
+    earlier where a large message waits for its rest, which the window could keep from coming.
     """
 
     def __init__(self, acknowledge: Callable[[int], None]) -> None:
@@ -192,7 +192,8 @@ class ReceiveBuffer:
     async def read(self, size: int) -> Buffer:
         """Exactly `size` bytes; none at the end. Raises BadMessage if it ends in between."""
         while self._error is None and self.size < size and not self._ended:
-            self._acknowledge_all_but(0)
+            if size > limits.http2_acknowledge_bytes_min:
+                self._acknowledge_all_but(0)
             await self._more()
         if self._error is not None:
             raise self._error
@@ -233,7 +234,7 @@ class ReceiveBuffer:
         return size
 
     def _acknowledge_all_but(self, kept: int) -> None:
-        if self._unacknowledged > kept:
+        if self._unacknowledged - kept >= limits.http2_acknowledge_bytes_min:
             size, self._unacknowledged = self._unacknowledged - kept, kept
             self._acknowledge(size)
 

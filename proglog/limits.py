@@ -75,6 +75,13 @@ transfer_seconds_max = 1.0
 """A leader that hands over waits this long for another to take over."""
 voters_max = 5
 """Further servers stay learners."""
+voters_min = 3
+"""Servers that are gone are not removed below this, unless somebody asks for it."""
+reconcile_seconds = 1.0
+health_seconds = 0.25
+reconcile_retry_seconds = 5.0
+join_retry_seconds_max = 10.0
+leave_seconds_max = 30.0
 replay_bytes = 1 * MiB
 
 # --- repair --------------------------------------------------------------------------------------
@@ -122,6 +129,8 @@ http2_write_buffer_bytes_max = 1 * MiB
 """Written to one connection but not taken by its peer; streams wait beyond it."""
 http2_idle_frames_per_second_max = 10_000
 """PING, SETTINGS and the like of one connection; more cuts it."""
+http2_acknowledge_bytes_min = 16 * KiB
+"""Read bytes are given back to the peer's window in such pieces."""
 http2_stream_window_bytes = 1 * MiB
 http2_connection_window_bytes = 32 * MiB
 resets_per_second_max = 200
@@ -151,6 +160,7 @@ assert batch_bytes_max < message_bytes_max
 assert batch_bytes_max < undurable_bytes_max
 assert batch_bytes_max < inflight_bytes_max
 assert client_batch_bytes_target <= batch_bytes_max
+assert http2_acknowledge_bytes_min * 4 <= http2_stream_window_bytes
 assert http2_stream_window_bytes * 16 <= http2_connection_window_bytes
 assert client_inflight_batches_max <= producer_window_batches
 assert segment_batches_default <= segment_batches_max

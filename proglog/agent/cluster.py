@@ -1,45 +1,122 @@
-"""Changes of the cluster that an operator asks for."""
+"""Changes of the cluster that an operator or another node asks for."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Awaitable, Callable, Sequence
+
+from proglog import limits
+from proglog.agent.forming import Forming
+from proglog.agent.policy import may_leave
+from proglog.agent.reconciler import Reconciler
+from proglog.client.admin import Cluster
 from proglog.client.network import NetworkBackend
 from proglog.config import Address
-from proglog.errors import ChangeRefused, InvalidRequest
+from proglog.errors import ChangeRefused, InvalidRequest, NotLeader, ProglogError
+from proglog.membership import Member, Membership
 from proglog.raft.configuration import Server
 from proglog.replica.replica import Replica
 from proglog.replica.types import ClusterStatus
 
 
 class ClusterAdmin:
-    """What the service log.v1.Cluster does, on the replica of this node."""
+    """What the service log.v1.Cluster does, on this node."""
 
-    def __init__(self, replica: Replica) -> None:
+    def __init__(
+        self,
+        replica: Replica,
+        membership: Membership,
+        reconciler: Reconciler,
+        leave: Callable[[], Awaitable[None]],
+    ) -> None:
         self._replica = replica
+        self._membership = membership
+        self._reconciler = reconciler
+        self._leave = leave
+        self.forming: Forming | None = None
 
     def status(self) -> ClusterStatus:
         return self._replica.cluster_status()
 
+    def members(self) -> Sequence[Member]:
+        return self._membership.members()
+
     async def add(self, rpc_addr: str) -> None:
         """Asks the node at an address who it is, and adds it as a learner."""
-        if not self._replica.leadership.is_mine:
-            raise self._replica.leadership.refusal()
-        backend = NetworkBackend([Address.parse(rpc_addr, "rpc_addr")], "", None)
-        try:
-            found = await backend.describe()
-        finally:
-            await backend.close()
-        own = self._replica.identity.cluster_id
-        if found.cluster_id not in {"", own}:
-            raise ChangeRefused(
-                f"{found.node} at {rpc_addr} belongs to another cluster ({found.cluster_id}): only "
-                "a node started without --bootstrap, with an empty directory, can be added"
-            )
-        await self._replica.members.add(Server(found.node_uuid, found.node, rpc_addr))
+        self._check_leader()
+        await self._replica.members.add(await identify(rpc_addr, self._replica.identity.cluster_id))
 
     async def remove(self, name: str) -> None:
+        """Removes a server, if those that are left answer and are a quorum."""
+        self._check_leader()
         if not name:
             raise InvalidRequest("say which server is to be removed, by its name or uuid")
+        view = self._reconciler.view()
+        for server in view.configuration.servers:
+            if name in {server.name, server.uuid} and not may_leave(
+                view.configuration, view.healthy, server.uuid
+            ):
+                raise ChangeRefused(
+                    f"without {server.name} the cluster would have no quorum that answers"
+                )
         await self._replica.members.remove(name)
 
     async def transfer(self, name: str) -> None:
         await self._replica.members.transfer(name)
+
+    async def leave(self) -> None:
+        await self._leave()
+
+    async def promise(self, cluster_id: str, uuids: Sequence[str]) -> None:
+        if self.forming is None:
+            raise ChangeRefused("this node was not started with --bootstrap-expect")
+        await self.forming.promise(cluster_id, uuids)
+
+    def _check_leader(self) -> None:
+        if not self._replica.leadership.is_mine:
+            raise self._replica.leadership.refusal()
+
+
+async def identify(rpc_addr: str, cluster_id: str) -> Server:
+    """Asks the node at an address who it is: gossip and operators only say whom to ask.
+
+    Raises ChangeRefused if it belongs to another cluster, ProglogError if it does not answer.
+    """
+    backend = NetworkBackend([Address.parse(rpc_addr, "rpc_addr")], "", None)
+    try:
+        found = await backend.describe()
+    finally:
+        await backend.close()
+    if found.cluster_id not in {"", cluster_id}:
+        raise ChangeRefused(
+            f"{found.node} at {rpc_addr} belongs to another cluster ({found.cluster_id}): only a "
+            "node that began with --no-bootstrap and an empty directory can be added"
+        )
+    return Server(found.node_uuid, found.node, rpc_addr)
+
+
+async def ask_promise(rpc_addr: str, cluster_id: str, uuids: Sequence[str]) -> None:
+    """Asks a new node to promise that it belongs to this cluster. Raises ProglogError."""
+    async with Cluster(
+        [Address.parse(rpc_addr)], timeout_seconds=limits.reconcile_retry_seconds
+    ) as node:
+        await node.promise(cluster_id, uuids)
+
+
+async def leave_configuration(replica: Replica) -> None:
+    """Gets this server out of its cluster's configuration. Raises ProglogError: it stays."""
+    own = replica.identity.uuid
+    if replica.leadership.configuration.find(own) is None:
+        return
+    if len(replica.leadership.configuration.servers) == 1:
+        raise ChangeRefused("the last server cannot leave its cluster")
+    with contextlib.suppress(NotLeader):
+        # A leader may remove itself, but then nobody leads until the next election.
+        await replica.members.transfer()
+    others = [Address.parse(server.rpc_addr) for server in replica.servers() if server.uuid != own]
+    async with Cluster(others, timeout_seconds=limits.leave_seconds_max) as cluster:
+        try:
+            await cluster.remove(own)
+        except ProglogError:
+            if replica.leadership.configuration.find(own) is not None:
+                raise

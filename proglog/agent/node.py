@@ -7,25 +7,25 @@ part that fails stops the node: a node that half works is worse than one that is
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
-import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import structlog
-import uvloop
 
-from proglog.agent.cluster import ClusterAdmin
+from proglog import limits
+from proglog.agent.cluster import ClusterAdmin, ask_promise, identify, leave_configuration
+from proglog.agent.forming import Forming
+from proglog.agent.reconciler import Reconciler
 from proglog.config import Address, NodeConfig
-from proglog.errors import ConfigurationError, ProglogError
+from proglog.errors import ConfigurationError
 from proglog.gateway.health import Probes
 from proglog.gateway.server import Gateway
-from proglog.observability import logging
+from proglog.membership import JoinFailed, Membership, MembershipConfig, Timing, decode_key
 from proglog.observability.metrics import Metrics
 from proglog.ports import Ports
 from proglog.raft.config import RaftConfig
@@ -52,10 +52,15 @@ class Node:
         self.metrics = Metrics()
         self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Gets the exception of the first part that fails."""
+        self.left: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Gets a result when the node has left its cluster."""
+        self._tasks: set[asyncio.Task[None]] = set()
         self.rpc_addr = config.rpc_addr
         """Where gRPC and HTTP are served; with its real port once started."""
         self.http_addr = config.http_addr
         self.replica: Replica
+        self.membership: Membership
+        self._reconciler: Reconciler
 
     async def start(self) -> None:
         """Starts everything. Raises ProglogError or OSError; then nothing is left running."""
@@ -71,23 +76,46 @@ class Node:
         # The port first: it is in the way most often, and its number is part of what follows.
         listener = _listen(config.rpc_addr)
         self._parts.callback(listener.close)
-        self.rpc_addr = Address(*listener.getsockname()[:2])
+        # By name, not by the address it has now: peers resolve it each time they dial.
+        self.rpc_addr = Address(config.bind_addr.host, listener.getsockname()[1])
         self.replica = await open_replica(
             DEFAULT,
             Path(config.data_dir) / "logs" / DEFAULT,
             node_name=config.node_name,
             rpc_addr=str(self.rpc_addr),
+            bootstrap=config.begins_alone,
             config=config.log,
             raft_config=RaftConfig(),
             ports=self._ports,
             observer=self,
-            bootstrap=config.bootstrap,
             connect=_connect,
         )
         self._parts.push_async_callback(self.replica.close)
         self._watch_replica()
+        self.membership = self._make_membership()
+        self._reconciler = self._make_reconciler()
+        admin = ClusterAdmin(self.replica, self.membership, self._reconciler, self.leave)
+        admin.forming = self._make_forming()
+        await self._serve(listener, admin)
+        await self.membership.start()
+        self._parts.push_async_callback(self.membership.close)
+        self._supervise(self.membership.wait_ended())
+        self._supervise(self._reconciler.run())
+        self._supervise(self._reconciler.watch())
+        if config.start_join_addrs:
+            self._supervise(self._join())
+        if admin.forming is not None:
+            self._supervise(admin.forming.run())
+        if len(self.replica.leadership.configuration.voters) == 1 and config.begins_alone:
+            await self.replica.wait_ready()
+        # What recovery left is there for good: the collector need not look at it again.
+        gc.collect()
+        gc.freeze()
+
+    async def _serve(self, listener: socket.socket, admin: ClusterAdmin) -> None:
+        config = self._config
         logs = Logs([self.replica])
-        rpc = RpcServer(logs, ClusterAdmin(self.replica))
+        rpc = RpcServer(logs, admin)
         self._parts.push_async_callback(rpc.close)
         gateway = Gateway(
             logs, self.metrics, allowed_hosts=config.http_hosts, probes=self._probes()
@@ -103,15 +131,14 @@ class Node:
         self._parts.push_async_callback(mux.close)
         if config.http_addr is not None:
             self.http_addr = await _serve_http(gateway, config.http_addr)
-        if config.bootstrap:
-            await self.replica.wait_ready()
-        # What recovery left is there for good: the collector need not look at it again.
-        gc.collect()
-        gc.freeze()
-        rpc.set_serving(True)
         self._parts.push_async_callback(self._drain, rpc, gateway)
-        serving = asyncio.get_running_loop().create_task(mux.serve())
-        serving.add_done_callback(self._part_ended)
+        self._supervise(mux.serve())
+        self._supervise(self._tell_health(rpc))
+
+    async def _tell_health(self, rpc: RpcServer) -> None:
+        while True:
+            rpc.set_serving(self.replica.is_ready and not self._stopping)
+            await asyncio.sleep(limits.health_seconds)
 
     async def _drain(self, rpc: RpcServer, gateway: Gateway) -> None:
         rpc.set_serving(False)
@@ -122,13 +149,78 @@ class Node:
 
     async def stop(self) -> None:
         """Answers what is under way, then stops everything, newest part first. Every part is
-        stopped; what went wrong on the way is raised at the end."""
+        stopped; what went wrong on the way is raised at the end.
+
+        To the other nodes this one has failed, until it is back: to stop is not to leave.
+        """
         self._stopping = True
+        for task in self._tasks:
+            task.cancel()
         await self._parts.aclose()
+
+    # --- membership ------------------------------------------------------------------------------
+
+    def _make_membership(self) -> Membership:
+        config = self._config
+        return Membership(
+            MembershipConfig(
+                name=self.replica.identity.name,
+                bind_host=config.bind_addr.host,
+                bind_port=config.bind_addr.port,
+                keys=tuple(map(decode_key, config.gossip_keys)),
+                snapshot_path=Path(config.data_dir) / "peers",
+                keyring_path=Path(config.data_dir) / "keyring" if config.gossip_keys else None,
+                timing=Timing.local() if config.bind_addr.is_loopback else Timing.lan(),
+            ),
+            ports=self._ports,
+        )
+
+    def _make_reconciler(self) -> Reconciler:
+        return Reconciler(
+            self.replica,
+            self.membership,
+            lambda rpc_addr: identify(rpc_addr, self.replica.identity.cluster_id),
+            rpc_addr=str(self.rpc_addr),
+            expect=self._config.bootstrap_expect,
+            dead_server_after_seconds=self._config.dead_server_after_seconds,
+        )
+
+    def _make_forming(self) -> Forming | None:
+        expect = self._config.bootstrap_expect
+        if not expect:
+            return None
+        return Forming(self.replica, self.membership, expect, ask_promise)
+
+    async def _join(self) -> None:
+        """Tries the addresses until one answers; what it is told once it learns by gossip for
+        good."""
+        delay = 0.5
+        while True:
+            try:
+                if await self.membership.join(self._config.start_join_addrs):
+                    return
+            except JoinFailed as error:
+                _logger.warning("nobody to join yet", why=str(error))
+            await asyncio.sleep(self._ports.random.uniform(delay / 2, delay))
+            delay = min(2 * delay, limits.join_retry_seconds_max)
+
+    async def leave(self) -> None:
+        """Leaves the cluster for good: out of its configuration, if the rest can do without this
+        node, then out of the gossip. Then the node stops. Raises ChangeRefused: it stays."""
+        await leave_configuration(self.replica)
+        await self.membership.leave()
+        if not self.left.done():
+            self.left.set_result(None)
 
     # --- supervision -----------------------------------------------------------------------------
 
+    def _supervise(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._part_ended)
+
     def _part_ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self.failed(error)
 
@@ -188,69 +280,3 @@ def _cannot_listen(address: Address, error: OSError) -> ConfigurationError:
         "choose another --rpc-port, --bind-addr or --http-addr",
         address=address,
     )
-
-
-# --- the daemon ----------------------------------------------------------------------------------
-
-
-def run(config: NodeConfig, announce: Callable[[Node], None]) -> int:
-    """Runs a node until SIGTERM or SIGINT; the exit code. `announce` is called when it serves.
-
-    A second signal skips what is left of draining. Raises ProglogError or OSError where the node
-    cannot start.
-    """
-    if not __debug__:
-        raise ConfigurationError("python -O drops the assertions that keep the log safe; unset it")
-    logging.configure(config.log_level, config.log_format)
-    return uvloop.run(_run(config, announce))
-
-
-async def _run(config: NodeConfig, announce: Callable[[Node], None]) -> int:
-    node = Node(config)
-    await node.start()
-    announce(node)
-    asked = _on_signals()
-    await _first_of(asked, node.failure)
-    failed = node.failure.done()
-    if failed:
-        error = node.failure.exception()
-        _logger.critical(
-            "stopped by a failure",
-            error=str(error),
-            exc_info=None if isinstance(error, ProglogError) else error,
-        )
-    else:
-        _logger.info("stopping", signal=asked.result())
-    await _stop(node)
-    _logger.info("stopped")
-    return 1 if failed else 0
-
-
-async def _stop(node: Node) -> None:
-    again = _on_signals()
-    stopping = asyncio.ensure_future(node.stop())
-    await _first_of(again, stopping)
-    if not stopping.done():
-        # What is appended is still made durable: only the waiting ends.
-        _logger.warning("draining was cut short", signal=again.result())
-        stopping.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await stopping
-
-
-async def _first_of(*futures: asyncio.Future[Any]) -> None:
-    await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
-
-
-def _on_signals() -> asyncio.Future[str]:
-    """Gets the name of the next signal that asks the process to end."""
-    loop = asyncio.get_running_loop()
-    received: asyncio.Future[str] = loop.create_future()
-
-    def on_signal(name: str) -> None:
-        if not received.done():
-            received.set_result(name)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal, number.name)
-    return received

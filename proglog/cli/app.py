@@ -39,7 +39,10 @@ app.command(
 app.command("proglog.cli.produce:produce", help="Append each line of files, or of stdin.")
 app.command("proglog.cli.consume:consume", help="Print records, each value on a line.")
 app.command("proglog.cli.cluster:app", name="cluster")
+app.command("proglog.cli.cluster:members", help="Print who is there, by gossip.")
+app.command("proglog.cli.cluster:leave", help="Make a node leave its cluster and stop.")
 app.command("proglog.cli.dev:dev", help="Run a local cluster in this terminal.")
+app.command("proglog.cli.bench:bench", help="Measure how fast a node is.")
 app.command("proglog.cli.check:verify", help="Check every byte of a stopped node's data.")
 app.command("proglog.cli.check:repair", help="Mend what is safe in a stopped node's data.")
 

@@ -106,3 +106,42 @@ async def _status(server: Address, *, as_json: bool) -> int:
         silent = ", silent" if each.active is False else ""
         print(f"{each.id:<20} {each.rpc_addr:<24} {role:<8} {match}{silent}".rstrip())
     return 0
+
+
+def members(*, server: Server = SERVER_DEFAULT, json: Json = False) -> int:
+    """Print who is there, by the gossip of a node: name, address, status, tags.
+
+    Parameters
+    ----------
+    server
+        The node to ask.
+    json
+        Print a JSON object a line.
+    """
+    return run_on_loop(_members(server, as_json=json))
+
+
+def leave(*, server: Server = SERVER_DEFAULT) -> int:
+    """Make a node leave its cluster for good, and stop. Its data stays where it is.
+
+    Parameters
+    ----------
+    server
+        The node that is to leave.
+    """
+    return run_on_loop(_change(server, lambda cluster: cluster.leave()))
+
+
+async def _members(server: Address, *, as_json: bool) -> int:
+    async with Cluster([server], timeout_seconds=FIRST_ANSWER_SECONDS_MAX) as cluster:
+        found = (await cluster.members()).members
+    for member in found:
+        tags = {tag.name: tag.value for tag in member.tags}
+        if as_json:
+            names = ("name", "address", "status", "protocol")
+            row = {name: getattr(member, name) for name in names}
+            print(json.dumps({**row, "tags": tags}))
+            continue
+        shown = ",".join(f"{name}={value}" for name, value in tags.items())
+        print(f"{member.name:<20} {member.address:<24} {member.status:<8} {shown}".rstrip())
+    return 0

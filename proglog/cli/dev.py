@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import sys
 from asyncio.subprocess import PIPE, STDOUT, Process
@@ -18,8 +19,6 @@ _PORT_STEP = 10
 _NODES_MAX = 9
 _HTTP_BELOW_RPC = 320
 """The HTTP port of a node is its RPC port less this: 8080 for 8400."""
-_START_SECONDS_MAX = 20.0
-_STOP_SECONDS_MAX = 20.0
 
 
 def dev(*, nodes: int = 3, data_dir: Path = Path("data/dev"), port_base: int = 8400) -> int:
@@ -32,7 +31,8 @@ def dev(*, nodes: int = 3, data_dir: Path = Path("data/dev"), port_base: int = 8
     data_dir
         Directory of their data, a folder each.
     port_base
-        Node i has RPC port PORT-BASE + 10 i, and its HTTP port 320 below.
+        Node i has RPC port PORT-BASE + 10 i, gossips on the next port, and its HTTP port is 320
+        below.
     """
     if not 1 <= nodes <= _NODES_MAX:
         raise ConfigurationError(f"--nodes is {nodes}: expected 1 to {_NODES_MAX}")
@@ -56,9 +56,9 @@ class _Cluster:
             async with asyncio.TaskGroup() as tasks:
                 for number in range(len(self._addresses)):
                     tasks.create_task(self._run_node(number, asked))
-                forming = tasks.create_task(self._form())
+                watching = tasks.create_task(self._watch())
                 await asked.wait()
-                forming.cancel()
+                watching.cancel()
                 for process in self._processes:
                     if process.returncode is None:
                         process.terminate()
@@ -78,8 +78,11 @@ class _Cluster:
             f"--data-dir={self._data_dir / f'node-{number}'}",
             f"--node-name=node-{number}",
             f"--rpc-port={address.port}",
+            f"--bind-addr=127.0.0.1:{address.port + 1}",
             f"--http-addr=127.0.0.1:{address.port - _HTTP_BELOW_RPC}",
-            "--bootstrap" if number == 0 else "--no-bootstrap",
+            "--bootstrap"
+            if number == 0
+            else f"--start-join-addrs=127.0.0.1:{self._addresses[0].port + 1}",
             "--log-format=console",
             "--quiet",
             stdout=PIPE,
@@ -103,23 +106,15 @@ class _Cluster:
             name = f"\x1b[{_COLOURS[number % len(_COLOURS)]}m{name}\x1b[0m"
         print(f"{name} | {line.decode(errors='replace').rstrip()}", flush=True)
 
-    async def _form(self) -> None:
-        """Adds the nodes that are not in the cluster yet."""
-        try:
-            async with asyncio.timeout(_START_SECONDS_MAX * len(self._addresses)):
-                await self._add_all()
-        except (ProglogError, TimeoutError) as error:
-            print(f"the cluster did not form: {error}", file=sys.stderr)
-            return
-        print(f"a cluster of {len(self._addresses)} is up; try:", flush=True)
-        print(f"  proglog cluster status --server {self._addresses[0]}", flush=True)
-
-    async def _add_all(self) -> None:
+    async def _watch(self) -> None:
+        """Says when the cluster is whole."""
+        wanted = len(self._addresses)
         async with Cluster(self._addresses[:1]) as cluster:
-            for address in self._addresses[1:]:
-                known = {server.rpc_addr for server in (await cluster.status()).servers}
-                if str(address) in known:
-                    continue
-                async with Cluster([address]) as newcomer:
-                    await newcomer.status()
-                await cluster.add(str(address))
+            while True:
+                with contextlib.suppress(ProglogError):
+                    servers = (await cluster.status()).servers
+                    if sum(server.suffrage == "voter" for server in servers) >= wanted:
+                        break
+                await asyncio.sleep(0.2)
+        print(f"a cluster of {wanted} is up; try:", flush=True)
+        print(f"  proglog cluster status --server {self._addresses[0]}", flush=True)

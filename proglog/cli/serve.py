@@ -36,7 +36,11 @@ def serve(
     rpc_port: int = _NODE.rpc_port,
     http_addr: OptionalListenAddress = _NODE.http_addr,
     http_hosts: Annotated[tuple[str, ...], Parameter(negative=())] = _NODE.http_hosts,
-    bootstrap: bool = _NODE.bootstrap,
+    start_join_addrs: Annotated[tuple[str, ...], Parameter(negative=())] = (),
+    bootstrap: bool | None = _NODE.bootstrap,
+    bootstrap_expect: int = _NODE.bootstrap_expect,
+    gossip_keys: Annotated[tuple[str, ...], Parameter(negative=())] = (),
+    dead_server_after: Duration = _NODE.dead_server_after_seconds,
     segment_bytes: Size = _LOG.segment_bytes,
     segment_batches: int = _LOG.segment_batches,
     retention_bytes: OptionalSize = _LOG.retention_bytes,
@@ -57,16 +61,24 @@ def serve(
     node_name
         Name of the node in the cluster; the host's for a new one unless given.
     bind_addr
-        Its host is where the RPC port listens. Its port is for gossip between nodes.
+        Where gossip listens. The RPC port listens on the same host.
     rpc_port
         Port of gRPC and HTTP; 0 takes a free one.
     http_addr
         Where HTTP is served as well, or none.
     http_hosts
         Host names besides loopback that plain HTTP answers to.
+    start_join_addrs
+        Gossip addresses of other nodes, tried until one answers.
     bootstrap
-        Begin a cluster of one on the first start. Without it a new node waits until a cluster adds
-        it.
+        Begin a cluster of one on the first start, or wait until a cluster adds this node. The
+        former unless there is somebody to join or to expect.
+    bootstrap_expect
+        Form a cluster once so many new nodes see each other.
+    gossip_keys
+        Base64 keys of 16, 24 or 32 bytes that encrypt gossip, the one to use first.
+    dead_server_after
+        Remove a server that is gone this long, if the others can do without it.
     segment_bytes
         Size of one file of the log.
     segment_batches
@@ -92,7 +104,11 @@ def serve(
         rpc_port=rpc_port,
         http_addr=http_addr,
         http_hosts=http_hosts,
+        start_join_addrs=start_join_addrs,
         bootstrap=bootstrap,
+        bootstrap_expect=bootstrap_expect,
+        gossip_keys=gossip_keys,
+        dead_server_after_seconds=dead_server_after,
         drain_seconds=drain_timeout,
         log=LogConfig(
             segment_bytes=segment_bytes,
@@ -103,7 +119,7 @@ def serve(
         log_level=log_level,
         log_format=log_format,
     )
-    from proglog.agent.node import run
+    from proglog.agent.daemon import run
 
     return run(config, _welcome(config, quiet=quiet))
 

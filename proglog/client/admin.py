@@ -26,6 +26,9 @@ _STATUS = _method("Status")
 _ADD = _method("AddServer")
 _REMOVE = _method("RemoveServer")
 _TRANSFER = _method("TransferLeadership")
+_MEMBERS = _method("Members")
+_LEAVE = _method("Leave")
+_PROMISE = _method("Promise")
 
 
 class Cluster:
@@ -65,6 +68,23 @@ class Cluster:
     async def transfer(self, name: str = "") -> None:
         """Hands leadership to a server by its name or uuid, or to the one most up to date."""
         await self._change(_TRANSFER, v1.TransferLeadershipRequest(id=name))
+
+    async def members(self) -> v1.MembersResponse:
+        """Who is there, by the gossip of the asked node."""
+        reply: v1.MembersResponse = await call_until(
+            lambda: self._backend.ask(_MEMBERS, v1.MembersRequest()),
+            self._timeout_seconds,
+            self._chance,
+        )
+        return reply
+
+    async def leave(self) -> None:
+        """The asked node leaves its cluster and stops."""
+        await self._change(_LEAVE, v1.LeaveRequest())
+
+    async def promise(self, cluster_id: str, uuids: Sequence[str]) -> None:
+        """The asked node, which is new, promises to belong to this cluster and no other."""
+        await self._change(_PROMISE, v1.PromiseRequest(cluster_id=cluster_id, uuids=list(uuids)))
 
     async def _change(self, method: Method, request: Any) -> None:
         """Tries until it is done or refused for good; an unknown outcome is not tried again."""

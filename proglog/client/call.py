@@ -103,11 +103,12 @@ class Call(http2.Stream):
 
     async def _read(self, size: int) -> bytes | None:
         """Exactly so many bytes; None if the call ended before them."""
-        try:
+        with suppress(wire.BadMessage):
             data: bytes = await self.buffer.read(size)
-        except wire.BadMessage:
-            return None
-        return data if len(data) == size else None
+            if len(data) == size:
+                return data
+        self.window_updated.set()  # Whoever waits to send waits in vain.
+        return None
 
     def close(self) -> None:
         """Lets go of the call; the server hears of it if it is not over."""

@@ -54,8 +54,8 @@ class BroadcastQueue:
         self._put(0, next(self._order), _Broadcast(message, subject, on_done))
 
     def take(self, space: int, overhead: int, limit: int) -> list[bytes]:
-        """Messages that fit into `space` bytes, each with `overhead`: least sent first, and among
-        those the newest. One that has now been sent `limit` times is done."""
+        """Messages that fit into `space` bytes, each with `overhead`: least sent first, and of the
+        unsent the newest first. One that has now been sent `limit` times is done."""
         taken: list[tuple[int, int]] = []
         messages = []
         for tier, broadcasts in enumerate(self._tiers):

@@ -15,19 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from proglog import batch as batches
-from proglog.batch import HEADER_BYTES, Kind
+from proglog.batch import HEADER_BYTES, BatchHeader, Buffer, Kind
 from proglog.config import LogConfig
 from proglog.errors import ConfigurationError, CorruptionError
 from proglog.log import format as fmt
 from proglog.log.recovery import Recovered, recover
-from proglog.ports import Ports
+from proglog.ports import Clock, Ports
 from proglog.raft.configuration import Configuration, Server
 from proglog.raft.hard_state import FILE_NAME, HardStateFile, Identity
 from proglog.raft.log_view import LogView
 from proglog.raft.messages import HardState
 from proglog.replica.state import ReplicatedState
 
-_FIRST_TERM = 1
+FIRST_TERM = 1
 """Of the configuration batch that begins a cluster; elections begin behind it."""
 
 
@@ -90,7 +90,7 @@ def open_directory(
     )
     if is_new:
         _refuse_if_used(folder, recovered)
-        identity = Identity("", _new_id(ports.random), node_name or socket.gethostname())
+        identity = Identity("", new_id(ports.random), node_name or socket.gethostname())
         hard_state = HardStateFile.create(files, folder, identity, HardState())
     else:
         hard_state = HardStateFile(files, folder)
@@ -101,8 +101,8 @@ def open_directory(
             setting="node_name",
         )
     if bootstrap and not hard_state.identity.cluster_id:
-        hard_state.save(HardState(_FIRST_TERM), cluster_id=_new_id(ports.random))
-    if recovered.tip.index == 0 and hard_state.hard_state == HardState(_FIRST_TERM):
+        hard_state.save(HardState(FIRST_TERM), cluster_id=new_id(ports.random))
+    if recovered.tip.index == 0 and hard_state.hard_state == HardState(FIRST_TERM):
         # Also where the line above was the last thing that a first start did.
         _begin_cluster(ports, recovered, hard_state.identity, rpc_addr)
     applied, state = _newest_state(recovered)
@@ -140,25 +140,32 @@ def _refuse_if_used(folder: Path, recovered: Recovered) -> None:
         )
 
 
-def _new_id(chance: random.Random) -> str:
+def new_id(chance: random.Random) -> str:
+    """A random UUID, as text."""
     return str(uuid.UUID(int=chance.getrandbits(128), version=4))
 
 
-def _begin_cluster(ports: Ports, recovered: Recovered, identity: Identity, rpc_addr: str) -> None:
-    """Writes the first batch: this server is the only voter."""
-    configuration = Configuration((Server(identity.uuid, identity.name, rpc_addr),))
+def first_batch(configuration: Configuration, clock: Clock) -> tuple[BatchHeader, bytes, Buffer]:
+    """The batch at index 1 of a new cluster: header, its bytes, body."""
     body = batches.plain_body(configuration.encode())
     header, packed = batches.build(
         body,
         kind=Kind.CONFIGURATION,
         index=1,
-        term=_FIRST_TERM,
+        term=FIRST_TERM,
         base_offset=0,
-        timestamp=ports.clock.now_ms(),
+        timestamp=clock.now_ms(),
         chain_crc=0,
     )
+    return header, packed, body.data
+
+
+def _begin_cluster(ports: Ports, recovered: Recovered, identity: Identity, rpc_addr: str) -> None:
+    """Writes the first batch: this server is the only voter."""
+    configuration = Configuration((Server(identity.uuid, identity.name, rpc_addr),))
+    header, packed, body = first_batch(configuration, ports.clock)
     segment = recovered.segments[-1]
-    segment.file.pwritev([packed, body.data, fmt.END_OF_LOG], segment.index.end_position)
+    segment.file.pwritev([packed, body, fmt.END_OF_LOG], segment.index.end_position)
     segment.file.fdatasync()
     segment.index.append(header)
     recovered.commit_hint = 1

@@ -49,12 +49,13 @@ from proglog.raft.configuration import Configuration
 from proglog.raft.core import Raft, Status
 from proglog.raft.driver import Driver, ReceivedBatch
 from proglog.raft.hard_state import Identity
-from proglog.raft.messages import ReadResult, SoftState
+from proglog.raft.log_view import LogView
+from proglog.raft.messages import HardState, ReadResult, SoftState
 from proglog.raft.transport import Connect, Transport
 from proglog.replica.barriers import Barriers
 from proglog.replica.leadership import Leadership
 from proglog.replica.members import Members
-from proglog.replica.opening import Opened, open_directory
+from proglog.replica.opening import FIRST_TERM, Opened, first_batch, new_id, open_directory
 from proglog.replica.repair import Repair
 from proglog.replica.retention import Retention
 from proglog.replica.snapshots import Snapshots
@@ -95,6 +96,7 @@ class Replica:
         self.name = name
         self._ports = ports
         self._config = config
+        self._raft_config = raft_config
         self._observer = observer
         self._loop = asyncio.get_running_loop()
         self._offload = Offload(ports.worker("proglog-reader"))
@@ -132,14 +134,10 @@ class Replica:
             chance=random.Random(ports.random.getrandbits(64)),
         )
         self._driver = Driver(
-            raft=Raft(
-                id=self.identity.uuid,
-                config=raft_config,
-                hard_state=opened.hard_state.hard_state,
-                log=opened.log_view(self.log.size_of),
-                configurations=opened.configurations,
-                commit=opened.recovered.commit_hint,
-                rng=random.Random(ports.random.getrandbits(64)),
+            raft=self._make_raft(
+                opened.log_view(self.log.size_of),
+                opened.configurations,
+                opened.recovered.commit_hint,
             ),
             log=self.log,
             hard_state=opened.hard_state,
@@ -163,6 +161,19 @@ class Replica:
         self.committed(self._driver.raft.status().commit)
         for work in (self._tick(), self._retain(), self.repair.run(), self.repair.scrub()):
             self._spawn(work)
+
+    def _make_raft(
+        self, log: LogView, configurations: list[tuple[int, Configuration]], commit: int
+    ) -> Raft:
+        return Raft(
+            id=self.identity.uuid,
+            config=self._raft_config,
+            hard_state=self._hard_state.hard_state,
+            log=log,
+            configurations=configurations,
+            commit=commit,
+            rng=random.Random(self._ports.random.getrandbits(64)),
+        )
 
     @property
     def identity(self) -> Identity:
@@ -509,6 +520,25 @@ class Replica:
                 await self.log.run_job(lambda: file.save(file.hard_state, cluster_id))
             else:
                 raise Unavailable(f"this server joined cluster {self.identity.cluster_id}")
+
+    def new_id(self) -> str:
+        """A random UUID."""
+        return new_id(self._ports.random)
+
+    async def begin(self, configuration: Configuration) -> None:
+        """Begins a cluster with these servers, once: the log must be empty, and all of them must
+        have promised to belong to this cluster."""
+        assert self.log.tip.index == 0
+        assert self.identity.cluster_id
+        file = self._hard_state
+        await self.log.run_job(lambda: file.save(HardState(FIRST_TERM)))
+        header, packed, body = first_batch(configuration, self._ports.clock)
+        self.log.append(header, (packed, body))
+        await self.log.run_job(lambda: None)
+        log = LogView(runs=[(1, FIRST_TERM)], last_index=1, size_of=self.log.size_of)
+        self._driver.raft = self._make_raft(log, [(1, configuration)], 1)
+        self.configured(configuration)
+        self.committed(1)
 
     def configuration_of(self, state: bytes) -> Configuration:
         """The configuration that a snapshot holds. Raises CorruptionError."""

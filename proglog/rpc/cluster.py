@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from grpclib.const import Cardinality
 from grpclib.const import Handler as Method
 
 from proglog._generated.log import v1
+from proglog.membership import Member
 from proglog.replica.types import ClusterStatus
 from proglog.rpc.calls import Call
 
@@ -26,6 +27,15 @@ class Cluster(Protocol):
 
     async def transfer(self, name: str) -> None:
         """Hands leadership over. Raises ChangeRefused, Unavailable."""
+
+    def members(self) -> Sequence[Member]:
+        """Who is there, by gossip."""
+
+    async def leave(self) -> None:
+        """This node leaves, and stops. Raises ChangeRefused."""
+
+    async def promise(self, cluster_id: str, uuids: Sequence[str]) -> None:
+        """This node will belong to no other cluster. Raises ChangeRefused, Unavailable."""
 
 
 class ClusterService:
@@ -53,6 +63,9 @@ class ClusterService:
                     v1.TransferLeadershipRequest,
                     v1.TransferLeadershipResponse,
                 ),
+                ("Members", self.members, v1.MembersRequest, v1.MembersResponse),
+                ("Leave", self.leave, v1.LeaveRequest, v1.LeaveResponse),
+                ("Promise", self.promise, v1.PromiseRequest, v1.PromiseResponse),
             )
         }
 
@@ -96,3 +109,29 @@ class ClusterService:
         request: v1.TransferLeadershipRequest = await call.request()
         await self._cluster.transfer(request.id)
         await call.send_message(v1.TransferLeadershipResponse())
+
+    async def members(self, call: Call) -> None:
+        await call.request()
+        members = [
+            v1.Member(
+                name=member.name,
+                address=f"{member.address}:{member.port}",
+                status=str(member.status),
+                tags=[
+                    v1.Tag(name=name, value=value) for name, value in sorted(member.tags.items())
+                ],
+                protocol=member.protocol,
+            )
+            for member in self._cluster.members()
+        ]
+        await call.send_message(v1.MembersResponse(members=members))
+
+    async def leave(self, call: Call) -> None:
+        await call.request()
+        await self._cluster.leave()
+        await call.send_message(v1.LeaveResponse())
+
+    async def promise(self, call: Call) -> None:
+        request: v1.PromiseRequest = await call.request()
+        await self._cluster.promise(request.cluster_id, request.uuids)
+        await call.send_message(v1.PromiseResponse())

@@ -40,12 +40,24 @@ def singles(changes: Sequence[Operation]) -> Iterator[Plan]:
         yield Plan(f"only {_name(change)}", _one(len(changes), number, False, True))
 
 
-def tears(changes: Sequence[Operation], unit: int) -> Iterator[Plan]:
+def tears(
+    changes: Sequence[Operation], unit: int, chance: random.Random | None = None, cuts_max: int = 0
+) -> Iterator[Plan]:
     """Each write is cut at each multiple of `unit` bytes of the file within it: its front survives,
-    its back does, or its front before garbage; the other changes survive."""
+    its back does, or its front before garbage; the other changes survive.
+
+    With `chance`, each write is cut at `cuts_max` random ones of these places at most.
+    """
     for number, change in enumerate(changes):
-        if change.kind is Kind.WRITE:
-            for fate in _cuts(change, unit):
+        if change.kind is not Kind.WRITE:
+            continue
+        start, stop = change.position, change.position + len(change.data)
+        cuts: Sequence[int] = range(start - start % unit + unit, stop, unit)
+        if chance is not None:
+            cuts = chance.sample(cuts, min(cuts_max, len(cuts)))
+        for cut in cuts:
+            front, back = Torn(((start, cut),)), Torn(((cut, stop),))
+            for fate in (front, back, front._replace(filler=b"\xa5")):
                 label = f"{_name(change)} torn: {fate}"
                 yield Plan(label, _one(len(changes), number, True, fate))
 
@@ -74,14 +86,6 @@ def _name(change: Operation) -> str:
     place = f" at {change.position}" if change.position else ""
     size = f" of {len(change.data)}" if change.data else ""
     return f"{change.kind.value} {change.path.name}{target}{size}{place}"
-
-
-def _cuts(write: Operation, unit: int) -> Iterator[Torn]:
-    start, stop = write.position, write.position + len(write.data)
-    for cut in range(start - start % unit + unit, stop, unit):
-        yield Torn(((start, cut),))
-        yield Torn(((cut, stop),))
-        yield Torn(((start, cut),), b"\xa5")
 
 
 def _random_tear(write: Operation, chance: random.Random) -> Torn:

@@ -200,6 +200,22 @@ async def test_it_gives_up_when_nothing_helps(backend, filled):
         assert seen == [0, 1, 2, 3]
 
 
+async def test_what_gets_on_does_not_give_up(backend, filled):
+    """The time allowed is for one interruption, not for all of them together."""
+    backend.consume_faults.extend([(offset, Unavailable("x")) for offset in (2, 4, 6, 8)])
+    consume = backend.consume
+
+    async def slowly(start, *, follow, bytes_max=0):
+        await asyncio.sleep(0.04)
+        async with aclosing(consume(start, follow=follow)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    backend.consume = slowly
+    async with Log(backend, timeout_seconds=0.1) as log:
+        assert await offsets(log.consume(0, follow=False)) == list(range(10))
+
+
 async def test_it_raises_what_retention_took(log, backend, filled):
     records = log.consume(0)
     assert (await anext(records)).offset == 0

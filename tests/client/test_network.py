@@ -126,6 +126,30 @@ async def test_answers_before_a_refusal_are_not_lost(server, log):
     assert [v[:1] for v in server.service.fake.log.values()] == [b"%d" % i for i in range(6)]
 
 
+async def test_a_refusal_reaches_a_sender_that_flow_control_stopped(server, log):
+    server.service.release.clear()
+    server.service.fake.faults.append(Overloaded("busy"))
+    sent = [bytes(1_000_000 + i) for i in range(12)]
+    calls = [asyncio.ensure_future(log.produce(value)) for value in sent]
+    await until(lambda: server.service.received)
+    await asyncio.sleep(0.1)
+    assert len(log._producer._inflight) < 12, "flow control stopped it"
+    server.service.release.set()
+    assert await asyncio.gather(*calls) == list(range(12))
+    assert server.service.fake.log.values() == sent
+
+
+async def test_a_call_that_ends_without_a_reset_wakes_its_sender():
+    """Some servers answer early and leave the stream open to what the client still sends."""
+    handle = answering(OK, b"\x00\x00\x00\x00\x02\x08\x00", [("grpc-status", "16")])
+    async with raw_server(handle) as early_url:
+        async with proglog.connect(early_url, timeout_seconds=5) as log:
+            calls = [asyncio.ensure_future(log.produce(bytes(60_000 * i))) for i in (1, 2, 3)]
+            results = await asyncio.gather(*calls, return_exceptions=True)
+            assert results[0] == 0
+            assert Unauthenticated in map(type, results)
+
+
 async def test_a_final_refusal_reaches_only_its_batch(server, log):
     value = bytes(limits.client_batch_bytes_target - 100)
     server.service.fake.faults.extend([None, InvalidBatch("poison", bytes=7)])
@@ -348,17 +372,19 @@ async def test_what_does_not_speak_http2(answer):
 
 
 def answering(headers, data, trailers=None):
-    """A server that answers each call with these, by the rules of HTTP/2 at least."""
+    """A server that answers the first bytes of each call with these."""
 
     async def handle(reader, writer):
         state = H2Connection(H2Configuration(client_side=False, header_encoding=None))
         state.initiate_connection()
         writer.write(state.data_to_send())
+        answered = set()
         while received := await reader.read(65536):
             for event in state.receive_data(received):
                 if isinstance(event, RequestReceived):
                     state.send_headers(event.stream_id, headers, end_stream=not data)
-                elif isinstance(event, DataReceived) and data:
+                elif isinstance(event, DataReceived) and data and event.stream_id not in answered:
+                    answered.add(event.stream_id)
                     state.send_data(event.stream_id, data, end_stream=trailers is None)
                     if trailers is not None:
                         state.send_headers(event.stream_id, trailers, end_stream=True)

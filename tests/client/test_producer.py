@@ -177,6 +177,12 @@ async def test_produce_many_cuts_whole_batches_and_answers_a_range(log, backend)
     assert len(backend.submitted) == 4
 
 
+async def test_records_larger_than_a_usual_batch_travel_alone(log, backend):
+    sizes = [5, limits.client_batch_bytes_target, 5, limits.batch_bytes_max - 4, 5]
+    assert await log.produce_many([bytes(size) for size in sizes]) == range(5)
+    assert [len(value) for value in backend.log.values()] == sizes
+
+
 async def test_produce_many_of_nothing_appends_nothing(log, backend):
     assert list(await log.produce_many([])) == []
     assert backend.submitted == []
@@ -264,14 +270,15 @@ async def test_outcome_table(log, backend, row):
 
 
 @pytest.mark.parametrize("row", errors.ROWS, ids=lambda row: row.reason)
-async def test_batches_behind_a_failed_one_follow_in_order(log, backend, row):
+async def test_batches_behind_a_failed_one_follow_in_order(log, backend, row, monkeypatch):
+    monkeypatch.setattr(limits, "client_inflight_batches_max", 3)  # So that others wait behind.
     backend.held = True
     value = bytes(limits.client_batch_bytes_target - 100)
     calls = start(log, [b"%d" % i + value for i in range(5)])
     await turns()
     backend.faults.extend([None, row("it failed")])
     backend.held = False
-    backend.answer(5)
+    backend.answer(3)
     results = await asyncio.gather(*calls, return_exceptions=True)
     appended = [value[:1] for value in backend.log.values()]
     if row.reason in RESENT:

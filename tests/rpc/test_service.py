@@ -14,6 +14,7 @@ from proglog import batch, errors, limits, wire
 from proglog._generated.log import v1
 from proglog.batch import ProposedBatch
 from tests.rpc.fakes import PRODUCE_BOUND, MemoryLog, Node, new_channel, until
+from tests.rpc.raw import RawPeer
 
 
 def produce_batches(channel: Channel, **options: object):
@@ -593,6 +594,37 @@ async def test_drain_ends_streams_answers_what_is_under_way_and_refuses_the_rest
         assert [type(error) for error in await asyncio.gather(*calls)] == [errors.Unavailable] * 2
         assert sorted([*seen, (await unary).offset]) == [0, 1, 2]
         channel.close()
+
+
+async def test_drain_cuts_a_reader_that_is_stuck_within_a_message():
+    async with Node() as node:
+        for _ in range(20):
+            await node.log.append(b"x" * 1_000_000)
+        channel = new_channel(node)
+
+        async def stall():
+            async with consume_batches(channel) as stream:
+                await stream.send_message(v1.ConsumeBatchesRequest(offset=0), end=True)
+                await asyncio.Event().wait()
+
+        reading = asyncio.ensure_future(stall())
+        await until(lambda: node.calls == 1)
+        await asyncio.sleep(0.05)
+        async with asyncio.timeout(10):
+            await node.server.drain(60)
+            with pytest.raises(StreamTerminatedError):
+                await reading
+        channel.close()
+
+
+async def test_drain_says_goodbye_and_accepts_no_more():
+    async with Node() as node, RawPeer(node) as peer:
+        await until(lambda: node.mux.connections == 1)
+        await until(lambda: len(node.server._connections) == 1)
+        await node.server.drain(10)
+        assert (await peer.goodbye()).error_code == 0
+        error = await failure(v1.LogStub(new_channel(node)).describe(v1.DescribeRequest()))
+        assert type(error) is errors.Unavailable
 
 
 async def test_drain_is_over_when_its_time_is():

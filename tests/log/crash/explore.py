@@ -89,12 +89,9 @@ class Explorer:
         """Every write torn at every sector boundary, and at up to `tears_max` bytes."""
         for position, disk in self._moments():
             changes = disk.unsynced()
-            by_byte = list(crash.tears(changes, 1))
-            plans = [
-                *crash.tears(changes, crash.SECTOR_BYTES),
-                *chance.sample(by_byte, min(tears_max, len(by_byte))),
-            ]
-            for plan in plans:
+            by_sector = crash.tears(changes, crash.SECTOR_BYTES)
+            by_byte = crash.tears(changes, 1, chance, tears_max)
+            for plan in [*by_sector, *by_byte]:
                 await self._judge(position, plan.label, disk.crash(plan.fates))
 
     async def subsets(self, chance: random.Random, count: int) -> None:

@@ -24,7 +24,7 @@ SEEDS = [245, 222]
 """Short workloads that together do everything: `test_the_workloads_do_everything`."""
 STEPS = 12
 TEARS_AT_A_BYTE = 4
-"""Of the unsynced writes at one moment."""
+"""Of each unsynced write, at each moment."""
 SECOND_CRASHES = 2
 
 pytestmark = pytest.mark.timeout(120 * SCALE)

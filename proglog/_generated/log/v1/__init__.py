@@ -19,12 +19,19 @@ __all__ = (
     "GetServersRequest",
     "GetServersResponse",
     "Header",
+    "LeaveRequest",
+    "LeaveResponse",
     "LogBase",
     "LogStub",
+    "Member",
+    "MembersRequest",
+    "MembersResponse",
     "ProduceBatchesRequest",
     "ProduceBatchesResponse",
     "ProduceRequest",
     "ProduceResponse",
+    "PromiseRequest",
+    "PromiseResponse",
     "Record",
     "RemoveServerRequest",
     "RemoveServerResponse",
@@ -32,6 +39,7 @@ __all__ = (
     "ServerStatus",
     "StatusRequest",
     "StatusResponse",
+    "Tag",
     "TransferLeadershipRequest",
     "TransferLeadershipResponse",
 )
@@ -248,6 +256,63 @@ default_message_pool.register_message("log.v1", "Header", Header)
 
 
 @dataclass(eq=False, repr=False)
+class LeaveRequest(betterproto2.Message):
+    pass
+
+
+default_message_pool.register_message("log.v1", "LeaveRequest", LeaveRequest)
+
+
+@dataclass(eq=False, repr=False)
+class LeaveResponse(betterproto2.Message):
+    pass
+
+
+default_message_pool.register_message("log.v1", "LeaveResponse", LeaveResponse)
+
+
+@dataclass(eq=False, repr=False)
+class Member(betterproto2.Message):
+    name: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+
+    address: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    host:port of its gossip.
+    """
+
+    status: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+    """
+    "alive", "leaving", "left" or "failed".
+    """
+
+    tags: "list[Tag]" = betterproto2.field(4, betterproto2.TYPE_MESSAGE, repeated=True)
+
+    protocol: "int" = betterproto2.field(5, betterproto2.TYPE_UINT32)
+    """
+    Serf's protocol version.
+    """
+
+
+default_message_pool.register_message("log.v1", "Member", Member)
+
+
+@dataclass(eq=False, repr=False)
+class MembersRequest(betterproto2.Message):
+    pass
+
+
+default_message_pool.register_message("log.v1", "MembersRequest", MembersRequest)
+
+
+@dataclass(eq=False, repr=False)
+class MembersResponse(betterproto2.Message):
+    members: "list[Member]" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, repeated=True)
+
+
+default_message_pool.register_message("log.v1", "MembersResponse", MembersResponse)
+
+
+@dataclass(eq=False, repr=False)
 class ProduceBatchesRequest(betterproto2.Message):
     """
     A batch as a producer makes it. The leader checks it and builds the stored header from it.
@@ -337,6 +402,27 @@ class ProduceResponse(betterproto2.Message):
 
 
 default_message_pool.register_message("log.v1", "ProduceResponse", ProduceResponse)
+
+
+@dataclass(eq=False, repr=False)
+class PromiseRequest(betterproto2.Message):
+    cluster_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+
+    uuids: "list[str]" = betterproto2.field(2, betterproto2.TYPE_STRING, repeated=True)
+    """
+    Uuids of all nodes that are to form the cluster, ascending.
+    """
+
+
+default_message_pool.register_message("log.v1", "PromiseRequest", PromiseRequest)
+
+
+@dataclass(eq=False, repr=False)
+class PromiseResponse(betterproto2.Message):
+    pass
+
+
+default_message_pool.register_message("log.v1", "PromiseResponse", PromiseResponse)
 
 
 @dataclass(eq=False, repr=False)
@@ -467,6 +553,16 @@ default_message_pool.register_message("log.v1", "StatusResponse", StatusResponse
 
 
 @dataclass(eq=False, repr=False)
+class Tag(betterproto2.Message):
+    name: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+
+    value: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+
+
+default_message_pool.register_message("log.v1", "Tag", Tag)
+
+
+@dataclass(eq=False, repr=False)
 class TransferLeadershipRequest(betterproto2.Message):
     id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
     """
@@ -574,6 +670,75 @@ class ClusterStub(betterproto2_grpclib.ServiceStub):
             "/log.v1.Cluster/TransferLeadership",
             message,
             TransferLeadershipResponse,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
+    async def members(
+        self,
+        message: "MembersRequest | None" = None,
+        *,
+        timeout: "float | None" = None,
+        deadline: "Deadline | None" = None,
+        metadata: "MetadataLike | None" = None,
+    ) -> "MembersResponse":
+        """
+        Who is there, by gossip: members of any role, and those that are gone.
+        """
+
+        if message is None:
+            message = MembersRequest()
+
+        return await self._unary_unary(
+            "/log.v1.Cluster/Members",
+            message,
+            MembersResponse,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
+    async def leave(
+        self,
+        message: "LeaveRequest | None" = None,
+        *,
+        timeout: "float | None" = None,
+        deadline: "Deadline | None" = None,
+        metadata: "MetadataLike | None" = None,
+    ) -> "LeaveResponse":
+        """
+        The node that is asked leaves the cluster, if the rest can do without it, and stops.
+        """
+
+        if message is None:
+            message = LeaveRequest()
+
+        return await self._unary_unary(
+            "/log.v1.Cluster/Leave",
+            message,
+            LeaveResponse,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
+    async def promise(
+        self,
+        message: "PromiseRequest",
+        *,
+        timeout: "float | None" = None,
+        deadline: "Deadline | None" = None,
+        metadata: "MetadataLike | None" = None,
+    ) -> "PromiseResponse":
+        """
+        Between nodes that form a cluster: a promise, kept on disk, to belong to no other one.
+        """
+
+        return await self._unary_unary(
+            "/log.v1.Cluster/Promise",
+            message,
+            PromiseResponse,
             timeout=timeout,
             deadline=deadline,
             metadata=metadata,
@@ -793,6 +958,27 @@ class ClusterBase(betterproto2_grpclib.ServiceBase):
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
+    async def members(self, message: "MembersRequest") -> "MembersResponse":
+        """
+        Who is there, by gossip: members of any role, and those that are gone.
+        """
+
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+
+    async def leave(self, message: "LeaveRequest") -> "LeaveResponse":
+        """
+        The node that is asked leaves the cluster, if the rest can do without it, and stops.
+        """
+
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+
+    async def promise(self, message: "PromiseRequest") -> "PromiseResponse":
+        """
+        Between nodes that form a cluster: a promise, kept on disk, to belong to no other one.
+        """
+
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+
     async def __rpc_status(
         self, stream: "grpclib.server.Stream[StatusRequest, StatusResponse]"
     ) -> None:
@@ -825,6 +1011,30 @@ class ClusterBase(betterproto2_grpclib.ServiceBase):
         response = await self.transfer_leadership(request)
         await stream.send_message(response)
 
+    async def __rpc_members(
+        self, stream: "grpclib.server.Stream[MembersRequest, MembersResponse]"
+    ) -> None:
+        request = await stream.recv_message()
+        assert request is not None
+        response = await self.members(request)
+        await stream.send_message(response)
+
+    async def __rpc_leave(
+        self, stream: "grpclib.server.Stream[LeaveRequest, LeaveResponse]"
+    ) -> None:
+        request = await stream.recv_message()
+        assert request is not None
+        response = await self.leave(request)
+        await stream.send_message(response)
+
+    async def __rpc_promise(
+        self, stream: "grpclib.server.Stream[PromiseRequest, PromiseResponse]"
+    ) -> None:
+        request = await stream.recv_message()
+        assert request is not None
+        response = await self.promise(request)
+        await stream.send_message(response)
+
     def __mapping__(self) -> "dict[str, grpclib.const.Handler]":
         return {
             "/log.v1.Cluster/Status": grpclib.const.Handler(
@@ -850,6 +1060,24 @@ class ClusterBase(betterproto2_grpclib.ServiceBase):
                 grpclib.const.Cardinality.UNARY_UNARY,
                 TransferLeadershipRequest,
                 TransferLeadershipResponse,
+            ),
+            "/log.v1.Cluster/Members": grpclib.const.Handler(
+                self.__rpc_members,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                MembersRequest,
+                MembersResponse,
+            ),
+            "/log.v1.Cluster/Leave": grpclib.const.Handler(
+                self.__rpc_leave,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                LeaveRequest,
+                LeaveResponse,
+            ),
+            "/log.v1.Cluster/Promise": grpclib.const.Handler(
+                self.__rpc_promise,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                PromiseRequest,
+                PromiseResponse,
             ),
         }
 

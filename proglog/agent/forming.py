@@ -1,0 +1,95 @@
+"""`--bootstrap-expect N`: N new nodes that see each other become one cluster, or none.
+
+The one with the smallest name makes up a cluster id and asks each for its promise to belong to that
+cluster and no other. A promise is on disk before it is given and never taken back. A node gives
+one, to a coordinator that sees exactly the nodes that it sees itself. Only with all N is the first
+configuration written. So two coordinators with different views cannot both succeed: each needs the
+promise of all of its N nodes, and a node that both name gives it to one of them only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+import structlog
+
+from proglog import limits
+from proglog.agent.policy import ROLE
+from proglog.errors import ChangeRefused, ProglogError
+from proglog.membership import Member, Membership, Status
+from proglog.raft.configuration import Configuration, Server
+from proglog.replica.replica import Replica
+
+_logger = structlog.get_logger("forming")
+
+AskPromise = Callable[[str, str, Sequence[str]], Awaitable[None]]
+"""(rpc_addr, cluster id, uuids): asks a node for its promise. Raises ProglogError."""
+
+
+class Forming:
+    """Belongs to a node; `run` ends when the node belongs to a cluster."""
+
+    def __init__(
+        self, replica: Replica, membership: Membership, expect: int, ask: AskPromise
+    ) -> None:
+        self._replica = replica
+        self._membership = membership
+        self._expect = expect
+        self._ask = ask
+
+    @property
+    def _is_done(self) -> bool:
+        return bool(self._replica.leadership.configuration.servers)
+
+    async def run(self) -> None:
+        """Forms the cluster, if it falls to this node, or waits until another has."""
+        while not self._is_done:
+            candidates = self._candidates()
+            if self._complete(candidates) and candidates[0].name == self._membership.local.name:
+                try:
+                    await self._form(candidates)
+                except ProglogError as error:
+                    _logger.info("the cluster did not form yet", why=str(error))
+            await asyncio.sleep(limits.reconcile_seconds)
+
+    def _candidates(self) -> list[Member]:
+        """New nodes that wait for as many as this one, by name; none if a cluster is in view."""
+        alive = [
+            member
+            for member in self._membership.members()
+            if member.status is Status.ALIVE and member.tags.get("role") == ROLE
+        ]
+        if any(member.tags.get("cluster") for member in alive):
+            return []
+        expect = str(self._expect)
+        return sorted(
+            (member for member in alive if member.tags.get("expect") == expect),
+            key=lambda member: member.name,
+        )
+
+    def _complete(self, candidates: Sequence[Member]) -> bool:
+        return len(candidates) == self._expect
+
+    async def _form(self, candidates: Sequence[Member]) -> None:
+        uuids = sorted(member.tags["uuid"] for member in candidates)
+        # Its own promise first: one that stops half-way goes on with the same id.
+        cluster_id = self._replica.identity.cluster_id or self._replica.new_id()
+        await self._replica.adopt_cluster(cluster_id)
+        own = self._replica.identity.uuid
+        for member in candidates:
+            if member.tags["uuid"] != own:
+                await self._ask(member.tags["rpc_addr"], cluster_id, uuids)
+        servers = [
+            Server(member.tags["uuid"], member.name, member.tags["rpc_addr"])
+            for member in candidates
+        ]
+        await self._replica.begin(Configuration(tuple(servers)))
+        _logger.info("a cluster was formed", cluster=cluster_id, servers=len(servers))
+
+    async def promise(self, cluster_id: str, uuids: Sequence[str]) -> None:
+        """Another node coordinates. Raises ChangeRefused, Unavailable: there is no promise."""
+        seen = sorted(member.tags.get("uuid", "") for member in self._candidates())
+        if self._is_done or seen != list(uuids) or len(seen) != self._expect:
+            raise ChangeRefused("this node does not see the nodes that are to form the cluster")
+        await self._replica.adopt_cluster(cluster_id)

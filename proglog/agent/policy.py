@@ -1,0 +1,126 @@
+"""Which change of the cluster is due, and which is allowed. Pure: a table of tests goes with it.
+
+Gossip is a hint, Raft is the truth. A member that is alive and unknown becomes a learner. A server
+is removed because it asked to leave, or because it has been gone for long, and in either case only
+if those that are left can do without it: never because gossip suspects something.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from proglog.membership import Member, Status
+from proglog.raft.configuration import Configuration
+from proglog.raft.quorum import majority
+
+ROLE = "proglog"
+"""The tag `role` of our members; others, such as stock Serf agents, are listed and ignored."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """What the leader knows."""
+
+    cluster_id: str
+    configuration: Configuration
+    members: Sequence[Member]
+    healthy: Collection[str]
+    """Uuids of servers that answered Raft lately, this one included."""
+    gone_seconds: Mapping[str, float]
+    """By uuid: how long gossip has said failed *and* Raft had no answer."""
+    dead_server_after_seconds: float
+    voters_min: int
+
+
+@dataclass(frozen=True, slots=True)
+class Add:
+    """This member should be asked who it is, and become a learner."""
+
+    member: Member
+
+
+@dataclass(frozen=True, slots=True)
+class Remove:
+    """This server should go; `why` is for the log."""
+
+    uuid: str
+    why: str
+
+
+def next_change(view: View) -> Add | Remove | None:
+    """The one change to make now, if any."""
+    return _leaver(view) or _dead(view) or _newcomer(view)
+
+
+def may_leave(configuration: Configuration, healthy: Collection[str], uuid: str) -> bool:
+    """Whether a server that wants to go may: the rest must have a quorum that answers."""
+    if not configuration.is_voter(uuid):
+        return True
+    rest = [voter for voter in configuration.voter_ids if voter != uuid]
+    answering = sum(voter in healthy for voter in rest)
+    return bool(rest) and answering >= majority(len(rest))
+
+
+def may_remove_dead(
+    configuration: Configuration, healthy: Collection[str], uuid: str, voters_min: int
+) -> bool:
+    """Whether a server that is gone may be removed without anybody asking for it.
+
+    Removing voters by themselves must not shrink a cluster to where a second failure ends it, nor
+    happen while more are gone than the rest can bear: then a person must look.
+    """
+    if not configuration.is_voter(uuid):
+        return True
+    voters = configuration.voter_ids
+    rest = [voter for voter in voters if voter != uuid]
+    margin = sum(voter in healthy for voter in voters) - majority(len(voters))
+    margin_after = sum(voter in healthy for voter in rest) - majority(len(rest)) if rest else -1
+    return len(rest) >= voters_min and margin >= 0 and margin_after >= margin
+
+
+def _leaver(view: View) -> Remove | None:
+    for member in _ours(view.members):
+        uuid = member.tags.get("uuid", "")
+        if (
+            member.status is Status.LEFT
+            and view.configuration.find(uuid) is not None
+            and may_leave(view.configuration, view.healthy, uuid)
+        ):
+            return Remove(uuid, "it has left")
+    return None
+
+
+def _dead(view: View) -> Remove | None:
+    for server in view.configuration.servers:
+        gone = view.gone_seconds.get(server.uuid, 0.0)
+        if gone >= view.dead_server_after_seconds and may_remove_dead(
+            view.configuration, view.healthy, server.uuid, view.voters_min
+        ):
+            return Remove(server.uuid, f"it has been gone for {gone:.0f} s")
+    return None
+
+
+def _newcomer(view: View) -> Add | None:
+    for member in _ours(view.members):
+        if (
+            member.status is Status.ALIVE
+            and member.tags.get("cluster", "") in {"", view.cluster_id}
+            and member.tags.get("uuid")
+            and view.configuration.find(member.tags["uuid"]) is None
+        ):
+            return Add(member)
+    return None
+
+
+def foreigners(members: Sequence[Member], cluster_id: str) -> list[Member]:
+    """Members of our role that belong to another cluster: they share our gossip by mistake."""
+    return [
+        member
+        for member in _ours(members)
+        if member.status is Status.ALIVE and member.tags.get("cluster", "") not in {"", cluster_id}
+    ]
+
+
+def _ours(members: Sequence[Member]) -> list[Member]:
+    return [member for member in members if member.tags.get("role") == ROLE]

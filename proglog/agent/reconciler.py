@@ -1,0 +1,157 @@
+"""Makes Raft's configuration follow who is there: the leader looks once a second, and makes one
+change at a time. See `policy` for which, and why not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from proglog import limits
+from proglog.agent.policy import ROLE, Add, Remove, View, foreigners, next_change
+from proglog.errors import ProglogError
+from proglog.membership import Membership, NameConflict, Status
+from proglog.raft.configuration import Server
+from proglog.replica.replica import Replica
+
+_logger = structlog.get_logger("reconciler")
+
+Authenticate = Callable[[str], Awaitable[Server]]
+"""Asks the node at an RPC address who it is. Raises ProglogError if it may not join."""
+
+
+class Reconciler:
+    """Belongs to a node, which runs `run` and `watch` as tasks."""
+
+    def __init__(
+        self,
+        replica: Replica,
+        membership: Membership,
+        authenticate: Authenticate,
+        *,
+        rpc_addr: str,
+        expect: int,
+        dead_server_after_seconds: float,
+    ) -> None:
+        self._replica = replica
+        self._membership = membership
+        self._authenticate = authenticate
+        self._rpc_addr = rpc_addr
+        self._expect = expect
+        self._dead_server_after_seconds = dead_server_after_seconds
+        self._loop = asyncio.get_running_loop()
+        self._heard: dict[str, float] = {}
+        self._failed_since: dict[str, float] = {}
+        self._not_before: dict[str, float] = {}
+        self._reported: set[str] = set()
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """What this node tells of itself by gossip."""
+        identity = self._replica.identity
+        tags = {"role": ROLE, "rpc_addr": self._rpc_addr, "uuid": identity.uuid}
+        if self._expect:
+            tags["expect"] = str(self._expect)
+        if self._replica.leadership.configuration.servers:
+            # Absent while the node belongs to no cluster that exists, promised or not.
+            tags["cluster"] = identity.cluster_id
+        return tags
+
+    async def run(self) -> None:
+        """Reconciles for ever."""
+        while True:
+            self._tell()
+            self._listen()
+            if self._replica.leadership.is_mine:
+                await self._step()
+            await asyncio.sleep(limits.reconcile_seconds)
+
+    def _tell(self) -> None:
+        if self._membership.local.tags != self.tags:
+            self._membership.set_tags(self.tags)
+
+    def _listen(self) -> None:
+        """Learns addresses, and for how long who has been gone."""
+        now = self._loop.time()
+        for member in self._membership.members():
+            uuid = member.tags.get("uuid", "")
+            if member.tags.get("role") != ROLE or not uuid:
+                continue
+            if member.status is Status.ALIVE:
+                self._replica.transport.hint(uuid, member.tags.get("rpc_addr", ""))
+            if member.status is Status.FAILED:
+                self._failed_since.setdefault(uuid, now)
+            else:
+                self._failed_since.pop(uuid, None)
+        for peer in self._replica.status().peers:
+            if peer.active:
+                self._heard[peer.id] = now
+            else:
+                # A new leader has heard nobody yet: silence counts from the first look.
+                self._heard.setdefault(peer.id, now)
+
+    def view(self) -> View:
+        """What this node, as leader, goes by."""
+        now = self._loop.time()
+        status = self._replica.status()
+        own = self._replica.identity.uuid
+        healthy = {own, *(peer.id for peer in status.peers if peer.active)}
+        gone = {
+            uuid: min(now - since, now - self._heard.get(uuid, now))
+            for uuid, since in self._failed_since.items()
+            if uuid not in healthy
+        }
+        return View(
+            cluster_id=self._replica.identity.cluster_id,
+            configuration=status.configuration,
+            members=[
+                member
+                for member in self._membership.members()
+                if self._not_before.get(member.name, 0.0) <= now
+            ],
+            healthy=healthy,
+            gone_seconds=gone,
+            dead_server_after_seconds=self._dead_server_after_seconds,
+            voters_min=limits.voters_min,
+        )
+
+    async def _step(self) -> None:
+        view = self.view()
+        self._report_foreigners(view)
+        change = next_change(view)
+        name = ""
+        try:
+            match change:
+                case Add(member):
+                    name = member.name
+                    server = await self._authenticate(member.tags.get("rpc_addr", ""))
+                    await self._replica.members.add(server)
+                    _logger.info("server added", server=server.name, rpc_addr=server.address)
+                case Remove(uuid, why):
+                    await self._replica.members.remove(uuid)
+                    _logger.info("server removed", server=uuid, why=why)
+        except ProglogError as error:
+            # Another change is under way, leadership is gone, or the member is not what it says.
+            _logger.info("change not made", server=name, why=str(error))
+            self._not_before[name] = self._loop.time() + limits.reconcile_retry_seconds
+
+    def _report_foreigners(self, view: View) -> None:
+        for member in foreigners(view.members, view.cluster_id):
+            if member.name not in self._reported:
+                self._reported.add(member.name)
+                _logger.warning(
+                    "a member of another cluster shares our gossip and is ignored",
+                    member=member.name,
+                    cluster=member.tags.get("cluster"),
+                )
+
+    async def watch(self) -> None:
+        """Reports what only an operator can mend."""
+        async for event in self._membership.subscribe():
+            if isinstance(event, NameConflict):
+                _logger.error(
+                    "two nodes have the same name; the second is ignored",
+                    member=event.member.name,
+                    address=f"{event.address}:{event.port}",
+                )

@@ -1,0 +1,91 @@
+"""A reader of the tests' own: what a simulated disk holds, by the format's description alone."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import NamedTuple
+
+from crc32c import crc32c
+
+from proglog.simulation.disk import SimDisk
+
+_HEADER = struct.Struct("<IIBBHIQQQQQQII")
+_HARD_STATE = struct.Struct("<8sQ36s36sQ36s128sI")
+_PREAMBLE_BYTES = 4096
+_BLOCK_BYTES = 4096
+
+
+class Batch(NamedTuple):
+    """One batch as it lies in a store."""
+
+    index: int  # type: ignore[assignment]  # the field, not tuple.index
+    term: int
+    crc: int
+    next_offset: int
+    data: bytes
+
+
+class Promise(NamedTuple):
+    """What a server may not forget."""
+
+    term: int
+    vote: str
+
+
+def files_of(disk: SimDisk, folder: Path, *, durable: bool) -> dict[str, bytes]:
+    """Names and bytes of a folder: as processes see it, or as no power cut can change it if
+    nothing of what is unsynced survives."""
+    names = (disk._durable_names if durable else disk.names).get(folder, {})
+    found = {}
+    for name, number in names.items():
+        inode = disk.inodes[number]
+        content = inode.durable if durable else inode.cached
+        found[name] = bytes(content.data).ljust(min(content.size, 8 * _BLOCK_BYTES), b"\0")
+    return found
+
+
+def read_batches(disk: SimDisk, folder: Path, *, durable: bool = False) -> list[Batch]:
+    """All batches from the oldest on, up to the first that is not whole or does not follow."""
+    batches: list[Batch] = []
+    for name, data in sorted(files_of(disk, folder, durable=durable).items()):
+        if name.endswith(".store") and name[:20].isdigit():
+            if batches and batches[-1].index + 1 != int(name[:20]):
+                break
+            batches += _read_store(data, int(name[:20]), batches[-1].crc if batches else None)
+    return batches
+
+
+def _read_store(data: bytes, index: int, chain: int | None) -> list[Batch]:
+    found: list[Batch] = []
+    at = _PREAMBLE_BYTES
+    while at + _HEADER.size <= len(data):
+        fields = _HEADER.unpack_from(data, at)
+        crc, length, count = fields[0], fields[1], fields[5]
+        end = at + _HEADER.size + length
+        if (
+            crc32c(data[at + 4 : at + _HEADER.size]) != crc
+            or fields[6] != index
+            or end > len(data)
+            or crc32c(data[at + _HEADER.size : end]) != fields[12]
+            or chain not in {None, fields[13]}
+        ):
+            break
+        found.append(Batch(index, fields[7], crc, fields[8] + count, data[at:end]))
+        index, chain, at = index + 1, crc, end
+    return found
+
+
+def read_promise(disk: SimDisk, path: Path, *, durable: bool = True) -> Promise | None:
+    """Term and vote that the hard state on a disk says; None if it says nothing."""
+    data = files_of(disk, path.parent, durable=durable).get(path.name)
+    if data is None:
+        return None
+    best = (-1, Promise(0, ""))
+    for place in (0, _BLOCK_BYTES):
+        copy = data[place : place + _HARD_STATE.size]
+        if len(copy) == _HARD_STATE.size and crc32c(copy[:-4]) == int.from_bytes(copy[-4:], "little"):
+            fields = _HARD_STATE.unpack(copy)
+            promise = Promise(fields[4], fields[5].rstrip(b"\0").decode())
+            best = max(best, (fields[1], promise))
+    return best[1] if best[0] >= 0 else None
