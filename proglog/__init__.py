@@ -34,7 +34,7 @@ if TYPE_CHECKING:
         Unavailable,
         UnknownLog,
     )
-    from proglog.replica.types import Description
+    from proglog.types import Description
 
 __version__ = "0.1.0"
 
@@ -64,7 +64,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Description": "proglog.replica.types",
+    "Description": "proglog.types",
     "Log": "proglog.client.client",
     "Record": "proglog.batch",
     "RecordBatch": "proglog.batch",

@@ -143,6 +143,8 @@ client_inflight_batches_max = 16
 client_buffer_bytes_max = 32 * MiB
 """Records accepted by `produce` but not yet answered; beyond it `produce` waits."""
 produce_timeout_seconds_default = 30.0
+client_resolve_seconds_max = 600.0
+"""How long a batch of unknown outcome is still resolved before those behind it."""
 client_dial_seconds_max = 3.0
 """One address gets this long to accept a connection before the next is tried."""
 client_close_seconds_max = 1.0

@@ -172,7 +172,9 @@ class RealFile:
         return os.fstat(self._descriptor).st_size
 
     def close(self) -> None:
-        os.close(self._descriptor)
+        # The number belongs to the next file that is opened: whoever uses this one gets EBADF.
+        descriptor, self._descriptor = self._descriptor, -1
+        os.close(descriptor)
 
 
 class RealFiles:

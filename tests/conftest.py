@@ -57,6 +57,8 @@ def _no_blocking_on_the_loop() -> Iterator[None]:
             for function in [*disk, *known.functions.values()]:
                 # A first import reads files, wherever it stands, and happens once.
                 function.can_block_in("<frozen importlib._bootstrap>", "_find_and_load")
+                # Closing waits for the thread that has just answered that it is done.
+                function.can_block_in("proglog/ports.py", "stop")
             yield
     finally:
         for function in disk:

@@ -16,7 +16,7 @@ from proglog.errors import ChangeRefused, InvalidRequest, NotLeader, ProglogErro
 from proglog.membership import Member, Membership
 from proglog.raft.configuration import Server
 from proglog.replica.replica import Replica
-from proglog.replica.types import ClusterStatus
+from proglog.types import ClusterStatus
 
 
 class ClusterAdmin:

@@ -18,12 +18,12 @@ from proglog.ports import Ports
 from proglog.raft.config import RaftConfig
 from proglog.replica.logs import DEFAULT
 from proglog.replica.replica import Replica, open_replica
-from proglog.replica.types import Appended, Chunk, Description
+from proglog.types import Appended, Chunk, Description
 
 
 @asynccontextmanager
 async def open_log(
-    data_dir: str | os.PathLike[str], *, timeout_seconds: float, compress: bool
+    data_dir: str | os.PathLike[str], *, timeout_seconds: float, compress: bool, idempotent: bool
 ) -> AsyncIterator[Log]:
     """What `proglog.open` promises. The directory is that of a node, and may become one."""
     replica = await open_replica(
@@ -41,7 +41,10 @@ async def open_log(
     try:
         await replica.wait_ready()
         async with Log(
-            LocalBackend(replica), timeout_seconds=timeout_seconds, compress=compress
+            LocalBackend(replica),
+            timeout_seconds=timeout_seconds,
+            compress=compress,
+            idempotent=idempotent,
         ) as log:
             yield log
     finally:

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 from proglog.batch import NO_TIMESTAMP, ProposedBatch, Record
 from proglog.errors import InvalidRequest
-from proglog.replica.types import Appended, Chunk, Description
+from proglog.types import Appended, Chunk, Description
 
 OFFSETS_END = 2**64
 

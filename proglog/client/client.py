@@ -20,7 +20,7 @@ from proglog.client.consumer import Consumer, OnGap
 from proglog.client.producer import Producer
 from proglog.client.retry import call_until
 from proglog.errors import InvalidRequest
-from proglog.replica.types import Description
+from proglog.types import Description
 
 
 def connect(
@@ -28,6 +28,7 @@ def connect(
     *,
     timeout_seconds: float = limits.produce_timeout_seconds_default,
     compress: bool = False,
+    idempotent: bool = True,
     tls: ssl.SSLContext | None = None,
 ) -> Log:
     """A log served by a node or a cluster; connections are made when they are needed.
@@ -36,6 +37,8 @@ def connect(
         url: `proglog://host:port[,host:port...][/log]`: some nodes of the cluster, and which log.
         timeout_seconds: how long a call keeps trying before it raises.
         compress: whether values are compressed (zstd), batch by batch, where it makes them smaller.
+        idempotent: whether a batch whose answer was lost is sent again; the log knows it by its
+            number, and never appends it twice.
         tls: the context of the connections; plaintext without one.
 
     Raises ConfigurationError.
@@ -44,7 +47,10 @@ def connect(
 
     addresses, log = parse_url(url)
     return Log(
-        NetworkBackend(addresses, log, tls), timeout_seconds=timeout_seconds, compress=compress
+        NetworkBackend(addresses, log, tls),
+        timeout_seconds=timeout_seconds,
+        compress=compress,
+        idempotent=idempotent,
     )
 
 
@@ -53,6 +59,7 @@ def open(  # noqa: A001  # proglog.open, as in gzip.open
     *,
     timeout_seconds: float = limits.produce_timeout_seconds_default,
     compress: bool = False,
+    idempotent: bool = True,
 ) -> AbstractAsyncContextManager[Log]:
     """A log in this process, in a directory that is made if it is missing. No network is used.
 
@@ -62,7 +69,9 @@ def open(  # noqa: A001  # proglog.open, as in gzip.open
     """
     from proglog.agent.embedded import open_log
 
-    return open_log(data_dir, timeout_seconds=timeout_seconds, compress=compress)
+    return open_log(
+        data_dir, timeout_seconds=timeout_seconds, compress=compress, idempotent=idempotent
+    )
 
 
 class Log:
@@ -74,11 +83,13 @@ class Log:
         *,
         timeout_seconds: float = limits.produce_timeout_seconds_default,
         compress: bool = False,
+        idempotent: bool = True,
         chance: random.Random | None = None,
     ) -> None:
         self._backend = backend
         self._timeout = timeout_seconds
         self._compress = compress
+        self._idempotent = idempotent
         self._chance = chance or random.Random()
         self._producer: Producer | None = None
         self._closed = False
@@ -188,6 +199,7 @@ class Log:
             self._backend,
             timeout_seconds=self._timeout,
             compress=self._compress,
+            idempotent=self._idempotent,
             chance=self._chance,
         )
         return self._producer

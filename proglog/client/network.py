@@ -27,7 +27,7 @@ from proglog.errors import (
     ProglogError,
     Unavailable,
 )
-from proglog.replica.types import Appended, Chunk, Description
+from proglog.types import Appended, Chunk, Description
 from proglog.wire import ProduceBatch
 
 _PRODUCE = Method("ProduceBatches", v1.ProduceBatchesRequest, v1.ProduceBatchesResponse)

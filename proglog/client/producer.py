@@ -8,8 +8,13 @@ leaves at once, under load batches grow by themselves. Full batches do not wait 
                           ^          |
                           +----------+  refused for now: back to the front, in order
 
-Only definite refusals are retried. A batch whose fate is unknown fails with OutcomeUnknown, since
-sending it again might append it twice.
+Batches carry a producer id and a sequence number, by which the log knows a batch that it has: so
+one whose answer was lost is sent again, the same bytes, until it is answered. A record that has no
+answer by its deadline fails with OutcomeUnknown; its batch is still resolved before any later one
+is sent, for a while, since otherwise nobody could tell which sequence number comes next.
+
+A sequence number is final once a batch may be in the log. A batch that was certainly refused gives
+its number to the one that comes after it. Without idempotence only certain refusals are retried.
 """
 
 from __future__ import annotations
@@ -41,12 +46,14 @@ from proglog.client.retry import RETRIED, Backoff
 from proglog.errors import (
     Action,
     InvalidRequest,
+    Outcome,
     OutcomeUnknown,
     ProglogError,
     Unavailable,
+    UnknownProducer,
     from_reason,
 )
-from proglog.replica.types import Appended
+from proglog.types import Appended
 
 
 class _Gathering:
@@ -95,32 +102,37 @@ class _Batch:
     """An encoded batch on its way: whenever it is resent, it is the same bytes.
 
     `futures` get the offsets from the first record's on, one each. `deadline` is loop time.
+    `sequence` is None until it is sent. `may_be_in_log`: an answer was lost, so it may be in the
+    log, whatever is said of it later but where it is.
     """
 
-    __slots__ = ("answer", "deadline", "futures", "proposed", "size")
+    __slots__ = ("answer", "body", "deadline", "futures", "may_be_in_log", "sequence", "size")
 
     def __init__(
-        self,
-        proposed: ProposedBatch,
-        futures: list[asyncio.Future[int]],
-        size: int,
-        deadline: float,
+        self, body: Body, futures: list[asyncio.Future[int]], size: int, deadline: float
     ) -> None:
-        self.proposed = proposed
+        self.body = body
         self.futures = futures
         self.size = size
         self.deadline = deadline
+        self.sequence: int | None = None
+        self.may_be_in_log = False
         self.answer: asyncio.Future[Appended] | None = None
+
+    @property
+    def is_given_up(self) -> bool:
+        """Nobody waits for it any more: it is only resolved for the sake of those behind it."""
+        return not self.futures
 
     def failure(self) -> ProglogError | None:
         """Why it was not appended; None if it was."""
         if self.answer is None or not self.answer.done() or self.answer.cancelled():
-            return OutcomeUnknown("no answer came in time: the records may be in the log or not")
+            return _unknown(None)
         error = self.answer.exception()
         if error is not None and not isinstance(error, ProglogError):
             raise error
         if error is not None and error.action is Action.RAISE_UNKNOWN:
-            return from_reason(OutcomeUnknown.reason, str(error), error.facts)
+            return _unknown(error)
         return error
 
 
@@ -128,9 +140,21 @@ class Producer:
     """Appends records to one log, in the order in which they are added."""
 
     def __init__(
-        self, backend: Backend, *, timeout_seconds: float, compress: bool, chance: random.Random
+        self,
+        backend: Backend,
+        *,
+        timeout_seconds: float,
+        compress: bool,
+        idempotent: bool,
+        chance: random.Random,
     ) -> None:
         self._backend = backend
+        self._idempotent = idempotent
+        self._chance = chance
+        self._id = self._next_sequence = 0
+        self._answered_sequence = 0
+        """What follows the last batch that is known to be in the log."""
+        self._begin_sequence()
         self._timeout = timeout_seconds
         self._compress = compress
         self._loop = asyncio.get_running_loop()
@@ -146,6 +170,11 @@ class Producer:
         self._wake = asyncio.Event()
         self._pump = self._loop.create_task(self._run(), name="proglog-producer")
         self._pump.add_done_callback(self._stopped)
+
+    def _begin_sequence(self) -> None:
+        """Becomes a new producer to the log: what came before is not connected any more."""
+        self._id = self._chance.getrandbits(63) or 1 if self._idempotent else 0
+        self._next_sequence = self._answered_sequence = 0
 
     async def close(self, *, flush: bool = True) -> None:
         """Takes no more records; waits for all answers, or with `flush=False` for none."""
@@ -320,7 +349,7 @@ class Producer:
     def _enqueue(
         self, body: Body, futures: list[asyncio.Future[int]], size: int, deadline: float
     ) -> None:
-        self._queue.append(_Batch(ProposedBatch(body), futures, size, deadline))
+        self._queue.append(_Batch(body, futures, size, deadline))
         self._wake.set()
 
     # --- batches go out --------------------------------------------------------------------------
@@ -336,7 +365,9 @@ class Producer:
         while not (self._queue or self._gathering.values) and self._closed is None:
             self._wake.clear()
             await self._wake.wait()
-        return bool(self._queue or self._gathering.values)
+        if self._closed is None:
+            return True
+        return bool(self._gathering.values) or not all(batch.is_given_up for batch in self._queue)
 
     async def _send(self) -> bool:
         """Sends on one stream until a batch fails. Whether to pause before the next."""
@@ -374,8 +405,13 @@ class Producer:
             return
         self._inflight.append(batch)
         batch.answer = None
+        if batch.sequence is None:
+            batch.sequence = self._next_sequence
+            self._next_sequence += batch.body.count
         try:
-            batch.answer = await stream.submit(batch.proposed)
+            batch.answer = await stream.submit(
+                ProposedBatch(batch.body, self._id, batch.sequence if self._id else 0)
+            )
         except ProglogError as error:
             batch.answer = self._loop.create_future()
             batch.answer.set_exception(error)
@@ -390,6 +426,9 @@ class Producer:
 
     def _oldest_deadline(self) -> float | None:
         oldest = self._inflight or self._queue or (self._gathering,)
+        if isinstance(oldest[0], _Batch) and oldest[0].is_given_up:
+            # It has longer than those behind it.
+            return min(batch.deadline for batch in chain(self._inflight, self._queue))
         return oldest[0].deadline or None
 
     # --- answers come in -------------------------------------------------------------------------
@@ -409,6 +448,7 @@ class Producer:
         assert batch.answer is not None, "only an answered batch is delivered"
         self._backoff.reset()
         self._refusal = None
+        self._answered_sequence = (batch.sequence or 0) + batch.body.count
         self._budget.give(batch.size)
         offset = batch.answer.result().offset
         for future in batch.futures:
@@ -419,21 +459,57 @@ class Producer:
     def _settle(self) -> bool:
         """Decides about the batches of a stream that ended. Whether to pause before resending."""
         now = self._loop.time()
-        gave_up = False
+        gave_up = lost_track = False
         again: list[_Batch] = []
         for batch in self._inflight:
             error = batch.failure()
             if error is None:
                 self._deliver(batch)
-            elif error.action in RETRIED and now < batch.deadline:
-                self._refusal = self._refusal if again else error
+                continue
+            batch.may_be_in_log |= error.outcome is Outcome.UNKNOWN
+            self._refusal = self._refusal if again else error
+            if self._is_tried_again(batch, error, now):
                 again.append(batch)
-            else:
-                gave_up = True
-                self._fail(batch, error)
+                continue
+            gave_up = True
+            lost_track |= batch.may_be_in_log
+            self._fail(batch, error)
         self._inflight.clear()
+        self._renumber(again, lost_track=lost_track)
         self._queue.extendleft(reversed(again))
         return not gave_up
+
+    def _is_tried_again(self, batch: _Batch, error: ProglogError, now: float) -> bool:
+        if isinstance(error, UnknownProducer) and not batch.may_be_in_log:
+            # The log has forgotten us, after a day without a record: we come as somebody else.
+            self._begin_sequence()
+            return self._idempotent and now < batch.deadline
+        if batch.may_be_in_log and self._idempotent:
+            if now >= batch.deadline:
+                self._give_up_on(batch, now)
+            # Also a certain refusal says nothing of the first time that it was sent.
+            retried = error.action in RETRIED or error.outcome is Outcome.UNKNOWN
+            return retried and now < batch.deadline
+        return error.action in RETRIED and now < batch.deadline
+
+    def _renumber(self, again: list[_Batch], *, lost_track: bool) -> None:
+        """Gives the numbers of batches that are certainly not in the log to what is sent next."""
+        if lost_track:
+            # Whether that number is taken cannot be known any more. What may be in the log under
+            # the old id stays unknown; the others begin anew.
+            for batch in [batch for batch in again if batch.may_be_in_log]:
+                again.remove(batch)
+                self._fail(batch, _unknown(None))
+            self._begin_sequence()
+        for batch in again:
+            if not batch.may_be_in_log:
+                batch.sequence = None
+        for batch in reversed(again):
+            if batch.sequence is not None:
+                self._next_sequence = batch.sequence + batch.body.count
+                return
+        if not lost_track:
+            self._next_sequence = self._answered_sequence
 
     def _not_open(self, error: ProglogError) -> bool:
         """No stream could be opened: nothing was sent. Whether to pause before the next try."""
@@ -442,22 +518,47 @@ class Producer:
         if error.action is not Action.GIVE_UP:
             return True
         self._finish_gathering()
-        while self._queue:
-            self._fail(self._queue.popleft(), error)
+        self._fail_all(self._queue, error)
+        self._begin_sequence()
         return False
+
+    def _fail_all(self, batches: deque[_Batch], error: BaseException) -> None:
+        while batches:
+            batch = batches.popleft()
+            unknown = batch.may_be_in_log and isinstance(error, ProglogError)
+            self._fail(batch, OutcomeUnknown(f"no answer came: {error}") if unknown else error)
 
     def _expire(self) -> None:
         """Fails what was not sent in time."""
         now = self._loop.time()
         if self._gathering.values and self._gathering.deadline <= now:
             self._finish_gathering()
-        while self._queue and self._queue[0].deadline <= now:
+        kept: list[_Batch] = []
+        lost_track = False
+        for batch in self._queue:
+            if batch.deadline > now or self._give_up_on(batch, now):
+                kept.append(batch)
+                continue
+            lost_track |= batch.may_be_in_log
             error = self._refusal or Unavailable("the records could not be sent in time")
-            self._fail(self._queue.popleft(), error)
+            self._fail(batch, error)
+        if len(kept) < len(self._queue):
+            self._renumber(kept, lost_track=lost_track)
+            self._queue = deque(kept)
+
+    def _give_up_on(self, batch: _Batch, now: float) -> bool:
+        """Tells those who wait for a batch that its outcome is unknown. Whether it goes on being
+        resolved: for the first time yes."""
+        if not batch.may_be_in_log or batch.is_given_up or not self._idempotent:
+            return False
+        self._fail(batch, _unknown(self._refusal))
+        batch.deadline = now + limits.client_resolve_seconds_max
+        return True
 
     def _fail(self, batch: _Batch, error: BaseException) -> None:
         self._budget.give(batch.size)
-        for future in batch.futures:
+        futures, batch.futures, batch.size = batch.futures, [], 0
+        for future in futures:
             if not future.done():
                 # Each gets its own: a shared one would collect the traceback of every task.
                 future.set_exception(copy.copy(error))
@@ -470,8 +571,14 @@ class Producer:
             self._fail(batch, fault or OutcomeUnknown("the log was closed before an answer came"))
         self._inflight.clear()
         self._finish_gathering()
-        while self._queue:
-            self._fail(self._queue.popleft(), self._closed)
+        self._fail_all(self._queue, self._closed)
+
+
+def _unknown(error: ProglogError | None) -> ProglogError:
+    """OutcomeUnknown, with what is known of why."""
+    if error is None:
+        return OutcomeUnknown("no answer came in time: the records may be in the log or not")
+    return from_reason(OutcomeUnknown.reason, str(error), error.facts)
 
 
 async def _all_done(answers: Iterable[asyncio.Future[Appended] | None]) -> None:

@@ -75,6 +75,10 @@ class WriterEvents(Protocol):
 # --- operations ----------------------------------------------------------------------------------
 
 
+class Begin(NamedTuple):
+    """Finds the newest mark, to count on from: the first operation, since it may wait."""
+
+
 class Append(NamedTuple):
     """Bytes of one batch; `tip` and `end` are after it."""
 
@@ -152,7 +156,7 @@ class Job:
     done: asyncio.Future[None]
 
 
-Operation: TypeAlias = Append | Roll | Reserve | CutSuffix | Delete | Reset | WriteMark | Job
+Operation: TypeAlias = Begin | Append | Roll | Reserve | CutSuffix | Delete | Reset | WriteMark | Job
 
 
 # --- the writer ----------------------------------------------------------------------------------
@@ -188,10 +192,10 @@ class Writer:
         self._store = store
         self._synced = synced
         self._synced_end = synced_end
-        newest = fmt.parse_marks(store.pread(fmt.PREAMBLE_BYTES, 0))[0]
-        self._sequence = newest.sequence
-        self._marked = newest.index == synced.index
+        self._sequence = 0
+        self._marked = False
         worker.start(self._step)
+        self.submit(Begin())
 
     # --- on the loop -----------------------------------------------------------------------------
 
@@ -232,6 +236,10 @@ class Writer:
 
     def _run(self, operation: Operation) -> None:
         match operation:
+            case Begin():
+                newest = self._newest_mark()
+                self._sequence = newest.sequence
+                self._marked = newest.index == self._synced.index
             case Append():
                 self._write_group(self._take_group(operation))
             case Roll():
@@ -378,7 +386,10 @@ class Writer:
     def _continue_in(self, store: File, tip: Tip, end: int) -> None:
         self._store = store
         self._synced, self._synced_end, self._marked = tip, end, True
-        self._sequence = fmt.parse_marks(store.pread(fmt.PREAMBLE_BYTES, 0))[0].sequence
+        self._sequence = self._newest_mark().sequence
+
+    def _newest_mark(self) -> Mark:
+        return fmt.parse_marks(self._store.pread(fmt.PREAMBLE_BYTES, 0))[0]
 
     def _delete(self, paths: Sequence[Path]) -> None:
         # In order, each durably, so that after a crash what is left still begins where a segment

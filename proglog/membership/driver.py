@@ -103,12 +103,10 @@ class Membership:
         self._ended = loop.create_future()
         self._keyring = await self._load_keyring()
         past = await self._load_snapshot()
-        transport = self._make_transport(self._config, self._keyring)
-        # Before the core exists nothing can be handled; the transport is told of it right after.
-        address = await transport.start(self)
-        self._transport = transport
+        self._transport = transport = self._make_transport(self._config, self._keyring)
         try:
-            address = await self._advertised(transport, address)
+            # What arrives before the core exists is lost, like any packet.
+            address = await self._advertised(transport, await transport.start(self))
         except BaseException:
             await transport.close()
             raise

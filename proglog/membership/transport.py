@@ -244,6 +244,7 @@ def _outward_host(version: int) -> str:
     family = socket.AF_INET if version == 4 else socket.AF_INET6
     target = "192.0.2.1" if version == 4 else "2001:db8::1"
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.setblocking(False)
         try:
             probe.connect((target, 9))
         except OSError:

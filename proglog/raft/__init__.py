@@ -13,7 +13,7 @@ from proglog.raft.configuration import (
     Remove,
     Server,
 )
-from proglog.raft.core import PeerStatus, Raft, Status
+from proglog.raft.core import Raft
 from proglog.raft.log_view import LogView
 from proglog.raft.messages import (
     AppendRequest,
@@ -33,6 +33,7 @@ from proglog.raft.messages import (
     VoteRequest,
     VoteResponse,
 )
+from proglog.raft.status import PeerStatus, Status
 
 __all__ = [
     "AddLearner",

@@ -12,7 +12,6 @@ must end, whatever it was doing.
 
 from __future__ import annotations
 
-import dataclasses
 import random
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
@@ -43,47 +42,12 @@ from proglog.raft.messages import (
     VoteRequest,
     VoteResponse,
 )
-from proglog.raft.progress import Flow
 from proglog.raft.quorum import majority
 from proglog.raft.state import State
+from proglog.raft.status import Status, status_of
 
 _RESPONSES = (AppendResponse, HeartbeatResponse, VoteResponse)
 _FROM_LEADER = (AppendRequest, Heartbeat, InstallSnapshot)
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class PeerStatus:
-    """What the leader knows of one other member."""
-
-    id: NodeId
-    match: int
-    next: int
-    flow: Flow
-    active: bool
-    inflight_messages: int
-    caught_up: bool
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Status:
-    """One look at a server, for operators, metrics and tests."""
-
-    id: NodeId
-    role: Role
-    term: int
-    voted_for: NodeId | None
-    leader: NodeId | None
-    commit: int
-    base_index: int
-    last_index: int
-    last_term: int
-    durable: int
-    configuration: Configuration
-    configuration_index: int
-    installing: bool
-    committed_own_term: bool
-    transferee: NodeId | None
-    peers: tuple[PeerStatus, ...]
 
 
 class Raft:
@@ -308,25 +272,7 @@ class Raft:
         return configurations.latest_index, configurations.latest
 
     def status(self) -> Status:
-        state, leader = self._state, self._leader
-        return Status(
-            id=state.id,
-            role=self._role,
-            term=state.term,
-            voted_for=state.voted_for,
-            leader=state.leader,
-            commit=state.commit,
-            base_index=state.log.base_index,
-            last_index=state.log.last_index,
-            last_term=state.log.last_term,
-            durable=state.writes.durable,
-            configuration=state.configurations.latest,
-            configuration_index=state.configurations.latest_index,
-            installing=self._follower.installing is not None,
-            committed_own_term=leader is not None and leader.committed_own_term,
-            transferee=None if leader is None else leader.transferee,
-            peers=() if leader is None else _peer_statuses(leader),
-        )
+        return status_of(self._role, self._state, self._follower, self._leader)
 
     # --- terms -----------------------------------------------------------------------------------
 
@@ -429,8 +375,8 @@ class Raft:
         """A learner, a removed server and one whose log is just being replaced do not run.
 
         Removed means that the removal is committed, as far as we know. Until then a server that is
-        no voter in its latest configuration may be the only one that can win (thesis section 4.2.2);
-        it needs a majority of that configuration, and its own vote is none of it:
+        no voter in its latest configuration may be the only one that can win (thesis section
+        4.2.2); it needs a majority of that configuration, and its own vote is none of it:
 
             S1 (leader)  1 2 R     R = "S2 alone", not replicated when S1 restarts
             S2           1 2       cannot win: it needs S1, whose log is longer
@@ -567,21 +513,6 @@ class Raft:
     def _on_heartbeat_response(self, response: HeartbeatResponse) -> None:
         if self._leader is not None:
             self._leader.on_heartbeat_response(response)
-
-
-def _peer_statuses(leader: Leader) -> tuple[PeerStatus, ...]:
-    return tuple(
-        PeerStatus(
-            id=peer.id,
-            match=peer.match,
-            next=peer.next,
-            flow=peer.flow,
-            active=peer.active,
-            inflight_messages=len(peer.inflight),
-            caught_up=leader.caught_up(peer.id),
-        )
-        for peer in leader.peers.values()
-    )
 
 
 _HANDLERS: dict[type, Callable[[Raft, Any], None]] = {

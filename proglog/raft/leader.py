@@ -157,6 +157,7 @@ class Leader:
     def propose(self, sizes_bytes: Sequence[int]) -> int:
         """Append entries of these sizes; the index of the first. Raises before any is appended."""
         state, log = self._state, self._state.log
+        assert all(sizes_bytes), "size 0 is the no-op's"
         self._refuse_while_transferring()
         pending = log.bytes_after(state.commit)
         if pending and pending + sum(sizes_bytes) > state.config.uncommitted_bytes_max:

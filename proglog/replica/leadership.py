@@ -7,7 +7,7 @@ from proglog.news import News
 from proglog.raft.configuration import Configuration
 from proglog.raft.hard_state import HardStateFile
 from proglog.raft.messages import Role, SoftState
-from proglog.replica.types import ServerInfo
+from proglog.types import ServerInfo
 
 
 class Leadership:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from proglog.errors import UnknownLog
 from proglog.replica.replica import Replica
-from proglog.replica.types import ServerInfo
+from proglog.types import ServerInfo
 
 DEFAULT = "default"
 

@@ -46,11 +46,12 @@ from proglog.news import News
 from proglog.ports import Offload, Ports
 from proglog.raft.config import RaftConfig
 from proglog.raft.configuration import Configuration
-from proglog.raft.core import Raft, Status
+from proglog.raft.core import Raft
 from proglog.raft.driver import Driver, ReceivedBatch
 from proglog.raft.hard_state import Identity
 from proglog.raft.log_view import LogView
 from proglog.raft.messages import HardState, ReadResult, SoftState
+from proglog.raft.status import Status
 from proglog.raft.transport import Connect, Transport
 from proglog.replica.barriers import Barriers
 from proglog.replica.leadership import Leadership
@@ -60,8 +61,8 @@ from proglog.replica.repair import Repair
 from proglog.replica.retention import Retention
 from proglog.replica.snapshots import Snapshots
 from proglog.replica.state import ReplicatedState
-from proglog.replica.types import Appended, Chunk, ClusterStatus, Description, ServerInfo
 from proglog.replica.waiters import CommitWaiters
+from proglog.types import Appended, Chunk, ClusterStatus, Description, ServerInfo
 
 _logger = structlog.get_logger("replica")
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from proglog.batch import BatchHeader
 from proglog.errors import OutcomeUnknown, Unavailable
-from proglog.replica.types import Appended
+from proglog.types import Appended
 
 
 class _Waiter(NamedTuple):

@@ -10,8 +10,8 @@ from grpclib.const import Handler as Method
 
 from proglog._generated.log import v1
 from proglog.membership import Member
-from proglog.replica.types import ClusterStatus
 from proglog.rpc.calls import Call
+from proglog.types import ClusterStatus
 
 
 class Cluster(Protocol):

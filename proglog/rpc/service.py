@@ -19,8 +19,8 @@ from proglog import batch, limits
 from proglog._generated.log import v1
 from proglog.batch import ProposedBatch, RecordBatch
 from proglog.errors import InvalidRequest, OffsetOutOfRange, ProglogError
-from proglog.replica.types import Appended, Chunk, Description, ServerInfo
 from proglog.rpc.calls import Call
+from proglog.types import Appended, Chunk, Description, ServerInfo
 from proglog.wire import BadMessage, ProduceBatch
 
 

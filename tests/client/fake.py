@@ -10,7 +10,7 @@ from proglog import batch
 from proglog.batch import Kind, ProposedBatch, Record
 from proglog.client.backend import At, Start
 from proglog.errors import EarlierRefused, OffsetOutOfRange, ProglogError
-from proglog.replica.types import Appended, Chunk, Description
+from proglog.types import Appended, Chunk, Description
 
 
 class FakeLog:

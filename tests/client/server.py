@@ -16,7 +16,7 @@ from proglog import wire
 from proglog._generated.log import v1
 from proglog.client.backend import At
 from proglog.errors import ProglogError
-from proglog.replica.types import Appended
+from proglog.types import Appended
 from tests.client.fake import FakeBackend
 
 

@@ -20,7 +20,7 @@ from proglog.errors import (
     RangeCorrupt,
     Unavailable,
 )
-from proglog.replica.types import Chunk
+from proglog.types import Chunk
 
 
 @pytest.fixture

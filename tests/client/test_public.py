@@ -39,7 +39,7 @@ def test_the_client_loads_nothing_of_the_server():
     assert "proglog.client.network" in loaded
     assert not {f"proglog.{name}" for name in SERVER} & loaded
     assert {name for name in loaded if name.startswith("proglog.replica.")} == {
-        "proglog.replica.types"
+        "proglog.types"
     }
     assert not {"aiohttp", "cyclopts", "structlog", "prometheus_client"} & loaded
 

@@ -14,7 +14,7 @@ from proglog.batch import Kind, ProposedBatch
 from proglog.errors import OffsetOutOfRange, ProglogError, UnknownLog
 from proglog.gateway import Gateway, Probes
 from proglog.observability.metrics import Metrics
-from proglog.replica.types import Appended, Chunk, Description, ServerInfo
+from proglog.types import Appended, Chunk, Description, ServerInfo
 
 TIME = 1_700_000_000_000
 

@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Self
 
 from proglog import batch as batches
 from proglog.batch import BatchHeader, Kind, decode_all
@@ -150,7 +150,7 @@ class Engine:
 
     # --- use -------------------------------------------------------------------------------------
 
-    async def __aenter__(self) -> Engine:
+    async def __aenter__(self) -> Self:
         self.folder.mkdir(exist_ok=True)
         self.recovered = await asyncio.to_thread(recovered, self.folder, self.config, self.files)
         self._reader = Offload(ThreadWorker("reader"))
@@ -158,7 +158,7 @@ class Engine:
         self.log = Log(self.folder, self.recovered, self.config, ports, self, self._reader)
         return self
 
-    async def __aexit__(self, *_error: Any) -> None:
+    async def __aexit__(self, *_error: object) -> None:
         self.gate.open.set()
         await self.log.close()
         self._reader.stop()

@@ -36,6 +36,7 @@ from proglog.membership.keyring import Keyring, decode_keyring
 from proglog.membership.messages import Ack, Ping
 from proglog.membership.snapshot import Snapshot, decode_snapshot, encode_snapshot
 from proglog.membership.streams import StreamDecoder, encode_stream
+from proglog.ports import Ports
 from proglog.simulation.loop import run
 from tests.membership.stock import until
 
@@ -372,6 +373,7 @@ def test_a_cluster_in_one_simulated_loop() -> None:
             place = Address(f"10.0.0.{number + 1}", 7946)
             membership = Membership(
                 MembershipConfig(name=f"n{number:02}"),
+                ports=Ports(random=random.Random(number)),
                 transport=lambda _config, keyring, place=place: network.transport(place, keyring),
             )
             await membership.start()
@@ -379,12 +381,11 @@ def test_a_cluster_in_one_simulated_loop() -> None:
         network.names["cluster"] = ["10.0.0.1", "10.0.0.2"]
         for node in nodes[2:]:
             assert await node.join(["cluster"]) == 2
-        await _all(nodes, lambda node: all(s is Status.ALIVE for s in statuses(node).values()))
-        assert all(len(node.members()) == 20 for node in nodes)
+        await _all(nodes, lambda node: list(statuses(node).values()) == [Status.ALIVE] * 20)
         cut.add("10.0.0.20")
         await _all(nodes[:-1], lambda node: statuses(node)["n19"] is Status.FAILED)
         cut.clear()
-        await _all(nodes, lambda node: all(s is Status.ALIVE for s in statuses(node).values()))
+        await _all(nodes, lambda node: list(statuses(node).values()) == [Status.ALIVE] * 20)
         for node in nodes:
             await node.close()
 

@@ -122,10 +122,10 @@ class Node:
         disk = self.disk
         self.memory = disk.copy()
         self.received: dict[tuple[int, int], int] = {}
-        self.waiting: Ready | None = None
+        self.waiting: SimReady | None = None
         self.led = False
-        self.queue: list[Ready] = []
-        self.group: list[Ready] = []
+        self.queue: list[SimReady] = []
+        self.group: list[SimReady] = []
         self.raft = Raft(
             id=self.id,
             config=config,
@@ -154,7 +154,7 @@ class Node:
     def configuration(self) -> Configuration:
         return self.memory.configurations()[-1][1]
 
-    def apply(self, ready: Ready, steps: int | None = None) -> None:
+    def apply(self, ready: SimReady, steps: int | None = None) -> None:
         """The write reaches the disk: all of it, or only the first `steps` of its steps."""
         done = 0
         if ready.truncate_from is not None:
@@ -162,7 +162,7 @@ class Node:
                 return
             self.disk.truncate(ready.truncate_from)
             done += 1
-        for entry in ready.sim_entries:  # type: ignore[attr-defined]
+        for entry in ready.sim_entries:
             if done == steps:
                 return
             self.disk.append(entry)
@@ -267,8 +267,8 @@ class Cluster:
         if self.faults.random() < self.swarm.crash_at_effect and not self.healed:
             raise Crash
 
-    def _begin(self, node: Node, ready: Ready) -> None:
-        ready = self._remember(node, ready)
+    def _begin(self, node: Node, from_core: Ready) -> None:
+        ready = self._remember(node, from_core)
         if ready.hard_state is None:
             self._check_appended(ready)
         self._crash_point(node)
@@ -287,7 +287,7 @@ class Cluster:
 
         self.after(self.disk.expovariate(1 / self.swarm.disk_ms), durable)
 
-    def _hard_state_durable(self, node: Node, ready: Ready) -> None:
+    def _hard_state_durable(self, node: Node, ready: SimReady) -> None:
         assert ready.hard_state is not None
         self._save_hard_state(node, ready.hard_state)
         self._check_appended(ready)
@@ -302,7 +302,7 @@ class Cluster:
         if new.voted_for is not None:
             self.oracle.voted(node.id, new.term, new.voted_for)
 
-    def _remember(self, node: Node, ready: Ready) -> Ready:
+    def _remember(self, node: Node, ready: Ready) -> SimReady:
         """Bring the memory's log up to date, and give the new entries their values."""
         memory, entries, predecessors = node.memory, [], []
         if ready.truncate_from is not None:
@@ -323,12 +323,12 @@ class Cluster:
             entries.append(entry)
         if ready.truncate_from is not None or entries:
             self._check_configuration(node)
-        return _SimReady(ready, entries, predecessors)
+        return SimReady(ready, entries, predecessors)
 
-    def _check_appended(self, ready: Ready) -> None:
+    def _check_appended(self, ready: SimReady) -> None:
         """Not before the term is durable: a server that elects itself alone and crashes may use the
         term again, since nothing of it has left."""
-        for entry, term in zip(ready.sim_entries, ready.predecessors, strict=True):  # type: ignore[attr-defined]
+        for entry, term in zip(ready.sim_entries, ready.predecessors, strict=True):
             self.oracle.appended(entry, term)
 
     def _check_configuration(self, node: Node) -> None:
@@ -339,7 +339,7 @@ class Cluster:
                 said.latest == found[1], "configuration in force", (node.id, said.latest, found)
             )
 
-    def _finish(self, node: Node, ready: Ready) -> None:
+    def _finish(self, node: Node, ready: SimReady) -> None:
         for message in ready.messages_after_persist:
             self.send(node, message)
         self._crash_point(node)
@@ -366,7 +366,8 @@ class Cluster:
         assert node.raft is not None
         self.oracle.commits(node.id, node.raft._state.term, node.memory, old, commit)
         if node.leading or node.led:
-            # A leader that removed itself does not lead any more when we hear of it. A configuration appended since it committed did not count yet.
+            # A leader that removed itself does not lead any more when we hear of it. And a
+            # configuration appended since it committed did not count yet.
             configurations = [c for i, c in node.memory.configurations() if i >= commit]
             configurations.append(
                 node.memory.configurations(max(commit, node.memory.base_index))[-1][1]
@@ -398,7 +399,7 @@ class Cluster:
 
         self.after(self.disk.expovariate(1 / self.swarm.disk_ms), done)
 
-    def _written(self, node: Node, raft: Raft, group: list[Ready]) -> None:
+    def _written(self, node: Node, raft: Raft, group: list[SimReady]) -> None:
         self._crash_point(node)
         numbers = [r.write for r in group if r.write]
         if numbers:
@@ -417,11 +418,11 @@ class Cluster:
         if node.waiting is not None and self.disk.random() < 0.5:
             assert node.waiting.hard_state is not None
             self._save_hard_state(node, node.waiting.hard_state)
-        steps = [r for r in node.group for _ in range(r.steps)]  # type: ignore[attr-defined]
+        steps = [r for r in node.group for _ in range(r.steps)]
         survived = self.disk.randint(0, len(steps))
         for ready in node.group:
-            node.apply(ready, min(survived, ready.steps))  # type: ignore[attr-defined]
-            survived -= min(survived, ready.steps)  # type: ignore[attr-defined]
+            node.apply(ready, min(survived, ready.steps))
+            survived -= min(survived, ready.steps)
         node.raft, node.paused = None, None
         if not node.wiped:
             life = node.life
@@ -635,7 +636,7 @@ class Cluster:
             self.act(leader, lambda raft: self._try(lambda: raft.transfer(to), "transfers"))
 
     def _work_compact(self) -> None:
-        node = self.work.choice(self._living() or [None])  # type: ignore[list-item]
+        node = self.work.choice(self._living() or [None])
         if node is None or node.paused is not None or node.waiting or node.group or node.queue:
             return
         index = self.work.randint(node.disk.base_index, min(node.commit, node.disk.last_index))
@@ -708,7 +709,7 @@ class Cluster:
         leaders = self._leaders()
         if not leaders:
             return None
-        leader = max(leaders, key=lambda n: n.raft._state.term)  # type: ignore[union-attr]
+        leader = max(leaders, key=lambda n: n.raft._state.term)
         last = leader.memory.last_index
         if leader.commit != last or leader.disk.last_index != last:
             return None
@@ -732,7 +733,7 @@ class Cluster:
         )
 
 
-class _SimReady:
+class SimReady:
     """A Ready with the values of its entries."""
 
     def __init__(self, ready: Ready, entries: list[SimEntry], predecessors: list[int]) -> None:

@@ -293,7 +293,7 @@ class Explorer:
                 case ("propose",):
                     raft.propose([1])
                 case ("heartbeat",):
-                    raft._leader._heartbeat_ticks = CONFIG.heartbeat_ticks  # type: ignore[union-attr]
+                    raft._leader._heartbeat_ticks = CONFIG.heartbeat_ticks
                     raft.tick()
                 case ("change", change):
                     raft.propose_change(change)

@@ -23,12 +23,6 @@ def test_safety_then_liveness(block: int) -> None:
         seed += 1
 
 
-# Found by the simulator once; DESIGN.md tells what each was.
-@pytest.mark.parametrize("seed", [649, 7057, 41, 5098])
-def test_seeds_that_failed_once(seed: int) -> None:
-    run_seed(seed)
-
-
 @pytest.mark.parametrize("seed", [3, 8])
 def test_a_seed_is_one_run_under_any_hash_seed(seed: int) -> None:
     traces = set()

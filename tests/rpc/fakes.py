@@ -12,9 +12,9 @@ from grpclib.config import Configuration
 from proglog import batch, limits, wire
 from proglog.batch import Kind, ProposedBatch
 from proglog.errors import ChangeRefused, OffsetOutOfRange, ProglogError, UnknownLog
-from proglog.replica.types import Appended, Chunk, ClusterStatus, Description, ServerInfo
 from proglog.rpc.mux import Mux, Routes, listen
 from proglog.rpc.server import RpcServer
+from proglog.types import Appended, Chunk, ClusterStatus, Description, ServerInfo
 
 
 class MemoryLog:

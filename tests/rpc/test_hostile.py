@@ -97,6 +97,18 @@ async def test_messages_in_pieces_and_with_padding_are_read(node):
         assert (await peer.trailers())["grpc-status"] == "0"
 
 
+async def test_padding_does_not_use_up_the_window(node):
+    """Padding counts against the window but is never read: it is given back when it comes."""
+    record = message(bytes(v1.ProduceRequest(record=v1.Record(value=b"x" * 6000))))
+    async with RawPeer(node) as peer:
+        peer.send(peer.headers())
+        for byte in record:
+            peer.send(frame(0, 0x8, peer.stream_id, bytes((255, byte)) + bytes(255)))
+            await peer.writer.drain()
+        peer.send(peer.data(b"", end=True))
+        assert (await peer.trailers())["grpc-status"] == "0"
+
+
 # --- headers -------------------------------------------------------------------------------------
 
 

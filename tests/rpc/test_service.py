@@ -602,18 +602,14 @@ async def test_drain_cuts_a_reader_that_is_stuck_within_a_message():
             await node.log.append(b"x" * 1_000_000)
         channel = new_channel(node)
 
-        async def stall():
+        with pytest.raises(StreamTerminatedError):
             async with consume_batches(channel) as stream:
                 await stream.send_message(v1.ConsumeBatchesRequest(offset=0), end=True)
-                await asyncio.Event().wait()
-
-        reading = asyncio.ensure_future(stall())
-        await until(lambda: node.calls == 1)
-        await asyncio.sleep(0.05)
-        async with asyncio.timeout(10):
-            await node.server.drain(60)
-            with pytest.raises(StreamTerminatedError):
-                await reading
+                await until(lambda: node.calls == 1)
+                await asyncio.sleep(0.05)
+                async with asyncio.timeout(10):
+                    await node.server.drain(60)
+                await stream.recv_message()
         channel.close()
 
 
@@ -623,8 +619,10 @@ async def test_drain_says_goodbye_and_accepts_no_more():
         await until(lambda: len(node.server._connections) == 1)
         await node.server.drain(10)
         assert (await peer.goodbye()).error_code == 0
-        error = await failure(v1.LogStub(new_channel(node)).describe(v1.DescribeRequest()))
+        channel = new_channel(node)
+        error = await failure(v1.LogStub(channel).describe(v1.DescribeRequest()))
         assert type(error) is errors.Unavailable
+        channel.close()
 
 
 async def test_drain_is_over_when_its_time_is():

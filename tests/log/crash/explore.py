@@ -18,11 +18,12 @@ from typing import NamedTuple
 from proglog.errors import ProglogError
 from proglog.simulation import crash
 from proglog.simulation.crash import Plan
-from proglog.simulation.disk import Operation, SimDisk
+from proglog.simulation.disk import Kind, Operation, SimDisk
 from tests.log.crash import node
 from tests.log.crash.history import Expectation, Outcome, exactly
 from tests.log.crash.workload import Workload
 
+SYNCS = {Kind.SYNC, Kind.SYNC_DIRECTORY, Kind.MKDIR}
 FAILURES_MAX = 5
 """Of one workload; then its exploration stops."""
 
@@ -78,12 +79,14 @@ class Explorer:
 
     async def systematic(self) -> None:
         """Every prefix of the operations; of each, every unsynced change lost alone or kept alone,
-        and the process killed."""
+        and the process killed with the last operation done but not synced."""
+        operations = self._workload.recording.operations
         for position, disk in self._moments():
             changes = disk.unsynced()
             for plan in [*crash.extremes(changes), *crash.singles(changes)]:
                 await self._judge(position, plan.label, disk.crash(plan.fates))
-            await self._judge(position, "kill -9", disk.copy())
+            if position and operations[position - 1].kind not in SYNCS:
+                await self._judge(position, "kill -9", disk.copy())
 
     async def torn(self, chance: random.Random, tears_max: int) -> None:
         """Every write torn at every sector boundary, and at up to `tears_max` bytes."""
@@ -134,10 +137,12 @@ class Explorer:
         self.counts["distinct"] += 1
         chance = random.Random(disk.digest())
         recording = disk.record()
+        killed = bool(disk.unsynced())
         use = await _use(disk)
         outcomes = {use.found}
-        moments = range(len(recording.operations) + 1)
-        chosen = chance.sample(moments, min(self._second_max, len(moments)))
+        # What a killed process left unsynced lies in wait for the whole recovery.
+        moments = range(use.shown_at + 1 if killed else len(recording.operations) + 1)
+        chosen = moments if killed else chance.sample(moments, min(self._second_max, len(moments)))
         for position, then in enumerate(recording.points()):
             if position > max(chosen, default=-1):
                 break
@@ -200,5 +205,5 @@ def _promised(use: _Use, position: int) -> Expectation:
 def _some_plans(changes: list[Operation], chance: random.Random) -> Iterator[Plan]:
     yield from crash.extremes(changes)
     if len(changes) > 1:
-        yield chance.choice(list(crash.singles(changes)))
+        yield from chance.sample(list(crash.singles(changes)), 2)
         yield crash.subset(changes, chance)

@@ -1,4 +1,4 @@
-"""What a replica answers."""
+"""What a log answers: plain values that server, client and API share."""
 
 from __future__ import annotations
 

@@ -1,0 +1,155 @@
+"""The policy of reconciliation as a table: 2 to 7 voters, each number of failures."""
+
+from __future__ import annotations
+
+import pytest
+
+from proglog.agent.policy import (
+    Add,
+    Remove,
+    View,
+    foreigners,
+    may_leave,
+    may_remove_dead,
+    next_change,
+)
+from proglog.membership import Member, Status
+from proglog.raft.configuration import Configuration, Server
+
+VOTERS_MIN = 3
+
+
+def servers(count: int, first: int = 0) -> tuple[Server, ...]:
+    return tuple(Server(f"uuid-{i}", f"n{i}", f"h{i}:8400") for i in range(first, first + count))
+
+
+def member(number: int, status: Status = Status.ALIVE, **tags: str) -> Member:
+    own = {"role": "proglog", "uuid": f"uuid-{number}", "rpc_addr": f"h{number}:8400"}
+    return Member(
+        name=f"n{number}",
+        address="127.0.0.1",
+        port=1,
+        status=status,
+        tags={**own, **tags},
+        protocol=5,
+    )
+
+
+def view(configuration: Configuration, members: list[Member], **changes: object) -> View:
+    fields: dict[str, object] = {
+        "cluster_id": "c1",
+        "configuration": configuration,
+        "members": members,
+        "healthy": {server.uuid for server in configuration.servers},
+        "gone_seconds": {},
+        "dead_server_after_seconds": 100.0,
+        "voters_min": VOTERS_MIN,
+    }
+    return View(**{**fields, **changes})  # type: ignore[arg-type]  # checked by the dataclass' users
+
+
+# Voters, how many of them are gone, and whether one of the gone may then be removed unasked:
+# at least 3 voters must stay, and a quorum must answer.
+UNASKED = [
+    (2, 1, False),
+    (3, 1, False),
+    (3, 2, False),
+    (4, 1, True),
+    (4, 2, False),
+    (5, 1, True),
+    (5, 2, True),
+    (5, 3, False),
+    (6, 1, True),
+    (6, 2, True),
+    (6, 3, False),
+    (7, 1, True),
+    (7, 2, True),
+    (7, 3, True),
+    (7, 4, False),
+]
+
+
+@pytest.mark.parametrize(("voters", "gone", "allowed"), UNASKED)
+def test_a_dead_voter_is_removed_only_if_the_rest_can_do_without_it(
+    voters: int, gone: int, allowed: bool
+) -> None:
+    configuration = Configuration(servers(voters))
+    healthy = {f"uuid-{i}" for i in range(gone, voters)}
+    assert may_remove_dead(configuration, healthy, "uuid-0", VOTERS_MIN) is allowed
+    state = view(
+        configuration,
+        [member(i, Status.FAILED if i < gone else Status.ALIVE) for i in range(voters)],
+        healthy=healthy,
+        gone_seconds={f"uuid-{i}": 1000.0 for i in range(gone)},
+    )
+    change = next_change(state)
+    assert isinstance(change, Remove) is allowed
+    if isinstance(change, Remove):
+        assert change.uuid in {f"uuid-{i}" for i in range(gone)}
+
+
+def test_a_voter_that_is_gone_for_less_than_the_time_stays() -> None:
+    configuration = Configuration(servers(5))
+    state = view(
+        configuration,
+        [],
+        healthy={f"uuid-{i}" for i in range(1, 5)},
+        gone_seconds={"uuid-0": 99.0},
+    )
+    assert next_change(state) is None
+
+
+@pytest.mark.parametrize("voters", range(1, 8))
+def test_a_leaver_goes_only_while_the_rest_has_a_quorum(voters: int) -> None:
+    configuration = Configuration(servers(voters))
+    for gone in range(voters):
+        healthy = {f"uuid-{i}" for i in range(gone, voters)}
+        rest = voters - 1
+        # The healthy one that leaves takes its own vote with it.
+        expected = rest > 0 and voters - gone - 1 >= rest // 2 + 1
+        assert may_leave(configuration, healthy, f"uuid-{voters - 1}") is expected
+
+
+def test_a_learner_may_always_leave_and_is_removed_when_gone() -> None:
+    configuration = Configuration(servers(1), servers(1, first=1))
+    assert may_leave(configuration, {"uuid-0"}, "uuid-1")
+    state = view(configuration, [], healthy={"uuid-0"}, gone_seconds={"uuid-1": 500.0})
+    assert next_change(state) == Remove("uuid-1", "it has been gone for 500 s")
+
+
+def test_an_alive_unknown_member_is_a_candidate() -> None:
+    newcomer = member(7)
+    state = view(Configuration(servers(1)), [member(0, cluster="c1"), newcomer])
+    assert next_change(state) == Add(newcomer)
+
+
+@pytest.mark.parametrize(
+    "stranger",
+    [
+        member(7, role="web"),
+        member(7, cluster="c2"),
+        member(7, uuid=""),
+        member(7, Status.FAILED),
+        member(7, Status.LEAVING),
+        member(7, Status.LEFT),
+    ],
+)
+def test_whoever_is_not_one_of_ours_and_alive_is_ignored(stranger: Member) -> None:
+    assert next_change(view(Configuration(servers(1)), [stranger])) is None
+
+
+def test_a_server_that_left_by_gossip_is_removed() -> None:
+    configuration = Configuration(servers(3))
+    state = view(configuration, [member(0), member(1), member(2, Status.LEFT)])
+    assert next_change(state) == Remove("uuid-2", "it has left")
+
+
+def test_one_change_at_a_time_and_leaving_first() -> None:
+    configuration = Configuration(servers(3))
+    state = view(configuration, [member(2, Status.LEFT), member(7)])
+    assert isinstance(next_change(state), Remove)
+
+
+def test_foreigners_are_told_apart() -> None:
+    members = [member(1, cluster="c1"), member(2, cluster="c2"), member(3)]
+    assert [each.name for each in foreigners(members, "c1")] == ["n2"]

@@ -1,0 +1,251 @@
+"""What goes wrong, and when: a list that is drawn from the seed before the world begins.
+
+So the list can be shortened (any subset of it is a valid run), and a run replayed from the seed and
+the numbers of the faults that matter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import random
+from typing import TYPE_CHECKING, NamedTuple
+
+from proglog.errors import ProglogError
+from proglog.simulation import crash
+from proglog.simulation.disk import Kind, SimDisk
+from tests.sim.disks import files_of
+from tests.sim.node import FOLDER, SimNode
+from tests.sim.processes import Gone
+from tests.sim.settings import Settings
+
+if TYPE_CHECKING:
+    from tests.sim.world import World
+
+
+class Fault(NamedTuple):
+    """`seed` decides all that is left open: the node, how strong."""
+
+    number: int
+    at: float
+    kind: str
+    seconds: float
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.number}: {self.kind} at {self.at:.3f} s for {self.seconds:.3f} s"
+
+
+def draw(settings: Settings) -> list[Fault]:
+    """The faults of a seed, in order of time."""
+    chance = random.Random(f"{settings.seed}/faults")
+    faults: list[Fault] = []
+    at = 1.0
+    while settings.faults:
+        at += chance.expovariate(1 / settings.fault_seconds)
+        if at > settings.safety_seconds:
+            break
+        seconds = chance.choice((0.01, 0.2, 0.5, 1.5)) * chance.uniform(0.5, 1.5)
+        kind = chance.choice(settings.faults)
+        faults.append(Fault(len(faults), at, kind, seconds, chance.getrandbits(32)))
+    return faults
+
+
+class Nemesis:
+    """Does to a world what the list says."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._network = world.loop.network
+        self._rotted = False
+
+    async def run(self, faults: list[Fault]) -> None:
+        for fault in faults:
+            await asyncio.sleep(max(fault.at - self._world.loop.now, 0))
+            chance = random.Random(fault.seed)
+            node = chance.choice(self._world.nodes)
+            self._world.trace("fault", fault.kind, node.name)
+            if await getattr(self, f"_{fault.kind}")(fault, node, chance):
+                self._world.oracle.counts[f"fault: {fault.kind}"] += 1
+
+    def _later(self, seconds: float, undo: object, *arguments: object) -> None:
+        """Ends a fault, unless the safety phase is over and all have ended."""
+        self._world.later(seconds, undo, *arguments)
+
+    # --- network ---------------------------------------------------------------------------------
+
+    async def _partition(self, fault: Fault, node: SimNode, chance: random.Random) -> bool:
+        names = [each.name for each in self._world.nodes]
+        chance.shuffle(names)
+        half = names[: chance.randint(1, len(names) - 1)]
+        rest = [name for name in names if name not in half]
+        match chance.randrange(4):
+            case 0:
+                self._network.partition(half, rest)
+            case 1:
+                for a in half:
+                    for b in rest:
+                        self._network.block(a, b)
+            case 2:
+                self._network.partition([node.name], [name for name in names if name != node.name])
+            case _:  # a bridge: two sides that only names[0] can see
+                middle = len(names) // 2 + 1
+                self._network.partition(names[1:middle], names[middle:])
+        self._later(fault.seconds, self._network.heal)
+        return True
+
+    async def _cut(self, _fault: Fault, node: SimNode, _chance: random.Random) -> bool:
+        for other in self._world.nodes:
+            if other is not node:
+                self._network.cut(node.name, other.name)
+        return True
+
+    async def _slow_network(self, fault: Fault, _node: SimNode, chance: random.Random) -> bool:
+        self._network.weather.latency_seconds_mean = chance.choice((0.02, 0.1))
+        self._world.client_loss_rate = chance.choice((0.0, 0.1, 0.3))
+        self._later(fault.seconds, self._world.calm)
+        return True
+
+    # --- processes -------------------------------------------------------------------------------
+
+    def _plan(self, disk: SimDisk, chance: random.Random) -> crash.Plan:
+        changes = disk.unsynced()
+        plans = list(crash.extremes(changes))
+        return chance.choice([*plans, *(crash.subset(changes, chance) for _ in range(3))])
+
+    async def _power_cut(self, fault: Fault, node: SimNode, chance: random.Random) -> bool:
+        node.power_cut(lambda disk: self._plan(disk, chance))
+        self._later(fault.seconds, self._world.start, node)
+        return True
+
+    async def _power_cut_at_operation(
+        self, fault: Fault, node: SimNode, chance: random.Random
+    ) -> bool:
+        node.disk.faults.power_cut_at = node.disk.operations + chance.randint(0, 12)
+        node.plan = lambda disk: self._plan(disk, chance)
+        self._later(fault.seconds, self._world.start, node)
+        return True
+
+    async def _power_cut_all(self, fault: Fault, _node: SimNode, chance: random.Random) -> bool:
+        for each in self._world.nodes:
+            each.power_cut(lambda disk: self._plan(disk, chance))
+            self._later(fault.seconds * chance.random(), self._world.start, each)
+        return True
+
+    async def _kill(self, fault: Fault, node: SimNode, _chance: random.Random) -> bool:
+        if node.is_up:
+            node.kill()
+        self._later(fault.seconds, self._world.start, node)
+        return True
+
+    async def _stop(self, fault: Fault, node: SimNode, _chance: random.Random) -> bool:
+        """SIGTERM; then the power goes, and takes nothing with it."""
+        if not node.serves or node.process is None:
+            return False
+        process = node.process
+        self._world.spawn(self._stopping(fault, node, process))
+        return True
+
+    async def _stopping(self, fault: Fault, node: SimNode, process: object) -> None:
+        try:
+            assert node.process is not None
+            await node.process.call(node.replica.close())
+        except Gone:
+            return
+        if node.process is process:
+            node.require_all_durable()
+            node.power_cut(lambda disk: next(crash.extremes(disk.unsynced())))
+            self._later(fault.seconds, self._world.start, node)
+
+    async def _pause(self, fault: Fault, node: SimNode, _chance: random.Random) -> bool:
+        process = node.process
+        if process is None:
+            return False
+        process.pause()
+        self._later(fault.seconds, process.resume)
+        return True
+
+    async def _clock(self, _fault: Fault, node: SimNode, chance: random.Random) -> bool:
+        node.clock.offset_ms += chance.choice((-3_600_000, -500, 500, 3_600_000))
+        return True
+
+    # --- disks -----------------------------------------------------------------------------------
+
+    async def _slow_disk(self, fault: Fault, node: SimNode, chance: random.Random) -> bool:
+        node.set_disk_seconds(chance.choice((0.05, 0.3, 1.0)))
+        self._later(fault.seconds, node.set_disk_seconds, self._world.settings.disk_seconds)
+        return True
+
+    async def _disk_full(self, fault: Fault, node: SimNode, _chance: random.Random) -> bool:
+        node.disk.faults.capacity_bytes = node.disk._space_used()
+        self._later(fault.seconds, node.has_space)
+        return True
+
+    async def _disk_error(self, fault: Fault, node: SimNode, chance: random.Random) -> bool:
+        """The daemon ends itself, and is started again by whoever supervises it."""
+        if not node.is_open:
+            return False
+        self._world.disk_errors = True
+        kind = chance.choice((Kind.SYNC, Kind.SYNC, Kind.WRITE, Kind.SYNC_DIRECTORY))
+        node.disk.faults.next_error[kind] = errno.EIO
+        self._later(fault.seconds, self._world.start, node)
+        return True
+
+    async def _rot(self, _fault: Fault, node: SimNode, chance: random.Random) -> bool:
+        """One bit of a sealed segment, on one disk of the cluster, once."""
+        stores = [
+            name
+            for name in sorted(files_of(node.disk, FOLDER, durable=True))
+            if name.endswith(".store") and name[:20].isdigit()
+        ][:-1]
+        if self._rotted or not stores or not node.is_open or self._world.lost_disk:
+            return False
+        path = FOLDER / chance.choice(stores)
+        size = node.disk.find(path).cached.size
+        if size <= 4096 or node.disk._durable_names[FOLDER].get(path.name) is None:
+            return False
+        node.disk.flip_bit(path, chance.randrange(4096 * 8, size * 8))
+        self._rotted = node.is_rotten = self._world.lost_disk = True
+        return True
+
+    async def _wipe(self, fault: Fault, node: SimNode, _chance: random.Random) -> bool:
+        """A disk is lost. Never a second one before the cluster is whole again: that may be the last
+        copy of what was acknowledged."""
+        if not self._world.is_whole():
+            return False
+        self._world.lost_disk = True
+        node.wipe()
+        self._later(fault.seconds, self._world.start, node)
+        return True
+
+    # --- members ---------------------------------------------------------------------------------
+
+    async def _remove(self, fault: Fault, node: SimNode, _chance: random.Random) -> bool:
+        """Takes a server out of the cluster, and back in later, with its old disk."""
+        wanted = self._world.wanted
+        if len(wanted) <= 3 and node.name in wanted:
+            spare = [each.name for each in self._world.nodes if each.name not in wanted]
+            if not spare:
+                return False
+            wanted.add(spare[0])
+        if node.name in wanted:
+            wanted.discard(node.name)
+        self._later(fault.seconds, wanted.add, node.name)
+        return True
+
+    async def _transfer(self, _fault: Fault, node: SimNode, chance: random.Random) -> bool:
+        leaders = [each for each in self._world.nodes if each.leads]
+        if not leaders:
+            return False
+        leader = leaders[0]
+        name = chance.choice(("", node.name))
+        self._world.spawn(_transfer(leader, name))
+        return True
+
+
+async def _transfer(leader: SimNode, name: str) -> None:
+    try:
+        if leader.process is not None:
+            await leader.process.call(leader.replica.members.transfer(name))
+    except (ProglogError, Gone):
+        pass

@@ -1,0 +1,397 @@
+"""One simulated node: its disk, its process with a whole Replica, and what the oracle sees of it."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from proglog.batch import HEADER_BYTES, BatchHeader, parse_header
+from proglog.config import Address
+from proglog.errors import CorruptionError, StorageFailed
+from proglog.log.recovery import recover
+from proglog.log.snapshot import Snapshot
+from proglog.ports import Ports
+from proglog.raft.core import Raft
+from proglog.raft.messages import Message, Role
+from proglog.replica.replica import Replica, open_replica
+from proglog.simulation import crash
+from proglog.simulation.disk import SimDisk
+from proglog.simulation.files import SimFiles
+from proglog.simulation.loop import SimClock
+from proglog.simulation.worker import SimWorker
+from tests.sim.disks import Promise, read_batches, read_promise
+from tests.sim.oracle import Known, Oracle, Violation, require
+from tests.sim.processes import Process, is_power_cut
+
+if TYPE_CHECKING:
+    from tests.sim.world import World
+
+FOLDER = Path("/data/logs/default")
+PORT = 8400
+
+
+class SimNode:
+    """A machine. `process` is the present life of its daemon, if it has one."""
+
+    def __init__(self, world: World, name: str) -> None:
+        self.world = world
+        self.name = name
+        self.oracle: Oracle = world.oracle
+        self.chance = world.loop.chance(f"node {name}")
+        self.disk = SimDisk(self.chance.getrandbits(32))
+        self.disk.faults.uncached_rate = world.settings.uncached_rate
+        self.clock = SimClock()
+        self.disk_seconds = world.settings.disk_seconds
+        self.lives = 0
+        self.wipes = 0
+        self.bootstrap = False
+        self.process: Process | None = None
+        self.replica: Replica
+        self.core: Raft
+        self.is_open = False
+        self.is_rotten = False
+        self.uuid = ""
+        self.plan: Callable[[SimDisk], crash.Plan] = lambda disk: next(
+            crash.extremes(disk.unsynced())
+        )
+        """What a power cut at an operation leaves."""
+        self._workers: list[SimWorker] = []
+        self._files: SimFiles
+        self._forget()
+
+    def _forget(self) -> None:
+        """What the oracle knows of this life."""
+        self.logged: dict[int, Known] = {}
+        self.last_index = self.base_index = 0
+        self.durable_seen = 0
+        self.term_on_disk = 0
+        self._seen: tuple[Any, ...] = ()
+        self._commit_seen = 0
+        self._led_term = 0
+
+    @property
+    def is_up(self) -> bool:
+        """Whether there is a process, paused or not."""
+        return self.process is not None
+
+    @property
+    def serves(self) -> bool:
+        return self.is_open and self.process is not None and not self.process.is_paused
+
+    @property
+    def leads(self) -> bool:
+        return self.serves and self.replica.leadership.is_mine
+
+    # --- life ------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Power on, boot, start the daemon."""
+        assert self.process is None
+        self.lives += 1
+        self.world.loop.network.power_on(self.name)
+        self.process = Process(self.world.loop, self.name)
+        self._files = SimFiles(self.disk)
+        self._workers = []
+        self.process.spawn(self._run(self.process))
+
+    async def _run(self, process: Process) -> None:
+        try:
+            replica = await open_replica(
+                "default",
+                FOLDER,
+                node_name=self.name,
+                rpc_addr=f"{self.name}:{PORT}",
+                bootstrap=self.bootstrap,
+                config=self.world.settings.log,
+                raft_config=self.world.settings.raft,
+                ports=Ports(
+                    files=self._files,
+                    clock=self.clock,
+                    random=random.Random(f"{self.world.settings.seed}/{self.name}/{self.lives}"),
+                    worker=self._worker,
+                ),
+                observer=self,
+                connect=_connect,
+            )
+        except (OSError, CorruptionError) as error:
+            process.failure = error
+            return
+        if self.process is process:
+            self._opened(replica)
+            loop = asyncio.get_running_loop()
+            await loop.create_server(replica.transport.accept, self.name, PORT)
+
+    def _worker(self, name: str) -> SimWorker:
+        chance = random.Random(f"{self.world.settings.seed}/{self.name}/{self.lives}/{name}")
+        worker = SimWorker(name, chance=chance, delay_seconds_max=self.disk_seconds)
+        self._workers.append(worker)
+        return worker
+
+    def set_disk_seconds(self, seconds: float) -> None:
+        self.disk_seconds = seconds
+        for worker in self._workers:
+            worker.delay_seconds_max = seconds
+
+    def has_space(self) -> None:
+        self.disk.faults.capacity_bytes = None
+
+    def require_all_durable(self) -> None:
+        """The daemon stopped in peace."""
+        require(
+            self.is_durable(self.last_index),
+            "stop is durable",
+            f"{self.name} stopped and may lose what is behind {self.durable_seen}",
+        )
+
+    def kill(self) -> None:
+        """kill -9: the disk keeps what it was told, as unsynced as it was."""
+        assert self.process is not None
+        process, self.process = self.process, None
+        self.is_open = False
+        self._files.kill()
+        for worker in self._workers:
+            worker.kill()
+        process.kill()
+        self.world.loop.network.crash(self.name)
+
+    def power_cut(self, plan: Callable[[SimDisk], crash.Plan]) -> None:
+        """The machine loses its power, and its disk what `plan` says."""
+        if self.process is not None:
+            self.kill()
+        self.world.loop.network.power_off(self.name)
+        after = self.disk.crash(plan(self.disk).fates)
+        after.faults.uncached_rate = self.world.settings.uncached_rate
+        self.disk = after
+
+    def wipe(self) -> None:
+        """The disk is lost: what comes back is another server."""
+        if self.process is not None:
+            self.kill()
+        self.wipes += 1
+        self.bootstrap = False
+        self.disk = SimDisk(self.chance.getrandbits(32))
+        self.disk.faults.uncached_rate = self.world.settings.uncached_rate
+        self.uuid = ""
+        self.is_rotten = False
+        self._forget()
+
+    # --- Observer --------------------------------------------------------------------------------
+
+    def group_written(self, batches: int, size: int, seconds: float) -> None:
+        pass
+
+    def appended(self, records: int, size: int, seconds: float) -> None:
+        pass
+
+    def failed(self, error: BaseException) -> None:
+        if self.process is not None and self.process.failure is None:
+            self.process.failure = error
+
+    # --- what the oracle sees --------------------------------------------------------------------
+
+    def _opened(self, replica: Replica) -> None:
+        before, last_before = self.logged, self.last_index
+        durable_before, term_before = self.durable_seen, self.term_on_disk
+        uuid_before = self.uuid
+        self._forget()
+        self.replica, self.core = replica, replica._driver.raft
+        self.uuid = replica.identity.uuid
+        require(uuid_before in {"", self.uuid}, "identity", f"{self.name} has another uuid")
+        self.base_index = replica.log.before.index
+        for batch in read_batches(self.disk, FOLDER):
+            self.oracle.matches(self, batch.index, Known(batch.term, batch.crc))
+            self.logged[batch.index] = Known(batch.term, batch.crc)
+        self.last_index = replica.log.tip.index
+        if not self.is_rotten:
+            require(
+                not self.logged or self.last_index == max(self.logged),
+                "recovery",
+                f"{self.name} recovers up to {self.last_index}, its stores hold {max(self.logged, default=0)}",
+            )
+        self._kept_promises(before, last_before, durable_before)
+        status = self.core.status()
+        require(
+            status.term >= term_before,
+            "term goes back",
+            f"{self.name} forgets term {term_before}, has {status.term}",
+        )
+        self.term_on_disk = status.term
+        self._commit_seen = 0
+        self._hook(replica)
+        self.is_open = True
+        self.oracle.commits(self, self.base_index, status.commit)
+        self._commit_seen = status.commit
+        if replica.applied_index in self.oracle.states:
+            self.oracle.state_is(self, replica.applied_index)
+
+    def _kept_promises(self, before: dict[int, Known], last: int, durable: int) -> None:
+        for index in range(self.base_index + 1, min(durable, last) + 1):
+            require(
+                self.logged.get(index) == before.get(index, self.logged.get(index)),
+                "durable is lost",
+                f"{self.name} comes back without batch {index} that was durable "
+                f"({before.get(index)}, now {self.logged.get(index)})",
+            )
+
+    def _hook(self, replica: Replica) -> None:
+        log, transport, hidden = replica.log, replica.transport, replica
+        append, cut, reset, send = log.append, log.cut_suffix, log.reset, transport.send
+        apply_one, drop = hidden._apply_one, log.drop_prefix
+        oracle, driver = self.oracle, replica._driver
+
+        def on_append(header: BatchHeader, parts: Any) -> None:
+            append(header, parts)
+            oracle.appended(self, header)
+
+        def on_cut(last_index: int) -> None:
+            oracle.cut(self, last_index)
+            cut(last_index)
+
+        async def on_reset(snapshot: Snapshot) -> None:
+            await reset(snapshot)
+            self.logged = {}
+            self.last_index = self.base_index = self.durable_seen = snapshot.tip.index
+
+        def on_send(message: Message) -> None:
+            oracle.sent(self, message)
+            send(message)
+
+        def on_apply(header: BatchHeader, body: Any) -> None:
+            apply_one(header, body)
+            oracle.applied(self, header.index)
+
+        def on_drop(first_index: int) -> int:
+            count = drop(first_index)
+            self.base_index = log.before.index
+            return count
+
+        log.append, log.cut_suffix, log.reset = on_append, on_cut, on_reset  # type: ignore[method-assign]
+        log.drop_prefix = on_drop  # type: ignore[method-assign]
+        transport.send = on_send  # type: ignore[method-assign]
+        driver._send = on_send
+        hidden._apply_one = on_apply  # type: ignore[method-assign]
+
+    def look(self) -> None:
+        """After a turn of the loop: has anything happened that must not?"""
+        state = self.core._state
+        seen = (state.term, state.voted_for, state.commit, self.core._role, self.replica.applied_index)
+        if seen == self._seen:
+            return
+        self._seen = seen
+        term, vote, commit, role, applied = seen
+        if commit != self._commit_seen:
+            self.oracle.commits(self, self._commit_seen, commit)
+            self.world.loop.trace.add(self.name, "commit", commit)
+            self._commit_seen = commit
+        require(
+            applied <= commit <= self.last_index,
+            "applied <= commit <= last",
+            f"{self.name}: {applied} {commit} {self.last_index}",
+        )
+        if vote is not None:
+            self.oracle.votes_for(self, term, vote)
+        if role is Role.LEADER and term != self._led_term:
+            self._led_term = term
+            self.oracle.counts["elections"] += 1
+            self.world.loop.trace.add(self.name, "leads", term)
+            self.oracle.leads(self, term)
+
+    # --- the disk --------------------------------------------------------------------------------
+
+    def is_durable(self, index: int) -> bool:
+        """Whether the disk holds everything up to batch `index` even if all unsynced is lost."""
+        self.durable_seen = max(self.durable_seen, self.base_index)
+        if not self.is_open:
+            return self._is_durable_without_process(index)
+        log = self.replica.log
+        while self.durable_seen < index:
+            number = self.durable_seen + 1
+            if number > log.tip.index:
+                return False
+            segment = log.segment_of(number)
+            slot = number - segment.first_index
+            start, stop = segment.index.position(slot), segment.index.position(slot + 1)
+            inode = segment.file._inode  # type: ignore[attr-defined]  # a SimFile
+            name = self.disk._durable_names[FOLDER].get(segment.store_path.name)
+            data = inode.durable.data[start:stop]
+            if name != inode.number or len(data) < stop - start:
+                return False
+            if parse_crc(data) != self.logged[number].crc or data != inode.cached.data[start:stop]:
+                return False
+            self.durable_seen = number
+        return True
+
+    def _is_durable_without_process(self, index: int) -> bool:
+        if self.durable_seen >= index:
+            return True
+        found = read_batches(self.disk, FOLDER, durable=True)
+        return bool(found) and found[-1].index >= index
+
+    def promised(self) -> Promise | None:
+        return read_promise(self.disk, FOLDER / "hard-state")
+
+    def read_header(self, index: int) -> BatchHeader:
+        """Of a batch in the log, past all caches."""
+        segment = self.replica.log.segment_of(index)
+        position = segment.index.position(index - segment.first_index)
+        inode = segment.file._inode  # type: ignore[attr-defined]  # a SimFile
+        return parse_header(inode.cached.read(HEADER_BYTES, position))
+
+    def probe(self, plan: Callable[[SimDisk], crash.Plan]) -> None:
+        """If the power went now: would the node come back with all that it promised?"""
+        if self.is_rotten or not self.is_open:
+            return
+        settings = self.world.settings
+        promised, durable = self.promised(), self.replica.log.durable_index
+        chosen = plan(self.disk)
+        after = self.disk.crash(chosen.fates)
+        files = SimFiles(after)
+        try:
+            recovered = recover(
+                files,
+                FOLDER,
+                segment_bytes=settings.log.segment_bytes,
+                segment_batches=settings.log.segment_batches,
+                may_be_new=False,
+            )
+        except (CorruptionError, OSError) as error:
+            raise Violation("recovery refuses", f"{self.name} after {chosen.label}: {error}") from error
+        self.oracle.counts["probes"] += 1
+        found = {batch.index: batch.crc for batch in read_batches(after, FOLDER, durable=True)}
+        base = recovered.segments[0].index.before.index
+        for index in range(max(base, self.base_index) + 1, durable + 1):
+            require(
+                found.get(index) == self.logged[index].crc,
+                "durable is lost",
+                f"{self.name} would lose batch {index} of {durable} that it called durable, "
+                f"after {chosen.label}",
+            )
+        require(recovered.tip.index >= durable, "durable is lost", f"{self.name} up to {durable}")
+        again = read_promise(after, FOLDER / "hard-state")
+        require(
+            promised is not None and again is not None and again.term >= promised.term,
+            "promise is lost",
+            f"{self.name} would forget {promised}, has {again}",
+        )
+
+    def explain(self) -> str:
+        """Why the process must be ended; empty if that is no fault of the program."""
+        assert self.process is not None
+        failure = self.process.failure
+        if failure is None or is_power_cut(failure):
+            return ""
+        if isinstance(failure, StorageFailed | OSError) and self.world.disk_errors:
+            return ""
+        return f"{self.name} failed: {failure!r}"
+
+
+def parse_crc(data: bytes | bytearray) -> int:
+    return int.from_bytes(data[:4], "little")
+
+
+async def _connect(address: str, factory: Callable[[], asyncio.Protocol]) -> None:
+    host, port = Address.parse(address)
+    await asyncio.get_running_loop().create_connection(factory, host, port)

@@ -1,0 +1,121 @@
+"""What is drawn for one seed: the size of everything, and which faults exist at all (swarm testing,
+Groce et al., ISSTA 2012: leaving kinds out makes the others meet)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from proglog import limits
+from proglog.config import LogConfig
+from proglog.limits import KiB
+from proglog.raft.config import RaftConfig
+
+ELECTION_SECONDS = 0.3
+FAULT_KINDS = (
+    "partition",
+    "cut",
+    "slow_network",
+    "power_cut",
+    "power_cut_at_operation",
+    "power_cut_all",
+    "kill",
+    "stop",
+    "pause",
+    "clock",
+    "slow_disk",
+    "disk_full",
+    "disk_error",
+    "rot",
+    "wipe",
+    "remove",
+    "transfer",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """One world. Times are virtual seconds."""
+
+    seed: int
+    nodes: int
+    spare_nodes: int
+    """Added and removed while everything goes on."""
+    safety_seconds: float
+    log: LogConfig
+    raft: RaftConfig
+    limits: dict[str, float] = field(default_factory=dict)
+    latency_seconds: float
+    disk_seconds: float
+    uncached_rate: float
+    producers: int
+    window: int
+    values_max: int
+    records_max: int
+    pause_seconds: float
+    """Between two rounds of a producer, on average."""
+    faults: tuple[str, ...]
+    fault_seconds: float
+    """Between two faults, on average."""
+
+    @classmethod
+    def draw(cls, seed: int, nodes: int | None = None) -> Settings:
+        """The settings of a seed."""
+        chance = random.Random(f"{seed}/settings")
+        segment_bytes = chance.choice((5, 6, 8, 16, 64)) * KiB
+        chosen = [kind for kind in FAULT_KINDS if chance.random() < chance.choice((0.3, 0.7))]
+        return cls(
+            seed=seed,
+            nodes=nodes or chance.choice((3, 3, 3, 5)),
+            spare_nodes=chance.choice((0, 0, 1)),
+            safety_seconds=chance.uniform(4.0, 12.0),
+            log=LogConfig(
+                segment_bytes=segment_bytes,
+                segment_batches=chance.choice((2, 4, 16, 200)),
+                retention_bytes=chance.choice((None, 2, 4)) and segment_bytes * chance.randint(2, 6),
+                retention_check_seconds=chance.uniform(0.05, 1.0),
+            ),
+            raft=RaftConfig(
+                append_entries_max=chance.choice((1, 3, 1024)),
+                append_bytes_max=chance.choice((400, 1 << 20)),
+                inflight_messages_max=chance.choice((1, 3, 64)),
+                inflight_bytes_max=chance.choice((1 << 20, 16 << 20)),
+                uncommitted_bytes_max=chance.choice((1 << 20, 64 << 20)),
+                snapshot_ticks_max=chance.choice((60, 300)),
+                promotion_lag_entries_max=chance.choice((2, 20, 1024)),
+            ),
+            limits={
+                "tail_bytes_max": chance.choice((1, 5_000, 50_000, limits.tail_bytes_max)),
+                "read_batches_max": chance.choice((2, 50, limits.read_batches_max)),
+                "replay_bytes": chance.choice((200, 4_000, limits.replay_bytes)),
+                "walk_window_bytes": chance.choice((300, 64 * KiB)),
+                "scrub_pause_seconds": chance.choice((0.05, 0.5)),
+                "inflight_bytes_max": chance.choice((2_000, limits.inflight_bytes_max)),
+                "answer_seconds_max": chance.choice((1.0, 30.0)),
+                "write_group_bytes_max": chance.choice((300, limits.write_group_bytes_max)),
+            },
+            latency_seconds=chance.choice((0.0003, 0.001, 0.01)),
+            disk_seconds=chance.choice((0.0, 0.001, 0.01)),
+            uncached_rate=chance.choice((0.0, 0.1, 0.5)),
+            producers=chance.randint(2, 6),
+            window=chance.choice((1, 4, 16)),
+            values_max=chance.choice((10, 100, 400)),
+            records_max=chance.choice((1, 3)),
+            pause_seconds=chance.choice((0.005, 0.02, 0.1)),
+            faults=tuple(chosen),
+            fault_seconds=chance.choice((0.15, 0.4, 1.0)),
+        )
+
+    @contextmanager
+    def in_force(self) -> Iterator[None]:
+        """Bounds that are nobody's to choose are made small for one world."""
+        before = {name: getattr(limits, name) for name in self.limits}
+        for name, value in self.limits.items():
+            setattr(limits, name, value)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                setattr(limits, name, value)

@@ -1,0 +1,354 @@
+"""One simulated world: nodes, clients, faults, and what is demanded of them.
+
+First the safety phase, in which anything goes wrong and nothing may be wrong. Then the liveness
+phase: a majority is healed, and has to get going within a bounded time, and the rest after it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import structlog
+
+from proglog.batch import ProposedBatch
+from proglog.errors import ProglogError
+from proglog.raft.configuration import Server
+from proglog.simulation import crash
+from proglog.types import Appended
+from tests.sim import faults as nemesis
+from tests.sim.clients import Comparer, Consumer, Linearizer, Producer
+from tests.sim.disks import read_batches
+from tests.sim.faults import Nemesis
+from tests.sim.history import History
+from tests.sim.node import FOLDER, PORT, SimNode
+from tests.sim.oracle import Oracle, Violation, require
+from tests.sim.processes import Gone, ProcessLoop, is_power_cut
+from tests.sim.settings import ELECTION_SECONDS, Settings
+
+LEADER_SECONDS_MAX = 10 * 2 * ELECTION_SECONDS
+"""A healed majority has a leader within ten election timeouts,"""
+CONVERGE_SECONDS_MAX = 40.0
+"""and its followers are where it is within this time."""
+FORM_SECONDS_MAX = 20.0
+
+
+class World:
+    """See the module."""
+
+    def __init__(self, settings: Settings, kept: list[int] | None = None) -> None:
+        self.settings = settings
+        self.loop = ProcessLoop(settings.seed)
+        self.loop.after_turn = self._after_turn
+        self.oracle = Oracle()
+        self.history = History()
+        self.chance = self.loop.chance("world")
+        self.client_loss_rate = 0.0
+        self.give_up_seconds = 20.0
+        self.disk_errors = False
+        self.lost_disk = False
+        self.is_quiet = False
+        self.is_over = False
+        self.next_acknowledged = 0
+        self.faults = nemesis.draw(settings)
+        if kept is not None:
+            self.faults = [fault for fault in self.faults if fault.number in kept]
+        count = settings.nodes + settings.spare_nodes
+        self.nodes = [SimNode(self, f"n{number}") for number in range(count)]
+        self.wanted = {node.name for node in self.nodes[: settings.nodes]}
+        self._tasks: list[asyncio.Task[Any]] = []
+        self._undos: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
+        self._violation: BaseException | None = None
+        self._healed = False
+        self._ended = self.loop.create_future()
+
+    # --- running ---------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Both phases. Raises Violation, or what a broken node raised."""
+        with self.settings.in_force():
+            main = self.loop.create_task(self._phases())
+            main.add_done_callback(lambda _: self.loop.stop())
+            try:
+                self.loop.run_forever()
+            finally:
+                done = main.done() and not main.cancelled()
+                error = main.exception() if done else None
+                self.loop.end()
+        if self._violation is not None:
+            raise self._violation
+        if error is not None:
+            raise error
+
+    async def _phases(self) -> None:
+        await self._form()
+        producers = [Producer(self, f"p{n}") for n in range(self.settings.producers)]
+        clients = [
+            *producers,
+            Comparer(self, "c0"),
+            *(Consumer(self, f"r{n}") for n in range(3)),
+            Linearizer(self, "l0"),
+        ]
+        loads = [self.spawn(client.run()) for client in clients]
+        self.spawn(self._operate())
+        self.spawn(self._probe())
+        await Nemesis(self).run(self.faults)
+        await asyncio.sleep(max(self.settings.safety_seconds - self.loop.now, 0))
+        await self._liveness()
+        self.is_quiet = True
+        await self._within(30.0, "the producers end", lambda: all(t.done() for t in loads[:-4]))
+        await self._converge()
+        self.is_over = True
+        self._compare_stores()
+        self.history.check()
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = self.loop.create_task(coroutine)
+        task.add_done_callback(self._task_done)
+        self._tasks.append(task)
+        return task
+
+    def _task_done(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.fail(error)
+
+    def fail(self, error: BaseException) -> None:
+        """The world ends here."""
+        if self._violation is None:
+            self._violation = error
+        self.loop.stop()
+
+    def _after_turn(self) -> None:
+        try:
+            self._check()
+        except BaseException as error:  # noqa: BLE001  # all that goes wrong ends the world
+            self.fail(error)
+
+    def _check(self) -> None:
+        for node in self.nodes:
+            if node.is_open:
+                node.look()
+            process = node.process
+            if process is None:
+                continue
+            if not node.disk.powered:
+                node.power_cut(node.plan)
+            elif process.failure is not None:
+                why = node.explain()
+                if why:
+                    raise Violation("no node fails", why) from process.failure
+                node.kill()
+        for failure in self.loop.failures:
+            error = failure.get("exception")
+            if not is_power_cut(error):
+                raise error or Violation("no node fails", str(failure))
+        self.loop.failures.clear()
+
+    def trace(self, *event: object) -> None:
+        self.loop.trace.add(self.loop.now, *event)
+
+    # --- what faults need ------------------------------------------------------------------------
+
+    def later(self, seconds: float, undo: Any, *arguments: Any) -> None:
+        """Ends a fault in its time, or with the safety phase."""
+        self._undos.append((undo, arguments))
+        self.loop.call_later(seconds, self._undo, undo, arguments)
+
+    def _undo(self, undo: Any, arguments: tuple[Any, ...]) -> None:
+        if not self._healed:
+            undo(*arguments)
+
+    def start(self, node: SimNode) -> None:
+        if not node.is_up:
+            node.start()
+
+    def calm(self) -> None:
+        weather = self.loop.network.weather
+        weather.latency_seconds_mean = self.settings.latency_seconds
+        weather.latency_seconds_min = self.settings.latency_seconds / 10
+        self.client_loss_rate = 0.0
+
+    def is_whole(self) -> bool:
+        """Whether every wanted server is a voter with all its disk, and no disk was ever in doubt
+        since."""
+        leaders = [node for node in self.nodes if node.leads]
+        if not leaders or any(not node.is_open or node.is_rotten for node in self.nodes):
+            return False
+        leader = max(leaders, key=lambda node: node.core._state.term)
+        state = leader.core._state
+        configuration = state.configurations.latest
+        if state.configurations.latest_index > leader.replica.applied_index:
+            return False
+        uuids = {node.uuid for node in self.nodes if node.name in self.wanted}
+        return set(configuration.voter_ids) == uuids
+
+    def acknowledged(self, proposed: ProposedBatch, answer: Appended) -> None:
+        body = proposed.body
+        self.oracle.acknowledged(answer.offset, body.count, body.crc)
+        self.next_acknowledged = max(self.next_acknowledged, answer.offset + body.count)
+
+    def require_majority_durable(self, node: SimNode, index: int) -> None:
+        """A batch is just being committed: a majority of the disks must have it for good."""
+        holders = {each.uuid for each in self.nodes if each.uuid and each.is_durable(index)}
+        sets = [c.voter_ids for _, c in node.core._state.configurations.entries()]
+        require(
+            any(2 * len(holders.intersection(voters)) > len(voters) for voters in sets),
+            "committed is durable",
+            f"{node.name} commits {index}, which only {sorted(holders)} of {sets} would keep",
+        )
+
+    # --- the operator ----------------------------------------------------------------------------
+
+    async def _form(self) -> None:
+        self.calm()
+        self.nodes[0].bootstrap = True
+        for node in self.nodes:
+            node.start()
+        self.spawn(self._form_members())
+        await self._within(FORM_SECONDS_MAX, "the cluster forms", self.is_whole)
+
+    async def _form_members(self) -> None:
+        while not self.is_whole():
+            await self._reconcile()
+            await asyncio.sleep(0.05)
+
+    async def _operate(self) -> None:
+        """Adds who is wanted and removes who is not, as far as the leader lets it."""
+        while True:
+            await asyncio.sleep(self.chance.uniform(0.1, 0.4))
+            await self._reconcile()
+
+    async def _reconcile(self) -> None:
+        leaders = [node for node in self.nodes if node.leads]
+        if not leaders:
+            return
+        leader = self.chance.choice(leaders)
+        members = leader.replica.members
+        configuration = leader.replica.leadership.configuration
+        for node in self.nodes:
+            known = node.uuid and configuration.find(node.uuid) is not None
+            if node.name in self.wanted and not known and node.is_open:
+                server = Server(node.uuid, node.name, f"{node.name}:{PORT}")
+                await self._ask(leader, members.add(server))
+            elif node.name not in self.wanted and known:
+                await self._ask(leader, members.remove(node.uuid))
+
+    async def _ask(self, leader: SimNode, change: Coroutine[Any, Any, None]) -> None:
+        if leader.process is None:
+            change.close()
+            return
+        with contextlib.suppress(ProglogError, Gone, TimeoutError):
+            async with asyncio.timeout(1.0):
+                await leader.process.call(change)
+            self.oracle.counts["changes"] += 1
+
+    async def _probe(self) -> None:
+        """Now and then: would a power cut at this moment take anything that was promised?"""
+        chance = self.loop.chance("probe")
+        while not self.is_over:
+            await asyncio.sleep(chance.expovariate(1 / 0.05))
+            node = chance.choice(self.nodes)
+            node.probe(lambda disk: crash.subset(disk.unsynced(), chance))
+
+    # --- liveness --------------------------------------------------------------------------------
+
+    async def _liveness(self) -> None:
+        self._heal()
+        await self._within(LEADER_SECONDS_MAX, "a leader", lambda: self._leader() is not None)
+        await self._within(CONVERGE_SECONDS_MAX, "every server is a member", self.is_whole)
+
+    def _heal(self) -> None:
+        self.trace("heal")
+        self._healed = True
+        self.loop.network.heal()
+        self.calm()
+        for node in self.nodes:
+            if node.process is not None:
+                node.process.resume()
+            node.has_space()
+            node.disk.faults.power_cut_at = None
+            node.disk.faults.next_error.clear()
+            node.set_disk_seconds(self.settings.disk_seconds)
+            self.wanted.update(self._first_names())
+            self.start(node)
+
+    def _first_names(self) -> list[str]:
+        return [node.name for node in self.nodes[: self.settings.nodes]]
+
+    def _leader(self) -> SimNode | None:
+        leaders = [node for node in self.nodes if node.leads and node.replica.is_ready]
+        return leaders[0] if len(leaders) == 1 else None
+
+    async def _converge(self) -> None:
+        await self._within(CONVERGE_SECONDS_MAX, "followers converge", self._is_converged)
+
+    def _is_converged(self) -> bool:
+        leader = self._leader()
+        if leader is None:
+            return False
+        tip = leader.replica.log.tip
+        return all(
+            node.is_open
+            and node.replica.log.tip == tip
+            and node.replica.applied_index == tip.index
+            and node.replica.log.durable_index == tip.index
+            for node in self.nodes
+            if leader.replica.leadership.configuration.find(node.uuid)
+        )
+
+    async def _within(self, seconds: float, what: str, holds: Callable[[], bool]) -> None:
+        deadline = self.loop.now + seconds
+        while not holds():
+            if self.loop.now > deadline:
+                raise Violation("liveness", f"not within {seconds} s: {what}. {self._describe()}")
+            await asyncio.sleep(0.02)
+
+    def _describe(self) -> str:
+        return "; ".join(
+            f"{node.name} {node.core.status()}" if node.is_open else f"{node.name} is not open"
+            for node in self.nodes
+        )
+
+    def _compare_stores(self) -> None:
+        """The same bytes from the highest base to the lowest end, read past all of Proglog."""
+        leader = self._leader()
+        assert leader is not None
+        configuration = leader.replica.leadership.configuration
+        stores = [
+            {batch.index: batch.data for batch in read_batches(node.disk, FOLDER)}
+            for node in self.nodes
+            if configuration.find(node.uuid) and not node.is_rotten
+        ]
+        first = max(min(store, default=0) for store in stores)
+        last = min(max(store, default=0) for store in stores)
+        for index in range(first, last + 1):
+            same = {store.get(index) for store in stores}
+            require(len(same) == 1, "stores are equal", f"batch {index} differs between disks")
+        for index, header in enumerate(self.oracle.committed, 1):
+            for store in stores:
+                data = store.get(index)
+                require(
+                    data is None or int.from_bytes(data[:4], "little") == header.header_crc,
+                    "durability",
+                    f"batch {index} is not the one that was committed",
+                )
+
+
+def silence() -> None:
+    """What nodes log is for people; a simulated minute has an hour of it."""
+    structlog.configure(
+        processors=[],
+        wrapper_class=structlog.make_filtering_bound_logger(50),
+        logger_factory=structlog.ReturnLoggerFactory(),
+    )
+
+
+def run_seed(seed: int, nodes: int | None = None, kept: list[int] | None = None) -> World:
+    """One world. Raises what is wrong with it."""
+    world = World(Settings.draw(seed, nodes), kept)
+    world.run()
+    return world
+
+
