@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import orjson
 
+from proglog import limits
 from proglog.cli.connection import connected, run_on_loop
 from proglog.cli.parameters import Duration, Json, OptionalListenAddress
 from proglog.config import Address
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from proglog.client.client import Log
 
 SIZES = (100, 1024)
-CALL_BYTES = 1_000_000
+CALL_BYTES = limits.MiB
 """Values of one `produce_many`,"""
 CALLS_INFLIGHT = 8
 """and how many of these calls are under way; the client's buffer holds them all."""

@@ -19,15 +19,11 @@ import structlog
 from proglog import limits
 from proglog.batch import (
     HEADER_BYTES,
-    BatchHeader,
-    Buffer,
     Codec,
-    Kind,
     ProposedBatch,
     check_body,
     check_frame,
     data_only,
-    walk,
 )
 from proglog.config import LogConfig
 from proglog.errors import (
@@ -53,13 +49,13 @@ from proglog.raft.log_view import LogView
 from proglog.raft.messages import HardState, ReadResult, SoftState
 from proglog.raft.status import Status
 from proglog.raft.transport import Connect, Transport
+from proglog.replica.applier import Applier
 from proglog.replica.barriers import Barriers
 from proglog.replica.leadership import Leadership
 from proglog.replica.members import Members
 from proglog.replica.opening import FIRST_TERM, Opened, first_batch, new_id, open_directory
 from proglog.replica.repair import Repair
 from proglog.replica.retention import Retention
-from proglog.replica.snapshots import Snapshots
 from proglog.replica.state import ReplicatedState
 from proglog.replica.waiters import CommitWaiters
 from proglog.types import Appended, Chunk, ClusterStatus, Description, ServerInfo
@@ -104,12 +100,6 @@ class Replica:
         self._hard_state = opened.hard_state
         self._unlock = opened.unlock
         self.log = Log(opened.folder, opened.recovered, config, ports, self, self._offload)
-        self._state = opened.state
-        self.applied_index = opened.applied
-        self.commit_index = opened.applied
-        self._visible = self.log.base_offset(opened.applied + 1)
-        """Offset after the last committed record."""
-        self._snapshots = Snapshots(self.log, self.applied_index)
         self.leadership = Leadership(
             opened.hard_state,
             opened.configurations[-1][1] if opened.configurations else Configuration(),
@@ -118,14 +108,17 @@ class Replica:
         self._waiters = CommitWaiters()
         self._inflight_bytes = 0
         self._room = News()
-        self._news = News()
-        """Told when a record was committed, or is gone."""
-        self._applied = News()
-        """Told when any batch was."""
         self._closing = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._adopting = asyncio.Lock()
-        self._replaying = False
+        self._applier = Applier(
+            self.log,
+            opened.state,
+            opened.applied,
+            self._waiters,
+            spawn=self._spawn,
+            on_start_moved=self._trim,
+        )
         self.transport = Transport(
             host=self,
             log=self.log,
@@ -134,18 +127,7 @@ class Replica:
             connect=connect,
             chance=random.Random(ports.random.getrandbits(64)),
         )
-        self._driver = Driver(
-            raft=self._make_raft(
-                opened.log_view(self.log.size_of),
-                opened.configurations,
-                opened.recovered.commit_hint,
-            ),
-            log=self.log,
-            hard_state=opened.hard_state,
-            clock=ports.clock,
-            events=self,
-            send=self.transport.send,
-        )
+        self._driver = self._make_driver(opened)
         self.transport.driver = self._driver
         self.transport.set_configuration(self.leadership.configuration)
         self.members = Members(self.leadership, self._driver, self.log, self._waiters)
@@ -162,6 +144,20 @@ class Replica:
         self.committed(self._driver.raft.status().commit)
         for work in (self._tick(), self._retain(), self.repair.run(), self.repair.scrub()):
             self._spawn(work)
+
+    def _make_driver(self, opened: Opened) -> Driver:
+        return Driver(
+            raft=self._make_raft(
+                opened.log_view(self.log.size_of),
+                opened.configurations,
+                opened.recovered.commit_hint,
+            ),
+            log=self.log,
+            hard_state=opened.hard_state,
+            clock=self._ports.clock,
+            events=self,
+            send=self.transport.send,
+        )
 
     def _make_raft(
         self, log: LogView, configurations: list[tuple[int, Configuration]], commit: int
@@ -227,7 +223,7 @@ class Replica:
             if self.applied_index < self.leadership.led_from:
                 # What came before this leadership is not known to be committed or not: until it
                 # is, a retried batch cannot be told from a new one.
-                await self.leadership.changed.wait()
+                await self._applier.applied.wait()
             elif self._inflight_bytes and self._inflight_bytes + size > limits.inflight_bytes_max:
                 await self._room.wait()
             elif self.log.has_room(room, count):
@@ -238,7 +234,7 @@ class Replica:
                 await self.log.make_room(room, count)
 
     def _append(self, batch: ProposedBatch, size: int) -> asyncio.Future[Appended]:
-        producers = self._state.producers
+        producers = self._applier.state.producers
         known = producers.find(batch) if batch.producer_id else None
         deadline = self._loop.time() + limits.answer_seconds_max
         if known is not None:
@@ -285,12 +281,22 @@ class Replica:
     @property
     def earliest(self) -> int:
         """Oldest offset served."""
-        return max(self._state.start_offset, self.log.before.next_offset)
+        return self._applier.earliest
 
     @property
     def next_offset(self) -> int:
         """Offset that the next committed record gets."""
-        return self._visible
+        return self._applier.next_offset
+
+    @property
+    def applied_index(self) -> int:
+        """The last batch that is part of what is served."""
+        return self._applier.applied_index
+
+    @property
+    def commit_index(self) -> int:
+        """The last batch that is known to be committed."""
+        return self._applier.commit_index
 
     async def read(self, offset: int, bytes_max: int) -> Chunk:
         """Committed batches from the one that holds `offset` on, about `bytes_max`, at least one.
@@ -298,7 +304,7 @@ class Replica:
         Empty if `offset` is the next. Raises OffsetOutOfRange or RangeCorrupt.
         """
         self._check_offset(offset)
-        while offset < self._visible:
+        while offset < self.next_offset:
             index = self.log.index_of_offset(offset)
             try:
                 run = await self.log.read(index, self.applied_index, bytes_max)
@@ -311,19 +317,19 @@ class Replica:
         return Chunk(b"", offset)
 
     def _check_offset(self, offset: int) -> None:
-        if not self.earliest <= offset <= self._visible:
-            raise OffsetOutOfRange.of(offset, self.earliest, self._visible)
+        if not self.earliest <= offset <= self.next_offset:
+            raise OffsetOutOfRange.of(offset, self.earliest, self.next_offset)
 
     async def wait_past(self, offset: int) -> None:
         """Until a record at `offset` is committed, or gone. Raises Unavailable at the end."""
-        while self.earliest <= offset and self._visible <= offset:
-            await self._news.wait()
+        while self.earliest <= offset and self.next_offset <= offset:
+            await self._applier.news.wait()
 
     async def seek(self, timestamp: int) -> int:
         """Offset of the first record appended at or after a time (ms); the next one if none was."""
         index = self.log.index_of_time(timestamp)
-        offset = self._visible if index > self.applied_index else self.log.base_offset(index)
-        return max(min(offset, self._visible), self.earliest)
+        offset = self.next_offset if index > self.applied_index else self.log.base_offset(index)
+        return max(min(offset, self.next_offset), self.earliest)
 
     async def barrier(self) -> None:
         """Until this node has applied all that was acknowledged anywhere before this call.
@@ -334,7 +340,7 @@ class Replica:
             raise self.leadership.refusal()
         index = await self._barriers.index()
         while self.applied_index < index:
-            await self._applied.wait()
+            await self._applier.applied.wait()
 
     # --- looking ---------------------------------------------------------------------------------
 
@@ -346,7 +352,7 @@ class Replica:
             node=self.identity.name,
             node_uuid=self.identity.uuid,
             earliest=self.earliest,
-            next=self._visible,
+            next=self.next_offset,
             bytes=self.log.bytes_upto(self.applied_index),
             leader=leader.name if leader else "",
             leader_addr=leader.rpc_addr if leader else "",
@@ -366,15 +372,12 @@ class Replica:
         """The cluster as this server sees it."""
         status = self.status()
         peers = {peer.id: peer for peer in status.peers}
-        servers = []
-        for server in self.servers():
-            if server.uuid == self.identity.uuid:
-                server = replace(server, match_index=status.durable, active=True)  # noqa: PLW2901
-            elif peer := peers.get(server.uuid):
-                server = replace(server, match_index=peer.match, active=peer.active)  # noqa: PLW2901
-            servers.append(server)
         return ClusterStatus(
-            servers=tuple(servers),
+            servers=tuple(
+                replace(server, match_index=peer.match, active=peer.active) if peer else server
+                for server in self.servers()
+                for peer in [peers.get(server.uuid)]
+            ),
             term=status.term,
             commit_index=self.commit_index,
             applied_index=self.applied_index,
@@ -386,7 +389,7 @@ class Replica:
     async def wait_ready(self) -> None:
         """Until `is_ready`. Raises Unavailable if the replica ends first."""
         while not self.is_ready:
-            await self.leadership.changed.wait()
+            await self._applier.applied.wait()
 
     @property
     def is_ready(self) -> bool:
@@ -406,7 +409,7 @@ class Replica:
         self._observer.group_written(group.batches, group.bytes, group.seconds)
 
     def sealed(self, last: Tip) -> None:
-        self._snapshots.sealed(last)
+        self._applier.sealed(last)
 
     def failed(self, error: BaseException) -> None:
         if not self._closing:
@@ -416,50 +419,7 @@ class Replica:
     # --- what the driver tells -------------------------------------------------------------------
 
     def committed(self, index: int) -> None:
-        self.commit_index = index
-        if not self._replaying:
-            self._apply()
-
-    def _apply(self) -> None:
-        """Applies what is committed, as far as it is in memory; a task reads the rest."""
-        visible = self._visible
-        while self.applied_index < self.commit_index:
-            entry = self.log.in_memory(self.applied_index + 1)
-            if entry is None:
-                self._replaying = True
-                self._spawn(self._replay())
-                break
-            header = entry.header
-            body = b"".join(entry.parts)[HEADER_BYTES:] if header.kind != Kind.DATA else b""
-            self._apply_one(header, body)
-        self._applied.tell()
-        if self._visible != visible:
-            self._news.tell()
-
-    def _apply_one(self, header: BatchHeader, body: Buffer) -> None:
-        assert header.index == self.applied_index + 1
-        self._state.apply(header, body)
-        self.applied_index = header.index
-        self._visible = header.next_offset
-        self._waiters.committed(header)
-        if self._snapshots.is_due(header.index):
-            self._spawn(self._snapshots.write(Tip.after(header), self._state.copy()))
-        if header.index == self.leadership.led_from:
-            self.leadership.changed.tell()
-        if header.kind == Kind.COMMAND:
-            self._retention.trim(self.earliest)
-
-    async def _replay(self) -> None:
-        """Applies committed batches that must be read: after a start, or far behind."""
-        while self.applied_index < self.commit_index:
-            run = await self.log.read(
-                self.applied_index + 1, self.commit_index, limits.replay_bytes
-            )
-            for header, body in walk(run.data):
-                self._apply_one(header, body)
-            self._applied.tell()
-            self._news.tell()
-        self._replaying = False
+        self._applier.committed(index)
 
     def reads_confirmed(self, reads: Sequence[ReadResult]) -> None:
         self._barriers.confirmed(reads)
@@ -473,8 +433,9 @@ class Replica:
             assert self.log.tip.term == state.term
             leadership.led_from = self.log.tip.index
         elif was_mine and not leadership.is_mine:
-            self._state.producers.forget_overlay()
+            self._applier.state.producers.forget_overlay()
         leadership.changed.tell()
+        self._applier.applied.tell()
         self._room.tell()
 
     def configured(self, configuration: Configuration) -> None:
@@ -482,12 +443,7 @@ class Replica:
         self.transport.set_configuration(configuration)
 
     def installed(self, snapshot: Snapshot) -> None:
-        self._state = ReplicatedState.decode(snapshot.state)
-        self.applied_index = self.commit_index = snapshot.tip.index
-        self._visible = snapshot.tip.next_offset
-        self._snapshots.forget()
-        self._applied.tell()
-        self._news.tell()
+        self._applier.installed(snapshot)
 
     # --- damage ----------------------------------------------------------------------------------
 
@@ -545,10 +501,13 @@ class Replica:
         """The configuration that a snapshot holds. Raises CorruptionError."""
         return ReplicatedState.decode(state).configuration
 
+    def _trim(self) -> None:
+        self._retention.trim(self.earliest)
+
     async def _retain(self) -> None:
         while True:
             await asyncio.sleep(self._config.retention_check_seconds)
-            self._retention.trim(self.earliest)
+            self._trim()
             if self.leadership.is_mine:
                 self._retention.look(self.earliest, self.applied_index)
 
@@ -582,8 +541,8 @@ class Replica:
         self._closing = True
         for news in (
             self._room,
-            self._news,
-            self._applied,
+            self._applier.news,
+            self._applier.applied,
             self.leadership.changed,
             self._driver.taken,
         ):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -51,7 +52,7 @@ async def build(folder: Path, records: int, batch_records: int) -> None:
 
 
 async def opening(folder: Path, records: int, batch_records: int, runs: int) -> list[Opened]:
-    """Opens such a log several times, each after a kill -9."""
+    """Opens copies of such a log."""
     with tempfile.TemporaryDirectory(dir=folder) as own:
         data = Path(own) / "data"
         words = ("-m", "scripts.bench.opening", str(data), str(records), str(batch_records))
@@ -63,13 +64,17 @@ async def opening(folder: Path, records: int, batch_records: int, runs: int) -> 
             if builder.returncode is None:
                 builder.kill()
                 await builder.wait()
-        return [await _open(Path(own), records) for _ in range(runs)]
+        opened = []
+        for run in range(runs):
+            copy = Path(own) / str(run)
+            await asyncio.to_thread(shutil.copytree, data, copy / "data")
+            opened.append(await _open(copy, records))
+        return opened
 
 
 async def _open(folder: Path, records: int) -> Opened:
     port = free_port()
     output = folder / "output"
-    output.unlink(missing_ok=True)
     began = perf_counter()
     with running(node.command(folder, port), output) as server:
         client = await connected(Proglog, port, server)

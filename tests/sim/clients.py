@@ -291,5 +291,3 @@ class Linearizer(Client):
 async def _end(replica: Replica) -> int:
     await replica.barrier()
     return replica.next_offset
-
-

@@ -45,7 +45,9 @@ def check_of(error: BaseException) -> str:
     return f"{type(error).__name__}"
 
 
-def attempt(seed: int, nodes: int | None, kept: list[int] | None) -> tuple[World, BaseException | None]:
+def attempt(
+    seed: int, nodes: int | None, kept: list[int] | None
+) -> tuple[World, BaseException | None]:
     """One world, and what was wrong with it."""
     world = World(Settings.draw(seed, nodes), kept)
     try:

@@ -84,7 +84,9 @@ def read_promise(disk: SimDisk, path: Path, *, durable: bool = True) -> Promise 
     best = (-1, Promise(0, ""))
     for place in (0, _BLOCK_BYTES):
         copy = data[place : place + _HARD_STATE.size]
-        if len(copy) == _HARD_STATE.size and crc32c(copy[:-4]) == int.from_bytes(copy[-4:], "little"):
+        if len(copy) == _HARD_STATE.size and crc32c(copy[:-4]) == int.from_bytes(
+            copy[-4:], "little"
+        ):
             fields = _HARD_STATE.unpack(copy)
             promise = Promise(fields[4], fields[5].rstrip(b"\0").decode())
             best = max(best, (fields[1], promise))

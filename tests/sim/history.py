@@ -130,7 +130,9 @@ class History:
             for value, offset in places.items()
             if self.appends[value].producer
         )
-        for (a, sequence_a, offset_a), (b, sequence_b, offset_b) in zip(found, found[1:], strict=False):
+        for (a, sequence_a, offset_a), (b, sequence_b, offset_b) in zip(
+            found, found[1:], strict=False
+        ):
             if a == b and (sequence_b == sequence_a or offset_b <= offset_a):
                 raise Violation(
                     "producer order",

@@ -50,7 +50,6 @@ class SimNode:
         self.bootstrap = False
         self.process: Process | None = None
         self.replica: Replica
-        self.core: Raft
         self.is_open = False
         self.is_rotten = False
         self.uuid = ""
@@ -82,6 +81,10 @@ class SimNode:
         return self.is_open and self.process is not None and not self.process.is_paused
 
     @property
+    def core(self) -> Raft:
+        return self.replica._driver.raft
+
+    @property
     def leads(self) -> bool:
         return self.serves and self.replica.leadership.is_mine
 
@@ -99,26 +102,29 @@ class SimNode:
 
     async def _run(self, process: Process) -> None:
         try:
-            replica = await open_replica(
-                "default",
-                FOLDER,
-                node_name=self.name,
-                rpc_addr=f"{self.name}:{PORT}",
-                bootstrap=self.bootstrap,
-                config=self.world.settings.log,
-                raft_config=self.world.settings.raft,
-                ports=Ports(
-                    files=self._files,
-                    clock=self.clock,
-                    random=random.Random(f"{self.world.settings.seed}/{self.name}/{self.lives}"),
-                    worker=self._worker,
-                ),
-                observer=self,
-                connect=_connect,
-            )
-        except (OSError, CorruptionError) as error:
+            await self._open(process)
+        except Exception as error:  # noqa: BLE001  # the world looks at it
             process.failure = error
-            return
+
+    async def _open(self, process: Process) -> None:
+        settings = self.world.settings
+        replica = await open_replica(
+            "default",
+            FOLDER,
+            node_name=self.name,
+            rpc_addr=f"{self.name}:{PORT}",
+            bootstrap=self.bootstrap,
+            config=settings.log,
+            raft_config=settings.raft,
+            ports=Ports(
+                files=self._files,
+                clock=self.clock,
+                random=random.Random(f"{settings.seed}/{self.name}/{self.lives}"),
+                worker=self._worker,
+            ),
+            observer=self,
+            connect=_connect,
+        )
         if self.process is process:
             self._opened(replica)
             loop = asyncio.get_running_loop()
@@ -197,7 +203,7 @@ class SimNode:
         durable_before, term_before = self.durable_seen, self.term_on_disk
         uuid_before = self.uuid
         self._forget()
-        self.replica, self.core = replica, replica._driver.raft
+        self.replica = replica
         self.uuid = replica.identity.uuid
         require(uuid_before in {"", self.uuid}, "identity", f"{self.name} has another uuid")
         self.base_index = replica.log.before.index
@@ -237,7 +243,7 @@ class SimNode:
             )
 
     def _hook(self, replica: Replica) -> None:
-        log, transport, hidden = replica.log, replica.transport, replica
+        log, transport, hidden = replica.log, replica.transport, replica._applier
         append, cut, reset, send = log.append, log.cut_suffix, log.reset, transport.send
         apply_one, drop = hidden._apply_one, log.drop_prefix
         oracle, driver = self.oracle, replica._driver
@@ -277,7 +283,13 @@ class SimNode:
     def look(self) -> None:
         """After a turn of the loop: has anything happened that must not?"""
         state = self.core._state
-        seen = (state.term, state.voted_for, state.commit, self.core._role, self.replica.applied_index)
+        seen = (
+            state.term,
+            state.voted_for,
+            state.commit,
+            self.core._role,
+            self.replica.applied_index,
+        )
         if seen == self._seen:
             return
         self._seen = seen
@@ -358,7 +370,9 @@ class SimNode:
                 may_be_new=False,
             )
         except (CorruptionError, OSError) as error:
-            raise Violation("recovery refuses", f"{self.name} after {chosen.label}: {error}") from error
+            raise Violation(
+                "recovery refuses", f"{self.name} after {chosen.label}: {error}"
+            ) from error
         self.oracle.counts["probes"] += 1
         found = {batch.index: batch.crc for batch in read_batches(after, FOLDER, durable=True)}
         base = recovered.segments[0].index.before.index
@@ -383,6 +397,8 @@ class SimNode:
         failure = self.process.failure
         if failure is None or is_power_cut(failure):
             return ""
+        if isinstance(failure, Violation):
+            raise failure
         if isinstance(failure, StorageFailed | OSError) and self.world.disk_errors:
             return ""
         return f"{self.name} failed: {failure!r}"

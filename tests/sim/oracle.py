@@ -215,7 +215,7 @@ class Oracle:
 
     def state_is(self, node: SimNode, index: int) -> None:
         """The replicated state after one index is the same everywhere."""
-        encoded = node.replica._state.encode()
+        encoded = node.replica._applier.state.encode()
         digest = hashlib.blake2b(encoded, digest_size=8).hexdigest()
         before = self.states.setdefault(index, digest)
         self.counts["states"] += 1

@@ -206,5 +206,3 @@ def is_power_cut(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
-
-

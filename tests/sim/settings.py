@@ -74,7 +74,8 @@ class Settings:
             log=LogConfig(
                 segment_bytes=segment_bytes,
                 segment_batches=chance.choice((2, 4, 16, 200)),
-                retention_bytes=chance.choice((None, 2, 4)) and segment_bytes * chance.randint(2, 6),
+                retention_bytes=chance.choice((None, 2, 4))
+                and segment_bytes * chance.randint(2, 6),
                 retention_check_seconds=chance.uniform(0.05, 1.0),
             ),
             raft=RaftConfig(

@@ -350,5 +350,3 @@ def run_seed(seed: int, nodes: int | None = None, kept: list[int] | None = None)
     world = World(Settings.draw(seed, nodes), kept)
     world.run()
     return world
-
-
