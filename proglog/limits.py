@@ -71,6 +71,10 @@ control_batches_reserved = 2
 answer_seconds_max = 30.0
 """A batch that is not committed by then is answered OutcomeUnknown."""
 tick_seconds = 0.01
+disk_stall_seconds_max = 2.0
+"""A leader whose disk makes nothing durable for this long hands over."""
+unfit_retry_seconds = 5.0
+"""And tries again this long after, if nobody took over."""
 transfer_seconds_max = 1.0
 """A leader that hands over waits this long for another to take over."""
 voters_max = 5
@@ -79,6 +83,8 @@ voters_min = 3
 """Servers that are gone are not removed below this, unless somebody asks for it."""
 reconcile_seconds = 1.0
 health_seconds = 0.25
+ready_seconds_max = 10.0
+"""A node that is a cluster of one says that it serves once it does, or after this long."""
 reconcile_retry_seconds = 5.0
 join_retry_seconds_max = 10.0
 leave_seconds_max = 30.0
@@ -152,8 +158,9 @@ client_close_seconds_max = 1.0
 client_backoff_seconds_first = 0.02
 client_backoff_seconds_max = 0.25
 """A failover takes about half a second; longer pauses would only add to it."""
-client_keepalive_seconds = 10.0
-"""A connection with calls is pinged this often, and given up when no answer comes as long."""
+client_keepalive_seconds = 2.0
+"""A connection with calls is pinged this often, and given up when no answer comes as long: a leader
+that hangs is left within twice that."""
 
 # --- shutdown ------------------------------------------------------------------------------------
 drain_seconds_default = 10.0

@@ -107,10 +107,18 @@ class Node:
         if admin.forming is not None:
             self._supervise(admin.forming.run())
         if len(self.replica.leadership.configuration.voters) == 1 and config.begins_alone:
-            await self.replica.wait_ready()
+            await self._wait_ready()
         # What recovery left is there for good: the collector need not look at it again.
         gc.collect()
         gc.freeze()
+
+    async def _wait_ready(self) -> None:
+        try:
+            async with asyncio.timeout(limits.ready_seconds_max):
+                await self.replica.wait_ready()
+        except TimeoutError:
+            # A disk without room for a single batch more, say: what is stored can be read.
+            _logger.warning("the node serves reads only for now")
 
     async def _serve(self, listener: socket.socket, admin: ClusterAdmin) -> None:
         config = self._config

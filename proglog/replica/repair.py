@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Protocol
 
 import structlog
 
@@ -19,18 +18,11 @@ from proglog.log.damage import find_damage, mend
 from proglog.log.log import Log
 from proglog.raft.driver import ReceivedBatch
 from proglog.raft.transport import Transport
+from proglog.replica.applier import Applier
+from proglog.replica.fitness import Fitness
 from proglog.replica.leadership import Leadership
 
 _logger = structlog.get_logger("repair")
-
-
-class Sickbed(Protocol):
-    """What repair needs of its replica."""
-
-    @property
-    def commit_index(self) -> int: ...
-
-    def set_may_lead(self, may_lead: bool) -> None: ...
 
 
 class Repair:
@@ -39,14 +31,16 @@ class Repair:
     def __init__(
         self,
         *,
-        replica: Sickbed,
+        applier: Applier,
+        fitness: Fitness,
         log: Log,
         transport: Transport,
         leadership: Leadership,
         own_uuid: str,
         hand_over: Callable[[], Awaitable[None]],
     ) -> None:
-        self._replica = replica
+        self._applier = applier
+        self._fitness = fitness
         self._log = log
         self._transport = transport
         self._leadership = leadership
@@ -56,14 +50,10 @@ class Repair:
         self._suspects: set[int] = set()
         self._answer: asyncio.Future[list[ReceivedBatch]] | None = None
 
-    @property
-    def is_damaged(self) -> bool:
-        return bool(self._suspects)
-
     def report(self, error: RangeCorrupt) -> None:
         """A read failed: the segment around it is looked at."""
         index = error.number("index")
-        if index is not None and index <= self._replica.commit_index:
+        if index is not None and index <= self._applier.commit_index:
             self._suspects.add(index)
             self._found.set()
 
@@ -72,7 +62,7 @@ class Repair:
         while True:
             for tip in self._log.sealed_tips():
                 await asyncio.sleep(limits.scrub_pause_seconds)
-                if self._log.first_index <= tip.index <= self._replica.commit_index:
+                if self._log.first_index <= tip.index <= self._applier.commit_index:
                     for first, _last in await find_damage(self._log, tip.index):
                         self._suspects.add(first)
                         self._found.set()
@@ -82,7 +72,7 @@ class Repair:
         """Mends what is reported, for ever."""
         while True:
             await self._found.wait()
-            self._replica.set_may_lead(False)
+            self._fitness.is_damaged = True
             await self._hand_over()
             try:
                 await self._mend_all()
@@ -91,7 +81,7 @@ class Repair:
                 await asyncio.sleep(limits.repair_retry_seconds)
                 continue
             self._found.clear()
-            self._replica.set_may_lead(True)
+            self._fitness.is_damaged = False
 
     async def _mend_all(self) -> None:
         while self._suspects:

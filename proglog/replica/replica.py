@@ -51,6 +51,7 @@ from proglog.raft.status import Status
 from proglog.raft.transport import Connect, Transport
 from proglog.replica.applier import Applier
 from proglog.replica.barriers import Barriers
+from proglog.replica.fitness import Fitness
 from proglog.replica.leadership import Leadership
 from proglog.replica.members import Members
 from proglog.replica.opening import FIRST_TERM, Opened, first_batch, new_id, open_directory
@@ -133,8 +134,11 @@ class Replica:
         self.members = Members(self.leadership, self._driver, self.log, self._waiters)
         self._retention = Retention(self.log, self._driver, self.members, config, ports.clock)
         self._barriers = Barriers(self._driver)
+        self._fitness = Fitness(self.log, self._driver, self.leadership)
+        self._handing_over_until = 0.0
         self.repair = Repair(
-            replica=self,
+            applier=self._applier,
+            fitness=self._fitness,
             log=self.log,
             transport=self.transport,
             leadership=self.leadership,
@@ -194,6 +198,14 @@ class Replica:
             self._driver.tick()
             self._waiters.expire(self._loop.time())
             self.members.promote()
+            self._look_at_fitness()
+
+    def _look_at_fitness(self) -> None:
+        now = self._loop.time()
+        fit = self._fitness.look(now)
+        if not fit and self.leadership.is_mine and now >= self._handing_over_until:
+            self._handing_over_until = now + limits.unfit_retry_seconds
+            self._spawn(self.hand_over())
 
     # --- proposing -------------------------------------------------------------------------------
 
@@ -446,10 +458,6 @@ class Replica:
         self._applier.installed(snapshot)
 
     # --- damage ----------------------------------------------------------------------------------
-
-    def set_may_lead(self, may_lead: bool) -> None:
-        """Whether this server may be elected."""
-        self._driver.raft.may_campaign = may_lead
 
     def range_wanted(self, peer: str, first: int, last: int) -> None:
         if self.log.first_index <= first <= last and first <= self.applied_index:

@@ -135,7 +135,7 @@ async def _run(options: argparse.Namespace) -> None:
     node = Node(config, Ports(files=files))
     began = perf_counter()
     await node.start()
-    print(json.dumps({"started_in": perf_counter() - began}), flush=True)
+    print(f"started in {perf_counter() - began:.6f} s", flush=True)
     trace = Trace(node, files) if options.trace else None
     asked = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, asked.set)

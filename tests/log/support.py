@@ -108,6 +108,19 @@ class _GatedWorker(ThreadWorker):
         super().start(gated)
 
 
+class Clock:
+    """The wall clock stands where a test puts it."""
+
+    def __init__(self) -> None:
+        self.ms = 0
+
+    def now_ms(self) -> int:
+        return self.ms
+
+    def stopwatch(self) -> float:
+        return 0.0
+
+
 class Engine:
     """A log, the batches that it was given, and what it told. Use `async with`."""
 
@@ -123,6 +136,7 @@ class Engine:
         self.config = config
         self.gate = gate or Gate()
         self.files = files or RealFiles()
+        self.clock = Clock()
         self.durable_indexes: list[int] = []
         self.groups: list[Group] = []
         self.sealed_tips: list[Tip] = []
@@ -154,7 +168,7 @@ class Engine:
         self.folder.mkdir(exist_ok=True)
         self.recovered = await asyncio.to_thread(recovered, self.folder, self.config, self.files)
         self._reader = Offload(ThreadWorker("reader"))
-        ports = Ports(files=self.files, worker=self.gate.worker)
+        ports = Ports(files=self.files, clock=self.clock, worker=self.gate.worker)
         self.log = Log(self.folder, self.recovered, self.config, ports, self, self._reader)
         return self
 

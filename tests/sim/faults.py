@@ -211,7 +211,7 @@ class Nemesis:
     async def _wipe(self, fault: Fault, node: SimNode, _chance: random.Random) -> bool:
         """A disk is lost. Never a second one before the cluster is whole again: that may be the last
         copy of what was acknowledged."""
-        if not self._world.is_whole():
+        if self._world.lost_disk or not self._world.is_whole():
             return False
         self._world.lost_disk = True
         node.wipe()

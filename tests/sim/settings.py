@@ -104,7 +104,7 @@ class Settings:
             window=chance.choice((1, 4, 16)),
             values_max=chance.choice((10, 100, 400)),
             records_max=chance.choice((1, 3)),
-            pause_seconds=chance.choice((0.005, 0.02, 0.1)),
+            pause_seconds=chance.choice((0.02, 0.05, 0.2)),
             faults=tuple(chosen),
             fault_seconds=chance.choice((0.15, 0.4, 1.0)),
         )

@@ -1,0 +1,38 @@
+"""Whether this server should lead: not with damaged batches, a full disk, or one that stalls."""
+
+from __future__ import annotations
+
+from proglog import limits
+from proglog.batch import HEADER_BYTES
+from proglog.log.log import Log
+from proglog.raft.driver import Driver
+from proglog.replica.leadership import Leadership
+
+
+class Fitness:
+    """Belongs to a replica, which looks at every tick."""
+
+    def __init__(self, log: Log, driver: Driver, leadership: Leadership) -> None:
+        self._log = log
+        self._leadership = leadership
+        self._driver = driver
+        self._durable_index = log.durable_index
+        self._progress_at = 0.0
+        self.is_damaged = False
+        """Set by the repair while some committed batches cannot be read."""
+
+    def look(self, now: float) -> bool:
+        """Whether this server is fit to lead, at a time of the loop. Tells the core."""
+        log = self._log
+        if log.durable_index != self._durable_index or log.durable_index == log.tip.index:
+            self._durable_index = log.durable_index
+            self._progress_at = now
+        stalled = now - self._progress_at > limits.disk_stall_seconds_max
+        # A leader must be able to append its no-op, and what clients send beyond it. Alone, the
+        # no-op will do: then at least what is stored can be read.
+        alone = len(self._leadership.configuration.voters) == 1
+        needed = HEADER_BYTES if alone else limits.control_bytes_reserved
+        full = not log.has_room(needed + self._driver.pending_bytes)
+        fit = not (self.is_damaged or stalled or full)
+        self._driver.raft.may_campaign = fit
+        return fit
