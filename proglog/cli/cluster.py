@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from cyclopts import App
 
+from proglog._generated.log.v1 import Member, ServerStatus
 from proglog.cli.connection import FIRST_ANSWER_SECONDS_MAX, run_on_loop
 from proglog.cli.parameters import SERVER_DEFAULT, Json, Server
 from proglog.client.admin import Cluster
 from proglog.config import Address
+
+_SERVER = ("id", "uuid", "rpc_addr", "is_leader", "suffrage", "match_index", "active")
+_STATUS = ("term", "commit_index", "applied_index", "cluster_id", "node", "role")
+_MEMBER = ("name", "address", "status", "protocol")
 
 app = App(name="cluster", help="Look at a cluster and change it.")
 
@@ -82,21 +87,16 @@ async def _change(server: Address, change: Callable[[Cluster], Awaitable[None]])
 async def _status(server: Address, *, as_json: bool) -> int:
     async with Cluster([server], timeout_seconds=FIRST_ANSWER_SECONDS_MAX) as cluster:
         found = await cluster.status()
+        members = (await cluster.members()).members
+    differing = differences(found.servers, members)
     if as_json:
-        servers = [
-            {
-                "id": each.id,
-                "uuid": each.uuid,
-                "rpc_addr": each.rpc_addr,
-                "is_leader": each.is_leader,
-                "suffrage": each.suffrage,
-                "match_index": each.match_index,
-                "active": each.active,
-            }
-            for each in found.servers
-        ]
-        names = ("term", "commit_index", "applied_index", "cluster_id", "node", "role")
-        print(json.dumps({"servers": servers, **{name: getattr(found, name) for name in names}}))
+        document = {
+            "servers": [_fields(each, _SERVER) for each in found.servers],
+            **_fields(found, _STATUS),
+            "members": [_row(member) for member in members],
+            "differences": differing,
+        }
+        print(json.dumps(document))
         return 0
     print(f"cluster {found.cluster_id or '(none yet)'}, term {found.term}, ", end="")
     print(f"committed {found.commit_index}, told by {found.node} ({found.role})")
@@ -105,7 +105,43 @@ async def _status(server: Address, *, as_json: bool) -> int:
         match = "" if each.match_index is None else f"at {each.match_index}"
         silent = ", silent" if each.active is False else ""
         print(f"{each.id:<20} {each.rpc_addr:<24} {role:<8} {match}{silent}".rstrip())
+    for line in differing:
+        print(f"! {line}")
     return 0
+
+
+def differences(servers: Sequence[ServerStatus], members: Sequence[Member]) -> list[str]:
+    """Where Raft's configuration and what gossip tells are not the same."""
+    ours = {
+        tags["uuid"]: (member, tags) for member in members if (tags := _tags(member)).get("uuid")
+    }
+    lines = []
+    for server in servers:
+        if server.uuid not in ours:
+            lines.append(f"{server.id} is a {server.suffrage}, but gossip does not know it")
+            continue
+        member, tags = ours.pop(server.uuid)
+        if member.status != "alive":
+            lines.append(f"{server.id} is a {server.suffrage}, but gossip says {member.status}")
+        elif tags.get("rpc_addr") != server.rpc_addr:
+            told = tags.get("rpc_addr", "")
+            lines.append(f"{server.id} is configured at {server.rpc_addr}, but tells {told}")
+    for member, tags in ours.values():
+        if member.status == "alive" and tags.get("role") == "proglog":
+            lines.append(f"{member.name} is alive, but no server of this cluster")
+    return lines
+
+
+def _tags(member: Member) -> dict[str, str]:
+    return {tag.name: tag.value for tag in member.tags}
+
+
+def _row(member: Member) -> dict[str, object]:
+    return {**_fields(member, _MEMBER), "tags": _tags(member)}
+
+
+def _fields(message: object, names: Sequence[str]) -> dict[str, object]:
+    return {name: getattr(message, name) for name in names}
 
 
 def members(*, server: Server = SERVER_DEFAULT, json: Json = False) -> int:
@@ -136,12 +172,9 @@ async def _members(server: Address, *, as_json: bool) -> int:
     async with Cluster([server], timeout_seconds=FIRST_ANSWER_SECONDS_MAX) as cluster:
         found = (await cluster.members()).members
     for member in found:
-        tags = {tag.name: tag.value for tag in member.tags}
         if as_json:
-            names = ("name", "address", "status", "protocol")
-            row = {name: getattr(member, name) for name in names}
-            print(json.dumps({**row, "tags": tags}))
+            print(json.dumps(_row(member)))
             continue
-        shown = ",".join(f"{name}={value}" for name, value in tags.items())
+        shown = ",".join(f"{name}={value}" for name, value in _tags(member).items())
         print(f"{member.name:<20} {member.address:<24} {member.status:<8} {shown}".rstrip())
     return 0

@@ -27,6 +27,10 @@ from proglog.ports import File, Ports, RealFile, RealFiles
 from proglog.types import Appended
 
 
+STARTED = r"^started in (\S+) s$"
+"""What it says once it serves."""
+
+
 class Write(NamedTuple):
     """One write of batches: when it began, was written, and was durable."""
 
@@ -135,8 +139,9 @@ async def _run(options: argparse.Namespace) -> None:
     node = Node(config, Ports(files=files))
     began = perf_counter()
     await node.start()
-    print(f"started in {perf_counter() - began:.6f} s", flush=True)
+    seconds = perf_counter() - began
     trace = Trace(node, files) if options.trace else None
+    print(f"started in {seconds:.6f} s", flush=True)
     asked = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, asked.set)
     await asked.wait()

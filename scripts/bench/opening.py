@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -27,8 +26,6 @@ from scripts.bench.systems import Proglog
 
 BUILD_SECONDS_MAX = 180
 _INFLIGHT = 1000
-_STARTED = re.compile(r"^started in (\S+) s$", re.MULTILINE)
-"""What `node` says."""
 
 
 class Opened(NamedTuple):
@@ -76,16 +73,14 @@ async def opening(folder: Path, records: int, batch_records: int, runs: int) -> 
 
 async def _open(folder: Path, records: int) -> Opened:
     port = free_port()
-    output = folder / "output"
     began = perf_counter()
-    with running(node.command(folder, port), output) as server:
+    with running(node.command(folder, port), folder / "output") as server:
         client = await connected(Proglog, port, server)
         async with asyncio.timeout(START_SECONDS_MAX):
             while (await client.log.describe()).next < records:
                 await asyncio.sleep(0.005)
             elapsed = perf_counter() - began
-            while (started := _STARTED.search(output.read_text())) is None:
-                await asyncio.sleep(0.01)
+        started = await server.said(node.STARTED)
         await client.close()
         server.kill()
     return Opened(float(started[1]), elapsed)

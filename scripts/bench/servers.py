@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -57,6 +58,15 @@ class Server:
         if self.process.poll() is not None:
             tail = self._output.read_text(errors="replace")[-2000:]
             raise RuntimeError(f"{self.process.args} ended with {self.process.returncode}:\n{tail}")
+
+    async def said(self, pattern: str) -> re.Match[str]:
+        """Waits for a line in its output. Raises RuntimeError or TimeoutError."""
+        async with asyncio.timeout(START_SECONDS_MAX):
+            while True:
+                if found := re.search(pattern, self._output.read_text(errors="replace"), re.M):
+                    return found
+                self.check()
+                await asyncio.sleep(0.01)
 
     def kill(self) -> None:
         """kill -9, and waits for its end."""

@@ -76,6 +76,7 @@ async def stages(folder: Path, tasks: int, seconds: float) -> Stages:
         return node.command(data, port, trace=path)
 
     async with serving(Proglog, folder, command) as (_, server, port):
+        await server.said(node.STARTED)
         backend = _WatchedBackend(port)
         log = Log(backend, chance=random.Random())
         async with log:

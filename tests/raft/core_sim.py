@@ -78,7 +78,7 @@ class Swarm:
         self.change_every_ms = sometimes(0.5, 200, 3000)
         self.transfer_every_ms = sometimes(0.4, 300, 5000)
         self.wipe_every_ms = sometimes(0.2, 3000, 10_000)
-        self.compact_every_ms = sometimes(0.5, 100, 2000)
+        self.compact_every_ms = sometimes(0.6, 50, 1000)
         self.propose_every_ms = rng.choice((5.0, 20.0, 20.0, 50.0, 50.0, 300.0))
         self.unreachable_every_ms = sometimes(0.4, 20, 500)
         self.campaign_every_ms = sometimes(0.3, 50, 1000)
@@ -122,6 +122,7 @@ class Node:
         disk = self.disk
         self.memory = disk.copy()
         self.received: dict[tuple[int, int], int] = {}
+        self.made: set[tuple[int, int]] = set()
         self.waiting: SimReady | None = None
         self.led = False
         self.queue: list[SimReady] = []
@@ -311,7 +312,9 @@ class Cluster:
         for index, term, size_bytes, configuration in ready.entries:
             value = node.received.get((index, term))
             if value is None:
-                require(node.leading, "entry from nowhere", (node.id, index, term))
+                # Appended here, perhaps by a leadership that is over by now.
+                made = size_bytes == 0 or (index, term) in node.made
+                require(made, "entry from nowhere", (node.id, index, term))
                 self.values += 1
                 value = self.values
                 if configuration is not None:
@@ -562,7 +565,7 @@ class Cluster:
         ids, rng = list(self.nodes), self.faults
         rng.shuffle(ids)
         half = ids[: rng.randint(1, len(ids))]
-        match rng.randrange(6):
+        match rng.randrange(8):
             case 0 | 1:
                 self.blocked = set()
             case 2:
@@ -573,6 +576,9 @@ class Cluster:
                 left, right = ids[1 : len(ids) // 2 + 1], ids[len(ids) // 2 + 1 :]
                 pairs = [(a, b) for a in left for b in right]
                 self.blocked = {*pairs, *((b, a) for a, b in pairs)}
+            case 5 | 6 if leaders := self._leaders():  # it goes on appending what nobody gets
+                alone = rng.choice(leaders).id
+                self.blocked = {p for b in ids if b != alone for p in ((alone, b), (b, alone))}
             case _:  # single directed links
                 self.blocked |= {(rng.choice(ids), rng.choice(ids)) for _ in range(2)}
 
@@ -619,7 +625,11 @@ class Cluster:
             change = AddLearner(server)
         else:
             change = Remove(rng.choice(configuration.servers).uuid)
-        self.act(leader, lambda raft: self._try(lambda: raft.propose_change(change), "changes"))
+
+        def propose(raft: Raft) -> None:
+            self._try(lambda: self._append(leader, raft.propose_change(change), 1), count="changes")
+
+        self.act(leader, propose)
 
     def _try(self, action: Callable[[], object], count: str | None = None) -> None:
         try:
@@ -628,6 +638,9 @@ class Cluster:
             return
         if count:
             self.counts[count] += 1
+
+    def _append(self, node: Node, at: tuple[int, int], entries: int) -> None:
+        node.made |= {(at[0] + i, at[1]) for i in range(entries)}
 
     def _work_transfer(self) -> None:
         if leaders := self._leaders():
@@ -639,7 +652,9 @@ class Cluster:
         node = self.work.choice(self._living() or [None])
         if node is None or node.paused is not None or node.waiting or node.group or node.queue:
             return
-        index = self.work.randint(node.disk.base_index, min(node.commit, node.disk.last_index))
+        index = min(node.commit, node.disk.last_index)
+        if self.work.random() < 0.3:
+            index = self.work.randint(node.disk.base_index, index)
         node.disk.compact(index)
         node.memory.compact(index)
         self.act(node, lambda raft: raft.compacted(index))
@@ -648,7 +663,11 @@ class Cluster:
         if leaders := self._leaders():
             sizes = [self.work.randint(1, 300) for _ in range(self.work.randint(1, 3))]
             leader = self.work.choice(leaders)
-            self.act(leader, lambda raft: self._try(lambda: raft.propose(sizes)))
+
+            def propose(raft: Raft) -> None:
+                self._try(lambda: self._append(leader, raft.propose(sizes), len(sizes)))
+
+            self.act(leader, propose)
 
     def _work_unreachable(self) -> None:
         """The bulk connection is lost, or the driver says so for nothing."""
@@ -688,7 +707,7 @@ class Cluster:
         leader = self._wait(self._converged)
         # It goes on: one more entry reaches everybody, and reads are answered.
         target = leader.memory.last_index + 1
-        self.act(leader, lambda raft: self._try(lambda: raft.propose([1])))
+        self.act(leader, lambda raft: self._append(leader, raft.propose([1]), 1))
         self._wait(lambda: self._converged() if leader.commit >= target else None)
 
     def _wait(self, done: Callable[[], Node | None]) -> Node:

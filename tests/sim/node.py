@@ -404,6 +404,26 @@ class SimNode:
         return f"{self.name} failed: {failure!r}"
 
 
+    def describe(self) -> str:
+        """One line, for whoever looks for what went wrong."""
+        if not self.is_open:
+            return f"{self.name} is {'not open' if self.is_up else 'down'}"
+        status = self.core.status()
+        peers = [
+            f"{peer.id[:4]} {peer.flow.name} match {peer.match} next {peer.next} "
+            f"active {peer.active} caught up {peer.caught_up}"
+            for peer in status.peers
+        ]
+        voters = [server.name for server in status.configuration.voters]
+        learners = [server.name for server in status.configuration.learners]
+        return (
+            f"{self.name} {self.uuid[:4]} {status.role.value} term {status.term} "
+            f"base {status.base_index} commit {status.commit} applied {self.replica.applied_index} "
+            f"last {status.last_index} durable {status.durable} installing {status.installing} "
+            f"{voters}+{learners} at {status.configuration_index} {peers}"
+        )
+
+
 def parse_crc(data: bytes | bytearray) -> int:
     return int.from_bytes(data[:4], "little")
 

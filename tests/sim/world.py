@@ -304,10 +304,7 @@ class World:
             await asyncio.sleep(0.02)
 
     def _describe(self) -> str:
-        return "; ".join(
-            f"{node.name} {node.core.status()}" if node.is_open else f"{node.name} is not open"
-            for node in self.nodes
-        )
+        return "; ".join(node.describe() for node in self.nodes)
 
     def _members(self) -> list[SimNode]:
         leader = self._leader()
