@@ -151,6 +151,11 @@ class Log:
 
     # --- appending -------------------------------------------------------------------------------
 
+    @property
+    def room_batches_max(self) -> int:
+        """For more batches than this at once there is never room."""
+        return self._config.segment_batches
+
     def has_room(self, size: int, batches: int = 1) -> bool:
         """Whether so many batches of `size` bytes in all fit into space that is allocated already,
         whatever their term, if they are appended within the hour."""

@@ -29,6 +29,10 @@ class CatchUp:
             self._fast = now - self._began <= self._ticks_max
         self._target = last_index
         self._began = now if match < last_index else None
+        if self._began is None:
+            # The next round has nothing to send: it is over as it begins. Without this a learner
+            # whose last round was slow (its dial took long) would stay one while nothing is written.
+            self._fast = True
 
     def caught_up(self, match: int, *, last_index: int, now: int, lag_max: int) -> bool:
         on_time = self._began is None or now - self._began <= self._ticks_max

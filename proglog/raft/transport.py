@@ -471,21 +471,34 @@ class _Inbound(asyncio.Protocol):
         size = sum(len(each.data) for each in received)
         driver = self._owner.driver
         if received and not driver.has_room_for(size, len(received)):
-            self._wait_for(self._append_when_room(request, received, size))
+            self._wait_for(self._append_when_room(request, received))
         else:
             driver.receive_append(request, received)
 
     async def _append_when_room(
-        self, request: AppendRequest, received: list[ReceivedBatch], size: int
+        self, request: AppendRequest, received: list[ReceivedBatch]
     ) -> None:
+        """Takes an append in pieces for which there can be room: the leader may put more batches
+        into one message than fit into one of our segments. Each piece is an append as well."""
         driver = self._owner.driver
-        try:
-            await driver.make_room_for(size, len(received))
-        except DiskFull as full:
-            # Nothing is acknowledged without room for it. The leader finds out by the connection
-            # that ends, and tries again.
-            raise Unavailable(str(full)) from None
-        driver.receive_append(request, received)
+        most = self._owner.log.room_batches_max
+        for start in range(0, len(received), most):
+            piece = received[start : start + most]
+            try:
+                await driver.make_room_for(sum(len(each.data) for each in piece), len(piece))
+            except DiskFull as full:
+                # Nothing is acknowledged without room for it. The leader finds out by the
+                # connection that ends, and tries again.
+                raise Unavailable(str(full)) from None
+            before = received[start - 1].header if start else None
+            driver.receive_append(
+                request._replace(
+                    prev_index=before.index if before else request.prev_index,
+                    prev_term=before.term if before else request.prev_term,
+                    last_index=piece[-1].header.index,
+                ),
+                piece,
+            )
 
     def _install(self, payload: memoryview) -> None:
         request, snapshot = frames.decode_install(payload, self._peer, self._uuid)

@@ -192,16 +192,20 @@ class Processes:
         leaders = [status for status in told if status.role == "leader"]
         if len(told) < len(running) or len(leaders) != 1:
             return 0
-        peers = leaders[0].servers
-        if sorted(each.id for each in peers) != [server.name for server in running]:
+        servers = leaders[0].servers
+        if sorted(each.id for each in servers) != [server.name for server in running]:
             return 0
-        if not all(each.active and each.suffrage == "voter" for each in peers):
+        # How far it is itself, the leader does not say.
+        peers = [each for each in servers if not each.is_leader]
+        if not all(each.suffrage == "voter" for each in servers):
             return 0
+        if not all(each.active for each in peers):
+            return 0
+        reached = {each.match_index or 0 for each in peers}
         if upto:
-            return min(each.match_index or 0 for each in peers) >= upto
-        applied = {status.applied_index for status in told}
-        applied |= {each.match_index or 0 for each in peers}
-        return applied.pop() if len(applied) == 1 else 0
+            return min(reached, default=upto) >= upto
+        reached |= {status.applied_index for status in told}
+        return reached.pop() if len(reached) == 1 else 0
 
     async def close(self) -> None:
         for server in self.servers:

@@ -211,12 +211,16 @@ class SimNode:
             self.oracle.matches(self, batch.index, Known(batch.term, batch.crc))
             self.logged[batch.index] = Known(batch.term, batch.crc)
         self.last_index = replica.log.tip.index
-        if not self.is_rotten:
-            require(
-                not self.logged or self.last_index == max(self.logged),
-                "recovery",
-                f"{self.name} recovers up to {self.last_index}, its stores hold {max(self.logged, default=0)}",
-            )
+        found = max(self.logged, default=self.base_index)
+        if self.is_rotten and found < self.last_index:
+            # Behind the damage the stores say nothing; they still hold what they held.
+            self.logged = {**{i: k for i, k in before.items() if i > found}, **self.logged}
+            found = self.last_index
+        require(
+            self.last_index == found,
+            "recovery",
+            f"{self.name} recovers up to {self.last_index}, its stores hold {found}",
+        )
         self._kept_promises(before, last_before, durable_before)
         status = self.core.status()
         require(

@@ -65,15 +65,16 @@ class Settings:
         """The settings of a seed."""
         chance = random.Random(f"{seed}/settings")
         segment_bytes = chance.choice((5, 6, 8, 16, 64)) * KiB
+        nodes = nodes or chance.choice((3, 3, 3, 5))
         chosen = [kind for kind in FAULT_KINDS if chance.random() < chance.choice((0.3, 0.7))]
         return cls(
             seed=seed,
-            nodes=nodes or chance.choice((3, 3, 3, 5)),
-            spare_nodes=chance.choice((0, 0, 1)),
+            nodes=nodes,
+            spare_nodes=chance.choice((0, 0, 1)) if nodes < limits.voters_max else 0,
             safety_seconds=chance.uniform(4.0, 12.0),
             log=LogConfig(
                 segment_bytes=segment_bytes,
-                segment_batches=chance.choice((2, 4, 16, 200)),
+                segment_batches=chance.choice((4, 6, 16, 200)),
                 retention_bytes=chance.choice((None, 2, 4))
                 and segment_bytes * chance.randint(2, 6),
                 retention_check_seconds=chance.uniform(0.05, 1.0),

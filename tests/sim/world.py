@@ -216,9 +216,13 @@ class World:
             await asyncio.sleep(0.05)
 
     async def _operate(self) -> None:
-        """Adds who is wanted and removes who is not, as far as the leader lets it."""
+        """Adds who is wanted and removes who is not, as far as the leader lets it; in the liveness
+        phase also starts what has stopped."""
         while True:
             await asyncio.sleep(self.chance.uniform(0.1, 0.4))
+            for node in self.nodes:
+                if self._healed and not node.is_up:
+                    node.start()
             await self._reconcile()
 
     async def _reconcile(self) -> None:

@@ -27,7 +27,7 @@ FAR_FROM_DATA_STRIDE = 97
 
 
 class Small:
-    """A log of three segments, a snapshot and a hard state.
+    """A log whose first segment was dropped: three segments, two snapshots and a hard state.
 
     Attributes:
         found: what is in it.
@@ -45,17 +45,19 @@ class Small:
         process = node.open_log(self.disk)
         events = node.Events()
         log = process.start_log(events)
-        for number in range(5):
+        for number in range(7):
             await log.make_room(2500)
             header, parts = node.build_batch(log.tip, [b"record %d" % number], timestamp=number)
             log.append(header, parts)
             while events.durable_index < header.index:
                 await asyncio.sleep(0)
-            if number < 4:
+            if number < 6:
                 await asyncio.sleep(0.1)
                 self.kept = header.index
-        tip = log.sealed_tips()[0]
-        await log.write_snapshot(tip, lambda: node.snapshot_state(tip.index))
+        for tip in log.sealed_tips()[:2]:
+            state = node.snapshot_state(tip.index)
+            await log.write_snapshot(tip, lambda state=state: state)  # type: ignore[misc]
+        assert log.drop_prefix(log.sealed_tips()[0].index + 1) == 1
         process.opened.hard_state.save(HardState(7, "00000000-0000-4000-8000-000000000007"))
         if killed:
             process.files.kill()
@@ -150,9 +152,14 @@ def truncations(small: Small) -> Iterator[tuple[str, Callable[[SimDisk], None]]]
             )
 
 
+def losses(small: Small) -> Iterator[tuple[str, Callable[[SimDisk], None]]]:
+    for path, _ in files(small):
+        yield f"{path.name} lost", lambda disk, path=path: disk.lose(path)
+
+
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("killed", [False, True], ids=["closed", "killed"])
-@pytest.mark.parametrize("damage", [flips, truncations])
+@pytest.mark.parametrize("damage", [flips, truncations, losses])
 def test_damage(
     monkeypatch: pytest.MonkeyPatch,
     killed: bool,

@@ -157,6 +157,7 @@ class Workload:
         self._committed = index
         self._note().committed(index)
         self._log.set_commit(index)
+        await self._drop_prefix()
 
     async def _cut(self) -> None:
         low = max(self._committed, self._log.first_index - 1)
