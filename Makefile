@@ -19,11 +19,11 @@ unexport PYTHON VENV ARGS
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install run test check format proto lock bench clean
+.PHONY: help install run test check format proto lock bench bench-cluster clean
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name text; \
-	    do printf '  make %-9s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name text; \
+	    do printf '  make %-13s %s\n' "$$name" "$$text"; done
 
 install: $(INSTALLED)  ## make the environment (.venv) as the lock file says
 
@@ -64,8 +64,11 @@ lock: install  ## resolve the dependencies anew, for every supported Python
 	    --output-file requirements.lock $(ARGS)
 	@! grep -n '://' requirements.lock || { echo 'the lock names an address' >&2; exit 1; }
 
-bench: install  ## measure beside JetStream and Redis on this machine
-	$(BIN)/proglog bench $(ARGS)
+bench: install  ## measure one node, beside JetStream and Redis
+	$(BIN)/python -m scripts.bench single $(ARGS)
+
+bench-cluster: install  ## measure three nodes, and their failures
+	$(BIN)/python -m scripts.bench cluster $(ARGS)
 
 clean:  ## remove environments and caches; never data
 	rm -rf .venv .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist

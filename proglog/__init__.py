@@ -15,8 +15,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from proglog.agent.embedded import open  # noqa: A004  # as in gzip.open
     from proglog.batch import Record, RecordBatch
-    from proglog.client.client import Log, connect, open  # noqa: A004  # as in gzip.open
+    from proglog.client.client import Log, connect
     from proglog.errors import (
         ConfigurationError,
         ConsumerGap,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
         InvalidBatch,
         InvalidRequest,
         NotLeader,
+        OffsetMismatch,
         OffsetOutOfRange,
         OutcomeUnknown,
         PermissionDenied,
@@ -48,6 +50,7 @@ __all__ = [
     "InvalidRequest",
     "Log",
     "NotLeader",
+    "OffsetMismatch",
     "OffsetOutOfRange",
     "OutcomeUnknown",
     "PermissionDenied",
@@ -69,7 +72,7 @@ _HOMES = {
     "Record": "proglog.batch",
     "RecordBatch": "proglog.batch",
     "connect": "proglog.client.client",
-    "open": "proglog.client.client",
+    "open": "proglog.agent.embedded",
 }
 
 

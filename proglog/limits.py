@@ -96,6 +96,8 @@ scrub_pause_seconds = 60.0
 fetch_seconds_max = 2.0
 """A peer that was asked for a damaged range answers in this time, or another one is asked."""
 repair_retry_seconds = 5.0
+replay_retry_seconds = 0.1
+"""What could not be applied for damage is read again after this time."""
 
 # --- between servers -----------------------------------------------------------------------------
 dial_seconds_max = 2.0
@@ -151,6 +153,8 @@ client_buffer_bytes_max = 32 * MiB
 produce_timeout_seconds_default = 30.0
 client_resolve_seconds_max = 600.0
 """How long a batch of unknown outcome is still resolved before those behind it."""
+client_patience_seconds_first = 5.0
+"""A node that answers nothing for so long is asked again, or another one; twice as long next time."""
 client_dial_seconds_max = 3.0
 """One address gets this long to accept a connection before the next is tried."""
 client_close_seconds_max = 1.0

@@ -28,7 +28,7 @@ DISK_CALLS = (
 _loop_errors: list[dict[str, Any]] = []
 
 
-def _from_page_cache(*arguments: Any) -> bool:
+def _from_page_cache(*arguments: Any, **_options: Any) -> bool:
     """preadv with RWF_NOWAIT answers at once or not at all."""
     return len(arguments) > 3 and bool(arguments[3] & os.RWF_NOWAIT)
 

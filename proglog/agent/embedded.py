@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
+
+import structlog
+from structlog.typing import EventDict
 
 from proglog import limits
 from proglog.batch import ProposedBatch, Record, decode_all
@@ -22,10 +27,22 @@ from proglog.types import Appended, Chunk, Description
 
 
 @asynccontextmanager
-async def open_log(
-    data_dir: str | os.PathLike[str], *, timeout_seconds: float, compress: bool, idempotent: bool
+async def open(  # noqa: A001  # proglog.open, as in gzip.open
+    data_dir: str | os.PathLike[str],
+    *,
+    timeout_seconds: float = limits.produce_timeout_seconds_default,
+    compress: bool = False,
+    idempotent: bool = True,
 ) -> AsyncIterator[Log]:
-    """What `proglog.open` promises. The directory is that of a node, and may become one."""
+    """A log in this process, in a directory that is made if it is missing. No network is used.
+
+    Use it as `async with proglog.open("data/") as log`. The arguments are those of `connect`. The
+    directory is that of a node, and may become one.
+
+    Raises ProglogError on entering: the directory is damaged, or in use by another process.
+    """
+    if not structlog.is_configured():
+        _log_through_the_standard_library()
     replica = await open_replica(
         DEFAULT,
         Path(data_dir) / "logs" / DEFAULT,
@@ -49,6 +66,24 @@ async def open_log(
             yield log
     finally:
         await replica.close()
+
+
+def _log_through_the_standard_library() -> None:
+    """Unconfigured, structlog prints, which a library must not do in somebody else's program."""
+    structlog.configure(
+        processors=[structlog.stdlib.filter_by_level, _to_line],
+        wrapper_class=structlog.stdlib.BoundLogger,
+        logger_factory=lambda *_: logging.getLogger("proglog"),
+    )
+
+
+def _to_line(_logger: object, _method: str, event: EventDict) -> tuple[tuple[str], dict[str, Any]]:
+    """An event as what a method of `logging.Logger` takes."""
+    exc_info = event.pop("exc_info", None)
+    message = str(event.pop("event"))
+    return (" ".join([message, *(f"{name}={event[name]!r}" for name in event)]),), {
+        "exc_info": exc_info
+    }
 
 
 async def _nobody(address: str, factory: object) -> None:
@@ -76,9 +111,11 @@ class LocalBackend:
         return LocalProduceStream(self._replica)
 
     async def consume(
-        self, start: Start, *, follow: bool, bytes_max: int = 0
+        self, start: Start, *, follow: bool, linearizable: bool = False, bytes_max: int = 0
     ) -> AsyncGenerator[Chunk, None]:
         replica = self._replica
+        if linearizable:
+            await replica.barrier()
         offset = start if isinstance(start, int) else await self._locate(start)
         if not isinstance(start, int):
             yield Chunk(b"", offset)
@@ -112,7 +149,7 @@ class LocalBackend:
         return self._replica.describe()
 
     async def close(self) -> None:
-        """The replica belongs to `open_log`."""
+        """The replica belongs to `open`."""
 
 
 class LocalProduceStream:

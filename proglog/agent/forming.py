@@ -1,16 +1,22 @@
 """`--bootstrap-expect N`: N new nodes that see each other become one cluster, or none.
 
-The one with the smallest name makes up a cluster id and asks each for its promise to belong to that
-cluster and no other. A promise is on disk before it is given and never taken back. A node gives
-one, to a coordinator that sees exactly the nodes that it sees itself. Only with all N is the first
-configuration written. So two coordinators with different views cannot both succeed: each needs the
-promise of all of its N nodes, and a node that both name gives it to one of them only.
+The one with the smallest name asks each for its promise to belong to their cluster and no other. A
+promise is on disk before it is given and never taken back. A node gives one, to a coordinator that
+sees exactly the nodes that it sees itself. Only with all N is the first configuration written.
+
+The cluster's id is made of the N uuids, so a promise holds for these nodes only. Two coordinators
+with different views therefore cannot both succeed: a node that both name gives its promise to one
+of them. An id made up by a coordinator would not do: were one to pause behind its last promise
+while gossip loses it and finds another node, the next coordinator, bound by its own promise, would
+use the same id again, and there were two first configurations of one cluster. Two coordinators of
+the same nodes there are not, since names decide.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+import uuid
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 import structlog
 
@@ -25,6 +31,13 @@ _logger = structlog.get_logger("forming")
 
 AskPromise = Callable[[str, str, Sequence[str]], Awaitable[None]]
 """(rpc_addr, cluster id, uuids): asks a node for its promise. Raises ProglogError."""
+
+_NAMESPACE = uuid.UUID("5fb0a2f4-7a0c-4b57-9d0e-6a1f7c0d9d43")
+
+
+def cluster_of(uuids: Iterable[str]) -> str:
+    """The id of the cluster that these nodes form (RFC 9562, version 5)."""
+    return str(uuid.uuid5(_NAMESPACE, " ".join(sorted(uuids))))
 
 
 class Forming:
@@ -73,8 +86,7 @@ class Forming:
 
     async def _form(self, candidates: Sequence[Member]) -> None:
         uuids = sorted(member.tags["uuid"] for member in candidates)
-        # Its own promise first: one that stops half-way goes on with the same id.
-        cluster_id = self._replica.identity.cluster_id or self._replica.new_id()
+        cluster_id = cluster_of(uuids)
         await self._replica.adopt_cluster(cluster_id)
         own = self._replica.identity.uuid
         for member in candidates:
@@ -90,6 +102,7 @@ class Forming:
     async def promise(self, cluster_id: str, uuids: Sequence[str]) -> None:
         """Another node coordinates. Raises ChangeRefused, Unavailable: there is no promise."""
         seen = sorted(member.tags.get("uuid", "") for member in self._candidates())
-        if self._is_done or seen != list(uuids) or len(seen) != self._expect:
+        expected = len(seen) == self._expect and cluster_id == cluster_of(seen)
+        if self._is_done or seen != list(uuids) or not expected:
             raise ChangeRefused("this node does not see the nodes that are to form the cluster")
         await self._replica.adopt_cluster(cluster_id)

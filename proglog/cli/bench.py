@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import orjson
 
@@ -27,6 +27,8 @@ from proglog.errors import ConfigurationError, CorruptionError, Unavailable
 
 if TYPE_CHECKING:
     from proglog.client.client import Log
+
+T = TypeVar("T")
 
 SIZES = (100, 1024)
 CALL_BYTES = limits.MiB
@@ -48,17 +50,17 @@ def values_of(size: int) -> list[bytes]:
 
 
 async def concurrently(
-    produce: Callable[[bytes], Awaitable[int]], values: Sequence[bytes], seconds: float
-) -> tuple[float, list[list[int]]]:
+    produce: Callable[[bytes], Awaitable[T]], values: Sequence[bytes], seconds: float
+) -> tuple[float, list[list[T]]]:
     """One task for each value appends it again and again, each waiting for its record before the
-    next. Returns records a second, and what each task got as answers."""
+    next. Returns records a second, and the answers that each task got."""
     over = asyncio.Event()
 
-    async def work(value: bytes, answers: list[int]) -> None:
+    async def work(value: bytes, answers: list[T]) -> None:
         while not over.is_set():
             answers.append(await produce(value))
 
-    answers: list[list[int]] = [[] for _ in values]
+    answers: list[list[T]] = [[] for _ in values]
     began = perf_counter()
     async with asyncio.TaskGroup() as tasks:
         for pair in zip(values, answers, strict=True):

@@ -19,6 +19,7 @@ _PORT_STEP = 10
 _NODES_MAX = 9
 _HTTP_BELOW_RPC = 320
 """The HTTP port of a node is its RPC port less this: 8080 for 8400."""
+_WATCH_SECONDS = 0.2
 
 
 def dev(*, nodes: int = 3, data_dir: Path = Path("data/dev"), port_base: int = 8400) -> int:
@@ -66,7 +67,7 @@ class _Cluster:
             for process in self._processes:
                 if process.returncode is None:
                     process.kill()
-        return 0 if all(process.returncode == 0 for process in self._processes) else 1
+        return 1 if any((process.returncode or 0) > 0 for process in self._processes) else 0
 
     async def _run_node(self, number: int, asked: asyncio.Event) -> None:
         address = self._addresses[number]
@@ -95,7 +96,12 @@ class _Cluster:
         async for line in process.stdout:
             self._show(number, line)
         status = await process.wait()
-        if not asked.is_set():
+        if asked.is_set():
+            return
+        if status < 0:
+            # Somebody tries what the others do without it.
+            print(f"node-{number} was killed by {signal.Signals(-status).name}", file=sys.stderr)
+        else:
             print(f"node-{number} ended with status {status}", file=sys.stderr)
             if status:
                 asked.set()
@@ -108,13 +114,18 @@ class _Cluster:
 
     async def _watch(self) -> None:
         """Says when the cluster is whole."""
-        wanted = len(self._addresses)
-        async with Cluster(self._addresses[:1]) as cluster:
-            while True:
-                with contextlib.suppress(ProglogError):
-                    servers = (await cluster.status()).servers
-                    if sum(server.suffrage == "voter" for server in servers) >= wanted:
-                        break
-                await asyncio.sleep(0.2)
-        print(f"a cluster of {wanted} is up; try:", flush=True)
+        while not await self._is_whole():
+            await asyncio.sleep(_WATCH_SECONDS)
+        print(f"a cluster of {len(self._addresses)} is up; try:", flush=True)
         print(f"  proglog cluster status --server {self._addresses[0]}", flush=True)
+
+    async def _is_whole(self) -> bool:
+        """Whether a leader has heard from all of them lately."""
+        for address in self._addresses:
+            async with Cluster([address], timeout_seconds=_WATCH_SECONDS) as cluster:
+                with contextlib.suppress(ProglogError):
+                    status = await cluster.status()
+                    voters = [each for each in status.servers if each.suffrage == "voter"]
+                    if status.role == "leader" and len(voters) == len(self._addresses):
+                        return all(each.is_leader or each.active for each in voters)
+        return False

@@ -51,12 +51,15 @@ class Backend(Protocol):
         """A new stream for batches. Nothing is appended if it fails. Raises ProglogError."""
 
     def consume(
-        self, start: Start, *, follow: bool, bytes_max: int = 0
+        self, start: Start, *, follow: bool, linearizable: bool = False, bytes_max: int = 0
     ) -> AsyncGenerator[Chunk, None]:
         """Whole data batches from `start` on, in chunks of about `bytes_max` (0: as the log likes).
 
         The first batch may begin before an offset asked for. For any other start the first chunk is
         empty and says where reading begins. `follow` waits at the end instead of ending there.
+        `linearizable`: whatever was acknowledged anywhere before this call is there to be read.
+
+        A reader that finds a chunk damaged throws the error in here, so that it is known.
 
         Raises ProglogError; OffsetOutOfRange also midway, when retention overtakes the reader.
         """

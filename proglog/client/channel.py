@@ -39,6 +39,11 @@ class Connection(http2.Protocol):
         state: Any = self.connection._connection
         state._frame_dispatch_table[GoAwayFrame] = self._goaway_received
 
+    @property
+    def takes_calls(self) -> bool:
+        """Whether new calls may begin. A connection closes a moment before it is known to be lost."""
+        return not self.draining and not self.connection.is_closing()
+
     def _goaway_received(self, frame: GoAwayFrame) -> tuple[list[Any], list[Event]]:
         self.draining = True
         for stream_id, stream in self.processor.streams.items():
@@ -65,9 +70,11 @@ class Channel:
     async def connection(self) -> Connection:
         """A connection that takes new calls. Raises Unavailable or Unauthenticated."""
         async with self._lock:
-            if self._current is None or self._current.draining:
+            if self._current is None or not self._current.takes_calls:
                 self._current = await self._dial()
                 self._open.add(self._current)
+            if not self._current.takes_calls:
+                raise Unavailable(f"{self.address} ended the connection at once")
             return self._current
 
     def distrust(self) -> None:

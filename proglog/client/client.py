@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
+import asyncio
 import random
 import ssl
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from types import TracebackType
 from typing import Literal, Self
@@ -18,8 +17,9 @@ from proglog.client.backend import At, Backend, Start, to_milliseconds, to_offse
 from proglog.client.columns import Columns, HeadersLike
 from proglog.client.consumer import Consumer, OnGap
 from proglog.client.producer import Producer
-from proglog.client.retry import call_until
-from proglog.errors import InvalidRequest
+from proglog.client.retry import behind, call_until
+from proglog.client.sender import Unresolved
+from proglog.errors import InvalidRequest, OffsetOutOfRange, OutcomeUnknown
 from proglog.types import Description
 
 
@@ -54,26 +54,6 @@ def connect(
     )
 
 
-def open(  # noqa: A001  # proglog.open, as in gzip.open
-    data_dir: str | os.PathLike[str],
-    *,
-    timeout_seconds: float = limits.produce_timeout_seconds_default,
-    compress: bool = False,
-    idempotent: bool = True,
-) -> AbstractAsyncContextManager[Log]:
-    """A log in this process, in a directory that is made if it is missing. No network is used.
-
-    Use it as `async with proglog.open("data/") as log`. The arguments are those of `connect`.
-
-    Raises ProglogError on entering: the directory is damaged, or in use by another process.
-    """
-    from proglog.agent.embedded import open_log
-
-    return open_log(
-        data_dir, timeout_seconds=timeout_seconds, compress=compress, idempotent=idempotent
-    )
-
-
 class Log:
     """An append-only log of records with dense offsets. Belongs to one event loop."""
 
@@ -100,15 +80,21 @@ class Log:
         key: bytes | None = None,
         headers: HeadersLike | None = None,
         timestamp: int | datetime | None = None,
+        *,
+        expected_offset: int | None = None,
     ) -> int:
         """Appends one record; returns its offset once it is durable.
 
         Calls at the same time travel together. To cancel a call does not take its record back.
         `timestamp` is milliseconds since the epoch, or a datetime; without one the record gets the
-        time of its append.
+        time of its append. With `expected_offset` the record gets that offset or is not appended.
 
-        Raises ProglogError; OutcomeUnknown where the record may be in the log or not.
+        Raises ProglogError; OutcomeUnknown where the record may be in the log or not, see
+        `resolve`; OffsetMismatch where the log goes on at another offset than the expected one.
         """
+        if expected_offset is not None:
+            columns = [value], [key], [headers or ()], [timestamp]
+            return (await self.produce_many(*columns, expected_offset=expected_offset))[0]
         return await (self._producer or self._start_producer()).add(value, key, headers, timestamp)
 
     async def produce_many(
@@ -117,14 +103,33 @@ class Log:
         keys: Sequence[bytes | None] | None = None,
         headers: Sequence[HeadersLike] | None = None,
         timestamps: Sequence[int | datetime | None] | None = None,
+        *,
+        expected_offset: int | None = None,
     ) -> Sequence[int]:
         """Appends many records in their order; returns their offsets once all are durable.
 
         The records travel in several batches, between which records of others may come. If it
-        raises, some batches may have been appended and others not.
+        raises, some batches may have been appended and others not. With `expected_offset` they are
+        one batch, of which the first record gets that offset, or nothing is appended.
+
+        Raises ProglogError, as `produce` does.
         """
         records = Columns.checked(values, keys, headers, timestamps)
-        return await (self._producer or self._start_producer()).add_many(records)
+        expected = None if expected_offset is None else to_offset(expected_offset)
+        return await (self._producer or self._start_producer()).add_many(records, expected)
+
+    async def resolve(self, unknown: OutcomeUnknown) -> int:
+        """Waits for what became of a record after all; returns its offset.
+
+        An idempotent producer goes on finding out what it did not know by the deadline of a call,
+        before it appends anything else, until the log is closed. `unknown` is what `produce` or
+        `produce_many` raised; for the latter this is the first record that it is about.
+
+        Raises OutcomeUnknown if it cannot be known.
+        """
+        if not isinstance(unknown, Unresolved):
+            raise unknown
+        return await asyncio.shield(unknown.first) + unknown.position
 
     def consume(
         self,
@@ -132,6 +137,8 @@ class Log:
         *,
         timestamp: int | datetime | None = None,
         follow: bool = True,
+        linearizable: bool = False,
+        after: int | None = None,
         on_gap: OnGap = "raise",
     ) -> AsyncGenerator[Record, None]:
         """The records from an offset on or, with `timestamp`, from those appended since that time.
@@ -140,9 +147,14 @@ class Log:
         ends at the end of the log; otherwise it waits there for more. Where retention deletes
         records before they were read it raises ConsumerGap, which says which, or skips them.
 
+        What was acknowledged is there to be read at once on the leader, but a follower may be a
+        moment behind. With `linearizable` only the leader is asked, and only after it made sure
+        that it is. `after` is cheaper: an offset that `produce` returned, maybe to somebody else; a
+        node that has not got it yet is waited for.
+
         Raises ProglogError: OffsetOutOfRange if the log does not hold the offset.
         """
-        return self._consumer(offset, timestamp, follow, on_gap).records()
+        return self._consumer(offset, timestamp, follow, linearizable, after, on_gap).records()
 
     def consume_batches(
         self,
@@ -150,16 +162,30 @@ class Log:
         *,
         timestamp: int | datetime | None = None,
         follow: bool = True,
+        linearizable: bool = False,
+        after: int | None = None,
         on_gap: OnGap = "raise",
     ) -> AsyncGenerator[RecordBatch, None]:
         """Like `consume`, but whole batches at a time: several times faster."""
-        return self._consumer(offset, timestamp, follow, on_gap).batches()
+        return self._consumer(offset, timestamp, follow, linearizable, after, on_gap).batches()
 
-    async def read(self, offset: int) -> Record:
-        """One record. Raises OffsetOutOfRange where there is none (yet, or any more)."""
+    async def read(self, offset: int, *, after: int | None = None) -> Record:
+        """One record. Raises OffsetOutOfRange where there is none (yet, or any more).
+
+        A node that has not got the record at `after` yet is waited for, as in `consume`.
+        """
         self._check_open()
         checked = to_offset(offset)
-        return await call_until(lambda: self._backend.read(checked), self._timeout, self._chance)
+        return await call_until(lambda: self._read(checked, after), self._timeout, self._chance)
+
+    async def _read(self, offset: int, after: int | None) -> Record:
+        try:
+            return await self._backend.read(offset)
+        except OffsetOutOfRange as error:
+            next_offset = error.number("next")
+            if after is None or next_offset is None or next_offset > after:
+                raise
+            raise behind(after) from None
 
     async def describe(self) -> Description:
         """What the log holds, and who leads it."""
@@ -209,6 +235,8 @@ class Log:
         offset: int | Literal["earliest", "latest"],
         timestamp: int | datetime | None,
         follow: bool,
+        linearizable: bool,
+        after: int | None,
         on_gap: OnGap,
     ) -> Consumer:
         self._check_open()
@@ -221,6 +249,8 @@ class Log:
             self._backend,
             start,
             follow=follow,
+            linearizable=linearizable,
+            after=None if after is None else to_offset(after),
             on_gap=on_gap,
             timeout_seconds=self._timeout,
             chance=self._chance,

@@ -94,6 +94,18 @@ class Columns(NamedTuple):
             yield slice(start, stop), ends[stop - 1] - before
             start, before = stop, ends[stop - 1]
 
+    def whole(self) -> Iterator[tuple[slice, int]]:
+        """All records as one batch, in the form of `parts`. Raises TooLarge."""
+        size = sum(self._sizes())
+        if size > limits.batch_bytes_max:
+            raise TooLarge(
+                f"records of {size} bytes are too many for one batch",
+                bytes=size,
+                bytes_max=limits.batch_bytes_max,
+            )
+        if self.values:
+            yield slice(None), size
+
     def _sizes(self) -> list[int]:
         sizes: Iterable[int] = map(LENGTH_BYTES.__add__, map(len, self.values))
         if self.keys:

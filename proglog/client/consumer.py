@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 
 from proglog.batch import BadBatch, Buffer, Record, RecordBatch, decode_all
 from proglog.client.backend import Backend, Start
-from proglog.client.retry import Backoff, may_read_again
+from proglog.client.retry import Backoff, behind, may_read_again
 from proglog.errors import (
     ConsumerGap,
     InvalidBatch,
@@ -20,6 +20,7 @@ from proglog.errors import (
     Unavailable,
     from_reason,
 )
+from proglog.types import Chunk
 
 OnGap: TypeAlias = Literal["raise", "skip"]
 
@@ -37,6 +38,8 @@ class Consumer:
         start: Start,
         *,
         follow: bool,
+        linearizable: bool,
+        after: int | None,
         on_gap: OnGap,
         timeout_seconds: float,
         chance: random.Random,
@@ -44,6 +47,8 @@ class Consumer:
         self._backend = backend
         self._start = start
         self._follow = follow
+        self._linearizable = linearizable
+        self._after = after
         self._on_gap = on_gap
         self._timeout = timeout_seconds
         self._position = start if isinstance(start, int) else None
@@ -66,37 +71,49 @@ class Consumer:
             start = self._start if self._position is None else self._position
             self._asked_at = self._loop.time()
             try:
-                async with aclosing(self._backend.consume(start, follow=self._follow)) as chunks:
+                async with aclosing(self._ask(start)) as chunks:
                     async for chunk in chunks:
                         self._started = True
-                        for batch in self._decoded(chunk.data):
-                            yield batch
+                        try:
+                            for batch in self._decoded(chunk.data):
+                                yield batch
+                        except (BadBatch, InvalidBatch) as error:
+                            await chunks.athrow(self._damaged(error))
                         self._position = chunk.next_offset
+                self._ended()
                 if not self._follow:
                     return
-                self._interrupted(Unavailable("the node ended the stream"))
             except OffsetOutOfRange as error:
                 self._out_of_range(error)
             except ProglogError as error:
                 self._interrupted(error)
             await self._backoff.pause(None)
 
+    def _ask(self, start: Start) -> AsyncGenerator[Chunk, None]:
+        return self._backend.consume(start, follow=self._follow, linearizable=self._linearizable)
+
     def _decoded(self, data: Buffer) -> Iterator[RecordBatch]:
-        try:
-            for batch in decode_all(data):
-                if self._position is None:
-                    self._position = batch.base_offset
-                wanted = batch.between(self._position)
-                assert wanted.base_offset == self._position, "offsets are dense"
-                assert len(wanted), "a log sends no records twice"
-                self._position = wanted.next_offset
-                self._went_well()
-                yield wanted
-        except (BadBatch, InvalidBatch) as error:
-            raise RangeCorrupt(
-                f"the records at offset {self._position} came damaged: {error}",
-                offset=self._position,
-            ) from None
+        for batch in decode_all(data):
+            if self._position is None:
+                self._position = batch.base_offset
+            wanted = batch.between(self._position)
+            assert wanted.base_offset == self._position, "offsets are dense"
+            assert len(wanted), "a log sends no records twice"
+            self._position = wanted.next_offset
+            self._went_well()
+            yield wanted
+
+    def _damaged(self, error: BadBatch | InvalidBatch) -> RangeCorrupt:
+        return RangeCorrupt(
+            f"the records at offset {self._position} came damaged: {error}", offset=self._position
+        )
+
+    def _ended(self) -> None:
+        """The node has sent all that it has. Raises Unavailable if that is not all that is due."""
+        if self._follow:
+            raise Unavailable("the node ended the stream")
+        if self._after is not None and (self._position or 0) <= self._after:
+            raise behind(self._after)
 
     def _went_well(self) -> None:
         self._failing_since = None
@@ -114,6 +131,10 @@ class Consumer:
 
     def _out_of_range(self, error: OffsetOutOfRange) -> None:
         earliest, lost_from = error.number("earliest"), self._position
+        next_offset = error.number("next")
+        if self._after is not None and next_offset is not None and next_offset <= self._after:
+            self._interrupted(behind(self._after))
+            return
         if earliest is None or lost_from is None or not (self._started or earliest > lost_from):
             raise error
         if earliest <= lost_from:

@@ -55,10 +55,14 @@ class NetworkBackend:
         return NetworkStream(self, channel, call, self._log)
 
     async def consume(
-        self, start: Start, *, follow: bool, bytes_max: int = 0
+        self, start: Start, *, follow: bool, linearizable: bool = False, bytes_max: int = 0
     ) -> AsyncGenerator[Chunk, None]:
         request = v1.ConsumeBatchesRequest(
-            **_start_fields(start), follow=follow, max_bytes=bytes_max, log=self._log
+            **_start_fields(start),
+            follow=follow,
+            max_bytes=bytes_max,
+            log=self._log,
+            linearizable=linearizable,
         )
         async with self._call(_CONSUME, request) as call:
             while (reply := await call.receive()) is not None:
@@ -149,6 +153,7 @@ class NetworkStream:
     async def close(self) -> None:
         if self._unanswered:
             self._channel.distrust()
+            self._backend.note(self._channel, OutcomeUnknown("answers are missing"))
         elif self._end is None:
             with suppress(TimeoutError):
                 async with asyncio.timeout(limits.client_close_seconds_max):

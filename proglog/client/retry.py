@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from proglog import limits
-from proglog.errors import Action, DeadlineExceeded, Outcome, ProglogError
+from proglog.errors import Action, DeadlineExceeded, Outcome, ProglogError, Unavailable
 
 T = TypeVar("T")
 
@@ -18,6 +18,11 @@ RETRIED = frozenset({Action.RETRY_HERE, Action.RETRY_ELSEWHERE})
 def may_read_again(error: ProglogError) -> bool:
     """Whether a call that changes nothing is worth another try."""
     return error.action in RETRIED or error.outcome is Outcome.UNKNOWN
+
+
+def behind(after: int) -> Unavailable:
+    """What a node is that has not got the record at `after` yet: it will, or another node has."""
+    return Unavailable(f"the node has not got the record at offset {after} yet")
 
 
 class Backoff:

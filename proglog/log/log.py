@@ -8,7 +8,6 @@ at once and durable once `durable_index` says so.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import NamedTuple, Protocol
 from proglog import limits
 from proglog.batch import HEADER_BYTES, BatchHeader, Buffer
 from proglog.config import LogConfig
-from proglog.errors import DiskFull, ProglogError, RangeCorrupt, Unavailable
+from proglog.errors import DiskFull, RangeCorrupt, Unavailable
 from proglog.log import format as fmt
 from proglog.log import snapshot as snapshots
 from proglog.log.format import Tip
@@ -31,6 +30,8 @@ from proglog.log.writer import (
     CutSuffix,
     Delete,
     Group,
+    Job,
+    Replace,
     Reserve,
     Reserved,
     Reset,
@@ -92,9 +93,12 @@ class Log:
         self.durable_index = recovered.tip.index
         self._reserved: Reserved | None = None
         self._reserving = False
+        self._rolled_since = False
+        """Whether the reserved files were used after the reservation under way was asked for."""
         self._refused_at = -limits.reserve_retry_seconds
         self._refusal = ""
         self._space: asyncio.Future[None] = self._loop.create_future()
+        self._failure: BaseException | None = None
         # A write that was queued before a cut may be reported after it, when other batches have
         # taken its indexes (ABA). Each cut begins a generation; until the writer has done the
         # newest cut, older reports count only up to the lowest cut.
@@ -159,30 +163,67 @@ class Log:
     def has_room(self, size: int, batches: int = 1) -> bool:
         """Whether so many batches of `size` bytes in all fit into space that is allocated already,
         whatever their term, if they are appended within the hour."""
-        if (
+        soon = max(self._clock.now_ms(), self.tip.timestamp) + 3_600_000
+        return self._fits_into_reserved(size, batches) or self._fits_into_active(
+            size, batches, soon, self.tip.term + 1
+        )
+
+    def has_room_for(self, headers: Sequence[BatchHeader]) -> bool:
+        """Likewise for these batches, which may replace some at the end of the log."""
+        size, last = sum(header.size for header in headers), headers[-1]
+        # Whatever active segment a cut leaves was sealed, and has given its space back.
+        stays = self._last_kept(headers) >= self._active.index.before.index
+        return self._fits_into_reserved(size, len(headers)) or (
+            stays and self._fits_into_active(size, len(headers), last.timestamp, last.term)
+        )
+
+    def _last_kept(self, headers: Sequence[BatchHeader]) -> int:
+        """The last batch of ours that stays if these are taken."""
+        for header in headers:
+            if self.term_at(header.index) != header.term:
+                return header.index - 1
+        return self.tip.index
+
+    def _fits_into_reserved(self, size: int, batches: int) -> bool:
+        return (
             self._reserved is not None
             and _capacity_for(size) <= self._reserved.capacity
             and batches <= self._config.segment_batches
-        ):
-            return True
+        )
+
+    def _fits_into_active(self, size: int, batches: int, timestamp: int, term: int) -> bool:
         index = self._active.index
-        soon = max(self._clock.now_ms(), self.tip.timestamp) + 3_600_000
         return (
             self._active.has_room(size)
             and len(index) + batches <= self._config.segment_batches
-            and index.fits(soon, self.tip.term + 1)
+            and index.fits(timestamp, term)
         )
 
     async def make_room(self, size: int, batches: int = 1) -> None:
         """Waits until `has_room`; another task may take the room before the caller runs.
 
-        Raises DiskFull if the space cannot be had.
+        Raises DiskFull if the space cannot be had, or what the log failed with.
         """
-        while not self.has_room(size, batches):
+        await self._make_room(size, lambda: self.has_room(size, batches))
+
+    async def make_room_for(self, headers: Sequence[BatchHeader]) -> None:
+        """Waits until `has_room_for`, as `make_room`."""
+        size = sum(header.size for header in headers)
+        await self._make_room(size, lambda: self.has_room_for(headers))
+
+    async def _make_room(self, size: int, is_there: Callable[[], bool]) -> None:
+        while not is_there():
+            if self._failure is not None:
+                raise self._failure
             if not self._may_ask():
                 raise DiskFull(self._refusal)
             self._reserve(size)
             await asyncio.shield(self._space)
+
+    def ask_for_room(self, size: int) -> None:
+        """Has space allocated for `size` bytes, unless that is under way or was just refused."""
+        if self._may_ask():
+            self._reserve(size)
 
     def _may_ask(self) -> bool:
         """Whether the last refusal was long enough ago to ask for space again."""
@@ -192,12 +233,10 @@ class Log:
         if self._reserving:
             return
         self._reserving = True
-        # What there is, is too small for this batch: it is allocated again, larger.
-        self._forget_reserved()
+        self._rolled_since = False
         active = self._active
         self._writer.submit(
             Reserve(
-                folder=self._folder,
                 capacity=max(self._config.segment_bytes, _capacity_for(size)),
                 index_bytes=fmt.index_bytes_max(self._config.segment_batches),
                 active_index=active.index_path if active.index_file is None else None,
@@ -235,10 +274,18 @@ class Log:
         old, reserved = self._active, self._reserved
         assert reserved is not None, "a batch was appended without room"
         assert _capacity_for(size) <= reserved.capacity
-        assert old.index_file is not None
         new = Segment(
             self._folder, Index(self.tip), reserved.store, reserved.capacity, reserved.index_file
         )
+        self._reserved = None
+        self._rolled_since = True
+        if len(old.index) == 0:
+            # Nothing to seal: it was too small for its first batch and gives way to a larger one.
+            self._segments[-1] = new
+            self._writer.submit(Replace(before=self.tip, store=new.file))
+            self._retire_when_written([old])
+            return new
+        assert old.index_file is not None
         self._writer.submit(
             Roll(
                 first_index=old.first_index,
@@ -246,15 +293,12 @@ class Log:
                 index_file=old.index_file,
                 packed_index=old.index.pack(),
                 next_before=self.tip,
-                next_store_path=new.store_path,
-                next_index_path=new.index_path,
                 next_store=new.file,
             )
         )
         old.index_file = None
         # The writer gives the unused space back.
         old.capacity = old.index.end_position
-        self._reserved = None
         self._segments.append(new)
         self._events.sealed(self.tip)
         return new
@@ -299,7 +343,15 @@ class Log:
 
     def space_reserved(self, reserved: Reserved) -> None:
         self._reserving = False
-        self._reserved = reserved
+        if self._rolled_since:
+            # It grew the file that became the active segment meanwhile; another one is to be made.
+            reserved.store.close()
+            reserved.index_file.close()
+        else:
+            # The same file, larger. What is reserved is never given up before: batches may have been
+            # admitted into it that are not appended yet.
+            self._forget_reserved()
+            self._reserved = reserved
         if reserved.active_index is not None:
             self._active.index_file = reserved.active_index
         self._wake_waiting_for_space()
@@ -314,6 +366,8 @@ class Log:
         self._wake_waiting_for_space()
 
     def storage_failed(self, error: BaseException) -> None:
+        self._failure = error
+        self._wake_waiting_for_space()
         self._events.failed(error)
 
     def _wake_waiting_for_space(self) -> None:
@@ -349,8 +403,21 @@ class Log:
                 later=[(old.store_path, old.index_path) for old in later],
             )
         )
-        for old in later:
-            old.retire()
+        self._retire_when_written(later)
+
+    def _retire_when_written(self, segments: Sequence[Segment]) -> None:
+        """Lets go of segments once the writer is past them: it may still have batches to write to
+        one, and a closed descriptor's number belongs to the next file that is opened."""
+        done: asyncio.Future[None] = self._loop.create_future()
+
+        def retire(done: asyncio.Future[None]) -> None:
+            # Also if the disk failed, which the owner hears of elsewhere.
+            done.exception()
+            for segment in segments:
+                segment.retire()
+
+        done.add_done_callback(retire)
+        self._writer.submit(Job(work=lambda: None, done=done))
 
     def drop_prefix(self, first_index: int) -> int:
         """Deletes the oldest segments whose batches are all below `first_index`, as far as a
@@ -370,8 +437,7 @@ class Log:
         paths = [path for old in dropped for path in (old.store_path, old.index_path)]
         paths += self._forget_snapshots(lambda index: index < self.before.index)
         self._writer.submit(Delete(paths=paths))
-        for old in dropped:
-            old.retire()
+        self._retire_when_written(dropped)
         return count
 
     # --- snapshots -------------------------------------------------------------------------------
@@ -424,6 +490,8 @@ class Log:
             )
         )
         segment = await done
+        # Every report of what was written before has come.
+        self._old_reports_hold_to = _NO_CUT
         # The new segment was made of the reserved file.
         self._forget_reserved()
         self._segments = [segment]
@@ -516,7 +584,8 @@ class Log:
             return segment.index.last
         position = segment.index.position(index - segment.first_index)
         size = segment.index.position(index - segment.first_index + 1) - position
-        return Tip.after(segment.check(segment.file.pread(size, position), position, index)[0])
+        data = segment.read_cached(size, position) or segment.file.pread(size, position)
+        return Tip.after(segment.check(data, position, index)[0])
 
     # --- reading ---------------------------------------------------------------------------------
 
@@ -532,13 +601,18 @@ class Log:
             data = b"".join([part for entry in entries for part in entry.parts])
             return Run(data, [entry.header for entry in entries])
         segment = self.segment_of(first)
-        position, size = segment.extent(first, last, bytes_max)
-        cached = segment.file.pread_cached(size, position)
+        # What is in memory may not be on the disk yet.
+        on_disk = min(last, self._tail.first_index - 1)
+        position, size = segment.extent(first, on_disk, bytes_max)
+        cached = segment.read_cached(size, position)
         if cached is None:
             generation = self._generation
             cached = await self._read_from_disk(segment, size, position)
             if generation != self._generation:
-                raise Unavailable(f"the log was cut while batch {first} was read; read again")
+                # What was read may be of a suffix that is void now.
+                if not self.first_index <= first <= last <= self.tip.index:
+                    raise Unavailable(f"the log was cut while batch {first} was read; read again")
+                return await self.read(first, last, bytes_max)
         return Run(cached, segment.check(cached, position, first))
 
     async def _read_from_disk(self, segment: Segment, size: int, position: int) -> bytes:
@@ -563,13 +637,17 @@ class Log:
         if self._marking is not None:
             self._marking.cancel()
         self._writer.submit(WriteMark())
-        with contextlib.suppress(ProglogError):
-            # If the disk failed, the owner has heard of it through `failed`.
+        try:
             await self._writer.run(lambda: None)
-        self._writer.stop()
-        for segment in self._segments:
-            segment.retire()
-        self._forget_reserved()
+        except BaseException as error:
+            # If the disk failed, the owner has heard of it through `failed`.
+            if error is not self._failure:
+                raise
+        finally:
+            self._writer.stop()
+            for segment in self._segments:
+                segment.retire()
+            self._forget_reserved()
 
 
 def _capacity_for(size: int) -> int:

@@ -109,6 +109,9 @@ class _Recovery:
         )
 
     def _act(self) -> None:
+        # After kill -9 what was found may be in the page cache only; what follows relies on it, and
+        # destroys what a power cut would need if it took that back.
+        self._files.sync_directory(self._folder)
         for act in self._actions:
             act()
         self._actions.clear()
@@ -214,7 +217,9 @@ class _Recovery:
             if not following or (marks and marks[0].cut):
                 if not marks:
                     raise self._refuse(path, fmt.MARK_POSITIONS[0], "both synced marks are damaged")
+                self._actions.append(store.fdatasync)
                 self._delete_segments_later(following)
+                self._actions.append(lambda: self._files.sync_directory(self._folder))
                 segments.append(self._open_active(path, store, before, marks[0]))
                 return segments, marks[0]
             index = self._open_sealed(path, store, before, following[0] - 1)

@@ -96,9 +96,20 @@ class Segment:
         `bytes_max` bytes, at least one."""
         slot = first - self.first_index
         position = self.index.position(slot)
-        end_slot = max(self.index.slot_at_position(position + bytes_max), slot + 1)
+        # The batch that begins there or before is not wholly within; behind the last none begins.
+        end_slot = len(self.index)
+        if position + bytes_max < self.index.end_position:
+            end_slot = max(self.index.slot_at_position(position + bytes_max), slot + 1)
         end_slot = min(end_slot, last - self.first_index + 1, slot + limits.read_batches_max)
         return position, self.index.position(end_slot) - position
+
+    def read_cached(self, size: int, position: int) -> bytes | None:
+        """The bytes if they are in the page cache. A sector that cannot be read is not: the read
+        that waits for the disk meets it again and says where."""
+        try:
+            return self.file.pread_cached(size, position)
+        except OSError:
+            return None
 
     def check(self, data: bytes, position: int, first: int) -> list[BatchHeader]:
         """The headers of the batches in `data`, read from `position`, of which the first is batch
@@ -147,13 +158,16 @@ def create_segment(
 
 
 def allocate(files: Files, path: Path, size: int) -> File:
-    """A file with `size` bytes of allocated space. Leaves none behind if that fails."""
-    file = files.open(path) if files.exists(path) else files.create(path)
+    """A file with `size` bytes of allocated space. One that is made anew is not left behind if that
+    fails; one that was there keeps what it had."""
+    existed = files.exists(path)
+    file = files.open(path) if existed else files.create(path)
     try:
         file.reserve(size)
     except OSError:
         file.close()
-        files.unlink(path)
+        if not existed:
+            files.unlink(path)
         raise
     return file
 

@@ -29,6 +29,8 @@ from proglog.log.segment import (
     allocate,
     create_segment,
     finish_cut,
+    index_name,
+    store_name,
     write_index,
 )
 from proglog.log.snapshot import Snapshot
@@ -98,16 +100,20 @@ class Roll:
     index_file: File
     packed_index: bytes
     next_before: Tip
-    next_store_path: Path
-    next_index_path: Path
     next_store: File
+
+
+class Replace(NamedTuple):
+    """Starts the segment being written, which is empty, anew in the reserved files."""
+
+    before: Tip
+    store: File
 
 
 @dataclass(slots=True, kw_only=True)
 class Reserve:
     """Allocates the files of the next segment, and the active one's index if that is missing."""
 
-    folder: Path
     capacity: int
     index_bytes: int
     active_index: Path | None
@@ -156,7 +162,9 @@ class Job:
     done: asyncio.Future[None]
 
 
-Operation: TypeAlias = Begin | Append | Roll | Reserve | CutSuffix | Delete | Reset | WriteMark | Job
+Operation: TypeAlias = (
+    Begin | Append | Roll | Replace | Reserve | CutSuffix | Delete | Reset | WriteMark | Job
+)
 
 
 # --- the writer ----------------------------------------------------------------------------------
@@ -244,6 +252,8 @@ class Writer:
                 self._write_group(self._take_group(operation))
             case Roll():
                 self._roll(operation)
+            case Replace():
+                self._start_segment(operation.store, operation.before)
             case Reserve():
                 self._reserve(operation)
             case CutSuffix():
@@ -330,30 +340,43 @@ class Writer:
         self._mark_if_due()
         write_index(roll.index_file, roll.packed_index)
         self._store.truncate(self._synced_end)
-        roll.next_store.pwritev([fmt.pack_preamble(roll.next_before)], 0)
-        roll.next_store.fdatasync()
-        self._files.rename(self._folder / RESERVED_INDEX, roll.next_index_path)
-        self._files.rename(self._folder / RESERVED_STORE, roll.next_store_path)
-        self._files.sync_directory(self._folder)
-        self._store = roll.next_store
-        self._synced_end = fmt.PREAMBLE_BYTES
-        self._sequence = 1
+        self._start_segment(roll.next_store, roll.next_before)
         sealed = Index.parse(self._files.read_only_map(roll.index_path))
         assert sealed is not None, "the index that was just written does not read back"
         self._post(self._events.segment_sealed, roll.first_index, sealed)
 
+    def _start_segment(self, store: File, before: Tip) -> None:
+        store.pwritev([fmt.pack_preamble(before)], 0)
+        store.fdatasync()
+        first_index = before.index + 1
+        self._files.rename(self._folder / RESERVED_INDEX, self._folder / index_name(first_index))
+        self._files.rename(self._folder / RESERVED_STORE, self._folder / store_name(first_index))
+        self._files.sync_directory(self._folder)
+        self._store = store
+        self._synced_end = fmt.PREAMBLE_BYTES
+        self._sequence = 1
+
     def _reserve(self, reserve: Reserve) -> None:
-        active_index: File | None = None
+        wanted = [
+            (self._folder / RESERVED_STORE, reserve.capacity),
+            (self._folder / RESERVED_INDEX, reserve.index_bytes),
+        ]
+        if reserve.active_index is not None:
+            wanted.append((reserve.active_index, reserve.index_bytes))
+        allocated: list[File] = []
         try:
-            if reserve.active_index is not None:
-                active_index = allocate(self._files, reserve.active_index, reserve.index_bytes)
-            index = allocate(self._files, reserve.folder / RESERVED_INDEX, reserve.index_bytes)
-            store = allocate(self._files, reserve.folder / RESERVED_STORE, reserve.capacity)
+            for path, size in wanted:
+                allocated.append(allocate(self._files, path, size))
         except OSError as error:
+            # A full disk is asked again and again: each descriptor that stayed open would be lost.
+            for file in allocated:
+                file.close()
             if error.errno not in NO_SPACE:
                 raise
             self._post(self._events.space_refused, error)
             return
+        store, index, *rest = allocated
+        active_index = rest[0] if rest else None
         reserved = Reserved(store, index, reserve.capacity, active_index)
         self._post(self._events.space_reserved, reserved)
 

@@ -45,6 +45,9 @@ class Peers(Protocol):
     def send_plain(self, node: Node, messages: list[bytes]) -> None:
         """Sends exactly these messages."""
 
+    def send_alone(self, address: Address, message: bytes) -> None:
+        """Sends a message to one who may well be dead: gossip would be lost on it."""
+
     def suspect(self, message: Suspect) -> None:
         """This node or another suspects a node."""
 
@@ -222,7 +225,7 @@ class Prober:
 
         timer = self._timers.after(self._timing.probe_timeout_s, give_up)
         self._relays[sequence] = pass_on
-        self._peers.send(message.target, encode_message(ping))
+        self._peers.send_alone(message.target, encode_message(ping))
 
     def _next_sequence(self) -> int:
         self._sequence = (self._sequence + 1) & 0xFFFF_FFFF

@@ -246,6 +246,9 @@ class Serf:
         self._require_running()
         self._timers.observe(now)
         clock = self._table.clock
+        # One later than need be: a peer that has heard from us of an earlier leave of this member
+        # has made up a time for it, one past ours (`_merge_intents`), which this one must beat.
+        clock.advance()
         intent = LeaveIntent(ltime=clock.time, node=name, prune=prune)
         clock.advance()
         self._on_leave_intent(intent, encode_serf(intent))

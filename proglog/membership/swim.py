@@ -147,7 +147,10 @@ class Swim:
 
     def _gossip(self) -> None:
         self._timers.after(self._timing.gossip_interval_s, self._gossip)
-        for node in self.nodes.sample(self._timing.gossip_nodes, self._gossips_with):
+        chosen = self.nodes.sample(self._timing.gossip_nodes, self._gossips_with)
+        # The living first: each message is sent only so often, in a small cluster twice or four
+        # times, and must not be spent on the dead.
+        for node in sorted(chosen, key=lambda node: node.state):
             messages = self._take_broadcasts(packets.room(self._keyring))
             if not messages:
                 return
@@ -191,9 +194,13 @@ class Swim:
         data = packets.seal(messages, self._keyring, checksum=node.checksums)
         self._outbox.send(node.address, data)
 
+    def send_alone(self, address: Address, message: bytes) -> None:
+        """Sends a message to one who may well be dead: gossip would be lost on it."""
+        self._outbox.send(address, packets.seal([message], self._keyring, checksum=False))
+
     def send_user(self, address: Address, payload: bytes) -> None:
         """Sends a message of the protocol above to one node."""
-        self._outbox.send(address, packets.seal([_USER + payload], self._keyring, checksum=False))
+        self.send_alone(address, _USER + payload)
 
     def retransmits(self) -> int:
         return retransmit_limit(self._timing.retransmit_multiplier, len(self.nodes))

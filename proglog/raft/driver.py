@@ -165,17 +165,17 @@ class Driver:
         self.raft.step(message)
         self.pump_soon()
 
-    def has_room_for(self, size: int, count: int) -> bool:
-        """Whether a leader's batches could be appended now. Control room is theirs too."""
-        return not self._received and self._log.has_room(size, count)
+    def has_room_for(self, received: Sequence[ReceivedBatch]) -> bool:
+        """Whether a leader's batches could be taken now. Control room is theirs too."""
+        return not self._received and self._log.has_room_for([each.header for each in received])
 
-    async def make_room_for(self, size: int, count: int) -> None:
+    async def make_room_for(self, received: Sequence[ReceivedBatch]) -> None:
         """Until `has_room_for`. Raises DiskFull."""
-        while not self.has_room_for(size, count):
+        while not self.has_room_for(received):
             if self._received:
                 await self.taken.wait()
             else:
-                await self._log.make_room(size, count)
+                await self._log.make_room_for([each.header for each in received])
 
     def receive_append(self, request: AppendRequest, received: Sequence[ReceivedBatch]) -> None:
         """Steps an append with its batches. The log must have room for them."""

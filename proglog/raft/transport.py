@@ -16,7 +16,7 @@ import structlog
 
 from proglog import limits
 from proglog.batch import Buffer
-from proglog.errors import DiskFull, ProglogError, Unavailable
+from proglog.errors import DiskFull, ProglogError, RangeCorrupt, Unavailable
 from proglog.log.log import Log
 from proglog.raft import frames
 from proglog.raft.configuration import Configuration
@@ -48,6 +48,9 @@ class TransportHost(Protocol):
 
     def range_received(self, batches: list[ReceivedBatch]) -> None:
         """The answer to `Transport.fetch`, from whoever it is."""
+
+    def damaged(self, error: RangeCorrupt) -> None:
+        """A batch that a follower needs cannot be read."""
 
     def failed(self, error: BaseException) -> None: ...
 
@@ -99,7 +102,9 @@ class Transport:
         return peer
 
     def address_of(self, uuid: str) -> str:
-        """Where to dial a server: the newest address heard of, or the configured one; may be ""."""
+        """Where a server is: the newest address heard of, or the configured one; may be ""."""
+        if uuid == self.host.identity.uuid:
+            return self.rpc_addr
         return self._hints.get(uuid) or self._addresses.get(uuid, "")
 
     def set_configuration(self, configuration: Configuration) -> None:
@@ -176,6 +181,8 @@ class _Peer:
                     snapshot = await self._transport.log.read_snapshot(message.index)
                     self._bulk.write(frames.encode_install(message, snapshot))
         except (ProglogError, FileNotFoundError) as error:
+            if isinstance(error, RangeCorrupt):
+                self._transport.host.damaged(error)
             # Cut, compacted or corrupt meanwhile, or the connection is gone: the core probes again.
             _logger.info("append not sent", peer=self.uuid, error=str(error))
             self._lost()
@@ -468,9 +475,8 @@ class _Inbound(asyncio.Protocol):
 
     def _append(self, payload: memoryview) -> None:
         request, received = frames.decode_append(payload, self._peer, self._uuid)
-        size = sum(len(each.data) for each in received)
         driver = self._owner.driver
-        if received and not driver.has_room_for(size, len(received)):
+        if received and not driver.has_room_for(received):
             self._wait_for(self._append_when_room(request, received))
         else:
             driver.receive_append(request, received)
@@ -485,7 +491,7 @@ class _Inbound(asyncio.Protocol):
         for start in range(0, len(received), most):
             piece = received[start : start + most]
             try:
-                await driver.make_room_for(sum(len(each.data) for each in piece), len(piece))
+                await driver.make_room_for(piece)
             except DiskFull as full:
                 # Nothing is acknowledged without room for it. The leader finds out by the
                 # connection that ends, and tries again.

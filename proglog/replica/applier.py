@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine
 
 from proglog import limits
 from proglog.batch import HEADER_BYTES, BatchHeader, Buffer, Kind, walk
+from proglog.errors import RangeCorrupt, Unavailable
 from proglog.log.format import Tip
 from proglog.log.log import Log
 from proglog.log.snapshot import Snapshot
@@ -34,11 +36,13 @@ class Applier:
         *,
         spawn: Callable[[Coroutine[None, None, None]], None],
         on_start_moved: Callable[[], None],
+        on_damage: Callable[[RangeCorrupt], None],
     ) -> None:
         self._log = log
         self._waiters = waiters
         self._spawn = spawn
         self._on_start_moved = on_start_moved
+        self._on_damage = on_damage
         self._snapshots = Snapshots(log, applied_index)
         self._replaying = False
         self.state = state
@@ -83,9 +87,19 @@ class Applier:
     async def _replay(self) -> None:
         """Applies committed batches that must be read: after a start, or far behind."""
         while self.applied_index < self.commit_index:
-            run = await self._log.read(
-                self.applied_index + 1, self.commit_index, limits.replay_bytes
-            )
+            try:
+                run = await self._log.read(
+                    self.applied_index + 1, self.commit_index, limits.replay_bytes
+                )
+            except RangeCorrupt as error:
+                # Other servers have what is committed: until it is mended, nothing behind it is
+                # served here.
+                self._on_damage(error)
+                await asyncio.sleep(limits.replay_retry_seconds)
+                continue
+            except Unavailable:
+                # A snapshot replaced the log, and what was to be applied with it.
+                continue
             for header, body in walk(run.data):
                 self._apply_one(header, body)
             self.applied.tell()

@@ -32,7 +32,12 @@ class Fitness:
         # no-op will do: then at least what is stored can be read.
         alone = len(self._leadership.configuration.voters) == 1
         needed = HEADER_BYTES if alone else limits.control_bytes_reserved
-        full = not log.has_room(needed + self._driver.pending_bytes)
+        needed += self._driver.pending_bytes
+        full = not log.has_room(needed)
+        if full:
+            # Nobody else asks while nothing is appended: all servers restarted with their segments
+            # full, and space enough on their disks, would wait for each other to lead.
+            log.ask_for_room(needed)
         fit = not (self.is_damaged or stalled or full)
         self._driver.raft.may_campaign = fit
         return fit

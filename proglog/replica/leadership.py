@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from proglog.errors import NotLeader, ProglogError, Unavailable
 from proglog.news import News
 from proglog.raft.configuration import Configuration
@@ -14,10 +16,13 @@ class Leadership:
     """This server's view, kept up to date by the replica."""
 
     def __init__(
-        self, hard_state: HardStateFile, configuration: Configuration, rpc_addr: str
+        self,
+        hard_state: HardStateFile,
+        configuration: Configuration,
+        address_of: Callable[[str], str],
     ) -> None:
         self._hard_state = hard_state
-        self._rpc_addr = rpc_addr
+        self._address_of = address_of
         self.configuration = configuration
         self.state = SoftState(Role.FOLLOWER, None, hard_state.hard_state.term)
         self.led_from = 0
@@ -32,13 +37,12 @@ class Leadership:
     @property
     def servers(self) -> list[ServerInfo]:
         """The servers of the configuration."""
-        own = self._hard_state.identity.uuid
         return [
             ServerInfo(
                 name=server.name,
                 uuid=server.uuid,
-                # Its own address it knows better than a configuration of long ago.
-                rpc_addr=self._rpc_addr if server.uuid == own else server.address,
+                # Not that of the configuration: a server may be elsewhere since.
+                rpc_addr=self._address_of(server.uuid),
                 is_leader=server.uuid == self.state.leader,
                 suffrage="voter" if self.configuration.is_voter(server.uuid) else "learner",
             )

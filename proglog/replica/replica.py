@@ -54,7 +54,7 @@ from proglog.replica.barriers import Barriers
 from proglog.replica.fitness import Fitness
 from proglog.replica.leadership import Leadership
 from proglog.replica.members import Members
-from proglog.replica.opening import FIRST_TERM, Opened, first_batch, new_id, open_directory
+from proglog.replica.opening import FIRST_TERM, Opened, first_batch, open_directory
 from proglog.replica.repair import Repair
 from proglog.replica.retention import Retention
 from proglog.replica.state import ReplicatedState
@@ -101,11 +101,6 @@ class Replica:
         self._hard_state = opened.hard_state
         self._unlock = opened.unlock
         self.log = Log(opened.folder, opened.recovered, config, ports, self, self._offload)
-        self.leadership = Leadership(
-            opened.hard_state,
-            opened.configurations[-1][1] if opened.configurations else Configuration(),
-            rpc_addr,
-        )
         self._waiters = CommitWaiters()
         self._inflight_bytes = 0
         self._room = News()
@@ -119,6 +114,7 @@ class Replica:
             self._waiters,
             spawn=self._spawn,
             on_start_moved=self._trim,
+            on_damage=self.damaged,
         )
         self.transport = Transport(
             host=self,
@@ -127,6 +123,11 @@ class Replica:
             rpc_addr=rpc_addr,
             connect=connect,
             chance=random.Random(ports.random.getrandbits(64)),
+        )
+        self.leadership = Leadership(
+            opened.hard_state,
+            opened.configurations[-1][1] if opened.configurations else Configuration(),
+            self.transport.address_of,
         )
         self._driver = self._make_driver(opened)
         self.transport.driver = self._driver
@@ -459,6 +460,10 @@ class Replica:
 
     # --- damage ----------------------------------------------------------------------------------
 
+    def damaged(self, error: RangeCorrupt) -> None:
+        """Somebody could not read a committed batch."""
+        self.repair.report(error)
+
     def range_wanted(self, peer: str, first: int, last: int) -> None:
         if self.log.first_index <= first <= last and first <= self.applied_index:
             self._spawn(self._answer_range(peer, first, min(last, self.applied_index)))
@@ -468,6 +473,9 @@ class Replica:
             run = await self.log.read(first, last, limits.read_bytes_max)
         except RangeCorrupt as error:
             self.repair.report(error)
+        except Unavailable:
+            # A snapshot replaced the log: the peer asks somebody else.
+            return
         else:
             self.transport.answer_fetch(peer, run.data)
 
@@ -485,10 +493,6 @@ class Replica:
                 await self.log.run_job(lambda: file.save(file.hard_state, cluster_id))
             else:
                 raise Unavailable(f"this server joined cluster {self.identity.cluster_id}")
-
-    def new_id(self) -> str:
-        """A random UUID."""
-        return new_id(self._ports.random)
 
     async def begin(self, configuration: Configuration) -> None:
         """Begins a cluster with these servers, once: the log must be empty, and all of them must

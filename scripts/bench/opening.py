@@ -6,7 +6,6 @@ import asyncio
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 from collections import deque
@@ -19,7 +18,7 @@ import uvloop
 import proglog
 from proglog.batch import ProposedBatch, encode
 from proglog.cli.bench import free_port, values_of
-
+from proglog.types import Appended
 from scripts.bench import node
 from scripts.bench.servers import ROOT, START_SECONDS_MAX, connected, running
 from scripts.bench.systems import Proglog
@@ -40,7 +39,7 @@ async def build(folder: Path, records: int, batch_records: int) -> None:
     body = encode(values_of(100)[:batch_records])
     async with proglog.open(folder) as log:
         stream = await log._backend.open_produce()
-        waiting: deque[asyncio.Future[object]] = deque()
+        waiting: deque[asyncio.Future[Appended]] = deque()
         for _ in range(records // batch_records):
             waiting.append(await stream.submit(ProposedBatch(body)))
             if len(waiting) == _INFLIGHT:

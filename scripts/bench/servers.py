@@ -15,8 +15,6 @@ from time import perf_counter
 from typing import TypeVar
 
 from proglog.cli.bench import free_port
-from proglog.errors import ProglogError
-
 from scripts.bench.systems import System
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,6 +29,7 @@ class Server:
     """A running process."""
 
     def __init__(self, command: Sequence[str], output: Path) -> None:
+        self._name = " ".join(command)
         self._output = output
         with output.open("ab") as file:
             # A session of its own: Ctrl-C at the terminal reaches the benchmark, which ends it.
@@ -57,13 +56,15 @@ class Server:
         """Raises RuntimeError if it has ended."""
         if self.process.poll() is not None:
             tail = self._output.read_text(errors="replace")[-2000:]
-            raise RuntimeError(f"{self.process.args} ended with {self.process.returncode}:\n{tail}")
+            raise RuntimeError(f"{self._name} ended with {self.process.returncode}:\n{tail}")
 
     async def said(self, pattern: str) -> re.Match[str]:
         """Waits for a line in its output. Raises RuntimeError or TimeoutError."""
         async with asyncio.timeout(START_SECONDS_MAX):
             while True:
-                if found := re.search(pattern, self._output.read_text(errors="replace"), re.M):
+                if found := re.search(
+                    pattern, self._output.read_text(errors="replace"), re.MULTILINE
+                ):
                     return found
                 self.check()
                 await asyncio.sleep(0.01)

@@ -7,16 +7,16 @@ medians of the runs. All that is read is compared with what was appended.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import cast
 from urllib.request import urlopen
 
 from proglog.cli import bench
 from proglog.cli.bench import concurrently, one_at_a_time, values_of
-
 from scripts.bench import node
 from scripts.bench.opening import opening
 from scripts.bench.report import Report, Row, tell
@@ -27,6 +27,7 @@ from scripts.bench.workloads import (
     Cpu,
     batched,
     beside_readers,
+    check_appended,
     end_to_end,
     fill,
     p50_ms,
@@ -122,11 +123,10 @@ class Bench:
         await self._memory()
         await self._opening()
 
-    async def _times(self, measure: Callable[[], Awaitable[float]]) -> list[float]:
-        return [await measure() for _ in range(self._plan.runs)]
-
     @asynccontextmanager
-    async def _watched(self, load: str, client: System, server: Server, port: int):
+    async def _watched(
+        self, load: str, client: System, server: Server, port: int
+    ) -> AsyncIterator[None]:
         """Notes how busy both ends were and, for Proglog, what the disk had to do."""
         before = await _metrics(port) if isinstance(client, Proglog) else {}
         cpu = Cpu(server)
@@ -152,21 +152,28 @@ class Bench:
             rows.one_p99.put(name, [p99_ms(run) for run in ones])
             for tasks, row in ((256, rows.tasks_256), (1024, rows.tasks_1024)):
                 async with self._watched(f"{tasks} awaits", client, server, port):
-                    row.put(name, await self._times(lambda: self._awaits(client, tasks)))
+                    row.put(name, [await self._awaits(client, tasks) for _ in range(plan.runs)])
             for _ in range(plan.runs):
                 ends.append(await end_to_end(client, port, SMALL, 2 * plan.seconds))
             rows.end_p50.put(name, [p50_ms(run) for run in ends])
             rows.end_p99.put(name, [p99_ms(run) for run in ends])
 
     async def _awaits(self, client: System, tasks: int) -> float:
-        rate, _ = await concurrently(client.append, values_of(SMALL)[:tasks], self._plan.seconds)
+        values = values_of(SMALL)[:tasks]
+        rate, answers = await concurrently(client.append, values, self._plan.seconds)
+        if isinstance(client, Proglog):
+            await check_appended(client, values, cast("list[list[int]]", answers))
         return rate
 
     async def _batched(self, system: type[System], size: int) -> None:
         values = values_of(size)
-        async with serving(system, self._folder) as (client, server, port):
-            async with self._watched(f"batched, {size} B", client, server, port):
-                rates = await self._times(lambda: batched(client, values, self._plan.seconds))
+        async with (
+            serving(system, self._folder) as (client, server, port),
+            self._watched(f"batched, {size} B", client, server, port),
+        ):
+            rates = [
+                await batched(client, values, self._plan.seconds) for _ in range(self._plan.runs)
+            ]
         if size == SMALL:
             self._rows.batched_small.put(system.name, rates)
         else:
@@ -184,9 +191,10 @@ class Bench:
             for lists, (small, large) in by_lists.items():
                 how = "by batches" if lists else "record by record"
                 async with self._watched(f"consume {size} B {how}", client, server, port):
-                    rates = await self._times(
-                        lambda: read(client, values, plan.seconds, lists=lists)
-                    )
+                    rates = [
+                        await read(client, values, plan.seconds, lists=lists)
+                        for _ in range(plan.runs)
+                    ]
                 if size == SMALL:
                     small.put(system.name, rates)
                 else:
@@ -229,12 +237,15 @@ class Bench:
 
         async with serving(Proglog, self._folder, command) as (client, server, port):
             async with self._watched(f"+{delay} ms, 256 awaits", client, server, port):
-                awaits.put(client.name, await self._times(lambda: self._awaits(client, 256)))
-            async with self._watched(f"+{delay} ms, batched", client, server, port):
-                many.put(
-                    client.name,
-                    await self._times(lambda: batched(client, values, self._plan.seconds)),
+                awaits.put(
+                    client.name, [await self._awaits(client, 256) for _ in range(self._plan.runs)]
                 )
+            async with self._watched(f"+{delay} ms, batched", client, server, port):
+                rates = [
+                    await batched(client, values, self._plan.seconds)
+                    for _ in range(self._plan.runs)
+                ]
+                many.put(client.name, rates)
             latencies = await one_at_a_time(client.append, values[0], self._plan.seconds)
             alone.put(client.name, [p50_ms(latencies)])
 

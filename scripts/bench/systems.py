@@ -6,7 +6,7 @@ import asyncio
 import importlib.util
 import shutil
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -46,10 +46,10 @@ class System(Protocol):
 
     async def close(self) -> None: ...
 
-    async def append(self, value: bytes) -> object:
+    async def append(self, value: bytes, /) -> object:
         """Appends one record; returns once the server has acknowledged it."""
 
-    async def append_many(self, values: Sequence[bytes]) -> None:
+    async def append_many(self, values: Sequence[bytes], /) -> object:
         """Appends in order, the quickest way; returns once all are acknowledged."""
 
     async def read(self, check: Check) -> None:
@@ -58,7 +58,7 @@ class System(Protocol):
     async def read_lists(self, check: Check) -> None:
         """Gives the check the log from its start, the quickest way."""
 
-    def follow(self) -> AsyncIterator[bytes]:
+    def follow(self) -> AsyncGenerator[bytes, None]:
         """Records from now on, each as it comes. The first is empty: it says that it follows."""
 
     async def read_raw(self) -> int:
@@ -72,9 +72,9 @@ class Proglog:
     calls_inflight = bench.CALLS_INFLIGHT
     call_records = 10_000
 
-    def __init__(self, log: Log, backend: NetworkBackend) -> None:
+    def __init__(self, log: Log, addresses: Sequence[Address]) -> None:
         self.log = log
-        self._backend = backend
+        self._backend = NetworkBackend(addresses, "", None)
         self.append = log.produce
         self.append_many = log.produce_many
 
@@ -88,10 +88,19 @@ class Proglog:
 
     @classmethod
     async def connect(cls, port: int) -> Self:
-        backend = NetworkBackend([Address(HOST, port)], "", None)
-        log = proglog.connect(f"proglog://{HOST}:{port}")
-        await log.describe()
-        return cls(log, backend)
+        return await cls.at([Address(HOST, port)])
+
+    @classmethod
+    async def at(cls, addresses: Sequence[Address], *, idempotent: bool = True) -> Self:
+        """A client of the nodes at some addresses."""
+        url = "proglog://" + ",".join(map(str, addresses))
+        log = proglog.connect(url, idempotent=idempotent)
+        try:
+            await log.describe()
+        except BaseException:
+            await log.close()
+            raise
+        return cls(log, addresses)
 
     async def close(self) -> None:
         await self.log.close()
@@ -103,7 +112,7 @@ class Proglog:
     async def read_lists(self, check: Check) -> None:
         await bench.consume_batches(self.log, 0, check)
 
-    async def follow(self) -> AsyncIterator[bytes]:
+    async def follow(self) -> AsyncGenerator[bytes, None]:
         start = (await self.log.describe()).next
         yield b""
         async for record in self.log.consume(start):
@@ -179,7 +188,7 @@ class JetStream:
         )
 
     async def _count(self) -> int:
-        return (await self._stream.stream_info(_SUBJECT)).state.messages
+        return int((await self._stream.stream_info(_SUBJECT)).state.messages)
 
     async def read(self, check: Check) -> None:
         left = await self._count()
@@ -215,7 +224,7 @@ class JetStream:
         await done
         await subscription.unsubscribe()
 
-    async def follow(self) -> AsyncIterator[bytes]:
+    async def follow(self) -> AsyncGenerator[bytes, None]:
         messages: asyncio.Queue[bytes] = asyncio.Queue()
 
         async def received(message: Any) -> None:
@@ -265,8 +274,13 @@ class RedisStreams:
         if binary is None or importlib.util.find_spec("redis") is None:
             return None
         options = {
-            **{"bind": HOST, "port": str(port), "dir": str(folder), "save": ""},
-            **{"appendonly": "yes", "appendfsync": "always", "auto-aof-rewrite-percentage": "0"},
+            "bind": HOST,
+            "port": str(port),
+            "dir": str(folder),
+            "save": "",
+            "appendonly": "yes",
+            "appendfsync": "always",
+            "auto-aof-rewrite-percentage": "0",
         }
         return [binary, *(word for name, value in options.items() for word in (f"--{name}", value))]
 
@@ -277,7 +291,7 @@ class RedisStreams:
         pool = redis.asyncio.BlockingConnectionPool(
             host=HOST, port=port, max_connections=_CONNECTIONS, timeout=None
         )
-        client = redis.asyncio.Redis(connection_pool=pool)
+        client = redis.asyncio.Redis.from_pool(pool)
         try:
             await client.ping()
         except redis.exceptions.RedisError as error:
@@ -297,7 +311,7 @@ class RedisStreams:
             pipeline.xadd(_KEY, {_FIELD: value})
         await pipeline.execute()
 
-    async def _lists(self) -> AsyncIterator[list[bytes]]:
+    async def _lists(self) -> AsyncGenerator[list[bytes], None]:
         after = b"-"
         while entries := await self._client.xrange(_KEY, after, b"+", _LIST_RECORDS):
             yield [fields[_FIELD] for _, fields in entries]
@@ -321,13 +335,14 @@ class RedisStreams:
                 if check.take(values):
                     return
 
-    async def follow(self) -> AsyncIterator[bytes]:
+    async def follow(self) -> AsyncGenerator[bytes, None]:
         newest = await self._client.xrevrange(_KEY, count=1)
         after = newest[0][0] if newest else b"0-0"
         yield b""
         while True:
             for _, entries in await self._client.xread({_KEY: after}, block=1000) or ():
-                for after, fields in entries:
+                for identity, fields in entries:
+                    after = identity
                     yield fields[_FIELD]
 
     async def read_raw(self) -> int:

@@ -8,14 +8,13 @@ import json
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from time import perf_counter, process_time
 
 from proglog.cli.bench import Check, percentile
-
 from scripts.bench.reader import READY, stamped
 from scripts.bench.servers import ROOT, Server
-from scripts.bench.systems import System
+from scripts.bench.systems import Proglog, System
 
 PACE_PER_SECOND = 500
 READER_SECONDS_MAX = 30.0
@@ -77,6 +76,21 @@ async def read(client: System, values: list[bytes], seconds: float, *, lists: bo
     await (client.read_lists if lists else client.read)(check)
     assert check.count, "nothing was read"
     return check.per_second
+
+
+async def check_appended(
+    client: Proglog, values: Sequence[bytes], answers: Sequence[Sequence[int]]
+) -> None:
+    """Whether each value is at all offsets that its task was told. Raises AssertionError."""
+    expected = {
+        offset: value for value, offsets in zip(values, answers, strict=True) for offset in offsets
+    }
+    first = min(expected)
+    async with aclosing(client.log.consume_batches(first, follow=False)) as batches:
+        async for batch in batches:
+            for offset, value in enumerate(batch.values, batch.base_offset):
+                assert expected.pop(offset) == value, f"the record at {offset} is another one"
+    assert not expected, f"{len(expected)} acknowledged records are not in the log"
 
 
 async def paced(client: System, size: int, seconds: float) -> list[float]:

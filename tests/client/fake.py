@@ -5,24 +5,38 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator
+from typing import NamedTuple
 
 from proglog import batch
 from proglog.batch import Kind, ProposedBatch, Record
 from proglog.client.backend import At, Start
-from proglog.errors import EarlierRefused, OffsetOutOfRange, ProglogError
+from proglog.errors import EarlierRefused, OffsetMismatch, OffsetOutOfRange, ProglogError
+from proglog.replica.producers import Producers
 from proglog.types import Appended, Chunk, Description
 
 
+class Lost(NamedTuple):
+    """A fault by which a batch is appended, but not answered as such."""
+
+    error: ProglogError
+
+
 class FakeLog:
-    """Stored batches. `faults` are raised, one per submit, in place of appending; None appends."""
+    """Stored batches, each once: which retry is a duplicate decides the code of the server."""
 
     def __init__(self) -> None:
+        self.producers = Producers()
         self.batches: list[tuple[batch.BatchHeader, bytes]] = []
         self.earliest = 0
         self.next = 0
         self.appended = asyncio.Event()
 
     def append(self, proposed: ProposedBatch, timestamp: int = 1000) -> Appended:
+        known = self.producers.find(proposed) if proposed.producer_id else None
+        if known is not None:
+            return Appended(known.offset, timestamp)
+        if proposed.expected_offset not in (None, self.next):
+            raise OffsetMismatch("no", expected=proposed.expected_offset, next=self.next)
         header, packed = batch.build(
             proposed.body,
             kind=Kind.DATA,
@@ -31,7 +45,11 @@ class FakeLog:
             base_offset=self.next,
             timestamp=timestamp,
             chain_crc=0,
+            producer_id=proposed.producer_id,
+            sequence=proposed.sequence,
         )
+        if proposed.producer_id:
+            self.producers.apply(header)
         self.batches.append((header, packed + bytes(proposed.body.data)))
         self.next = header.next_offset
         self.appended.set()
@@ -67,37 +85,48 @@ class FakeStream:
         if not self.waiting:
             return
         proposed, answer = self.waiting.popleft()
-        fault = EarlierRefused("earlier") if self.refused else self.backend.next_fault()
-        if fault is None:
-            appended = self.backend.log.append(proposed)
-            if not answer.done():
-                answer.set_result(appended)
-        else:
+        try:
+            appended = self.backend.append(proposed, refused=self.refused)
+        except ProglogError as error:
             self.refused = True
             if not answer.done():
-                answer.set_exception(fault)
+                answer.set_exception(error)
+        else:
+            if not answer.done():
+                answer.set_result(appended)
 
     async def close(self) -> None:
         self.closed = True
 
 
 class FakeBackend:
-    """`held`: answers come only by `answer`. `faults` and `open_faults` are used up one by one."""
+    """`held`: answers come only by `answer`. `faults` and `open_faults` are used up one by one: an
+    error is raised in place of appending, None appends, `Lost` does both."""
 
     def __init__(self, log: FakeLog | None = None) -> None:
         self.log = log or FakeLog()
-        self.faults: deque[ProglogError | None] = deque()
+        self.faults: deque[ProglogError | Lost | None] = deque()
         self.open_faults: deque[ProglogError | None] = deque()
         self.consume_faults: deque[tuple[int, ProglogError]] = deque()
         self.held = False
         self.submitted: list[ProposedBatch] = []
         self.streams: list[FakeStream] = []
         self.consumed: list[Start] = []
+        self.linearizable: list[bool] = []
+        self.thrown: list[ProglogError] = []
         self.open_consumers = 0
         self.closed = False
 
-    def next_fault(self) -> ProglogError | None:
-        return self.faults.popleft() if self.faults else None
+    def append(self, proposed: ProposedBatch, *, refused: bool = False) -> Appended:
+        if refused:
+            raise EarlierRefused("an earlier batch was refused")
+        fault = self.faults.popleft() if self.faults else None
+        if isinstance(fault, ProglogError):
+            raise fault
+        appended = self.log.append(proposed)
+        if fault is not None:
+            raise fault.error
+        return appended
 
     def answer(self, count: int = 1) -> None:
         for _ in range(count):
@@ -111,9 +140,10 @@ class FakeBackend:
         return self.streams[-1]
 
     async def consume(
-        self, start: Start, *, follow: bool, bytes_max: int = 0
+        self, start: Start, *, follow: bool, linearizable: bool = False, bytes_max: int = 0
     ) -> AsyncGenerator[Chunk, None]:
         self.consumed.append(start)
+        self.linearizable.append(linearizable)
         self.open_consumers += 1
         try:
             fault_at, fault = (
@@ -136,6 +166,9 @@ class FakeBackend:
                     await self.log.appended.wait()
                 else:
                     return
+        except ProglogError as error:
+            self.thrown.append(error)
+            raise
         finally:
             self.open_consumers -= 1
 

@@ -64,10 +64,10 @@ class LogService:
         while (message := await stream.recv_message()) is not None:
             self.received += 1
             await self.release.wait()
-            fault = self.fake.next_fault()
-            if fault is not None:
-                raise grpc_error(fault)
-            appended: Appended = self.fake.log.append(message.batch)
+            try:
+                appended: Appended = self.fake.append(message.batch)
+            except ProglogError as error:
+                raise grpc_error(error) from None
             await stream.send_message(appended)
 
     async def consume(self, stream) -> None:

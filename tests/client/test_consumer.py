@@ -173,10 +173,10 @@ async def test_a_stream_that_ends_is_taken_up_again_when_following(log, backend,
     consume = backend.consume
     calls = 0
 
-    def ending(start, *, follow, bytes_max=0):
+    def ending(start, *, follow, linearizable):
         nonlocal calls
         calls += 1
-        return consume(start, follow=follow and calls > 1, bytes_max=bytes_max)
+        return consume(start, follow=follow and calls > 1)
 
     backend.consume = ending
     records = log.consume(0)
@@ -205,7 +205,7 @@ async def test_what_gets_on_does_not_give_up(backend, filled):
     backend.consume_faults.extend([(offset, Unavailable("x")) for offset in (2, 4, 6, 8)])
     consume = backend.consume
 
-    async def slowly(start, *, follow, bytes_max=0):
+    async def slowly(start, *, follow, linearizable):
         await asyncio.sleep(0.04)
         async with aclosing(consume(start, follow=follow)) as chunks:
             async for chunk in chunks:
@@ -250,6 +250,7 @@ async def test_damaged_records_are_never_shown(backend, filled):
                 seen.append(record.offset)
         assert seen == [0, 1, 2, 3]
         assert caught.value.number("offset") == 4
+        assert {type(error) for error in backend.thrown} == {RangeCorrupt}  # The backend knows.
 
 
 async def test_a_frame_that_lies_about_its_size_is_damage(backend):
@@ -261,10 +262,49 @@ async def test_a_frame_that_lies_about_its_size_is_damage(backend):
 
 
 async def test_offsets_that_are_not_dense_stop_it(backend, filled):
-    async def skipping(start, *, follow, bytes_max=0):
+    async def skipping(start, *, follow, linearizable):
         yield Chunk(filled.batches[0][1] + filled.batches[2][1], 6)
 
     backend.consume = skipping
     async with Log(backend) as log:
         with pytest.raises(AssertionError):
             await offsets(log.consume(0))
+
+
+# --- reading what was written --------------------------------------------------------------------
+
+
+async def test_a_node_that_is_behind_is_waited_for(backend, filled):
+    async with Log(backend, timeout_seconds=5) as log:
+        asyncio.get_running_loop().call_later(0.05, filled.extend, [b"10", b"11"])
+        assert (await log.read(11, after=11)).value == b"11"
+        asyncio.get_running_loop().call_later(0.05, filled.extend, [b"12"])
+        assert await offsets(log.consume(9, after=12, follow=False)) == [9, 10, 11, 12]
+        asyncio.get_running_loop().call_later(0.05, filled.extend, [b"13", b"14"])
+        assert await take(log.consume(14, after=14), 1) == [14]
+        asyncio.get_running_loop().call_later(0.05, filled.extend, [b"15"])
+        assert await offsets(log.consume("latest", after=15, follow=False)) == [15]
+
+
+async def test_a_node_that_stays_behind_and_offsets_that_nobody_promised(
+    backend, filled
+):
+    async with Log(backend, timeout_seconds=0.05) as log:
+        with pytest.raises(Unavailable, match="offset 10"):
+            await log.read(10, after=10)
+        with pytest.raises(Unavailable, match="offset 10"):
+            await offsets(log.consume(0, after=10, follow=False))
+        with pytest.raises(OffsetOutOfRange):
+            await log.read(10, after=9)
+        with pytest.raises(OffsetOutOfRange):
+            await offsets(log.consume(12, after=9))
+        assert await offsets(log.consume(7, after=9, follow=False)) == [7, 8, 9]
+        with pytest.raises(InvalidRequest):
+            log.consume(after=-1)
+
+
+async def test_linearizable_is_asked_for_each_time(log, backend, filled):
+    backend.consume_faults.append((4, Unavailable("lost")))
+    assert await offsets(log.consume(0, linearizable=True, follow=False)) == list(range(10))
+    assert await offsets(log.consume(9, follow=False)) == [9]
+    assert backend.linearizable == [True, True, False]

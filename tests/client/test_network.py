@@ -133,7 +133,7 @@ async def test_a_refusal_reaches_a_sender_that_flow_control_stopped(server, log)
     calls = [asyncio.ensure_future(log.produce(value)) for value in sent]
     await until(lambda: server.service.received)
     await asyncio.sleep(0.1)
-    assert len(log._producer._inflight) < 12, "flow control stopped it"
+    assert len(log._producer._sender._inflight) < 12, "flow control stopped it"
     server.service.release.set()
     assert await asyncio.gather(*calls) == list(range(12))
     assert server.service.fake.log.values() == sent
@@ -191,15 +191,16 @@ async def test_without_a_known_leader_the_next_address_is_asked(server):
         (grpclib.Status.INVALID_ARGUMENT, InvalidRequest),
     ],
 )
-async def test_a_status_without_our_detail(server, log, status, error):
+async def test_a_status_without_our_detail(server, status, error):
     async def refuse(stream):
         await stream.recv_message()
         raise grpclib.GRPCError(status, "from a proxy")
 
     server.service.produce = refuse
     server.remap()
-    with pytest.raises(error, match="from a proxy"):
-        await log.produce(b"a")
+    async with proglog.connect(url(server), timeout_seconds=0.1) as log:
+        with pytest.raises(error, match="from a proxy"):
+            await log.produce(b"a")
 
 
 # --- lost connections ----------------------------------------------------------------------------
@@ -230,10 +231,44 @@ async def test_a_connection_lost_with_batches_under_way(server, log):
     call = asyncio.ensure_future(log.produce(b"a"))
     await until(lambda: server.service.received)
     server.cut()
-    with pytest.raises(OutcomeUnknown, match="lost"):
-        await call
     server.service.release.set()
-    assert await log.produce(b"b") == server.service.fake.log.next - 1
+    assert await call == 0
+    assert await log.produce(b"b") == 1
+    assert server.service.fake.log.values() == [b"a", b"b"]
+
+
+async def test_a_connection_lost_with_the_answers(server, log):
+    """The log has the batches, the client does not know: it asks again, by sending them again."""
+    append = server.service.fake.append
+    lost = 0
+
+    def losing(proposed):
+        nonlocal lost
+        appended = append(proposed)
+        if lost < 3:
+            lost += 1
+            server.cut()
+        return appended
+
+    server.service.fake.append = losing
+    value = bytes(limits.client_batch_bytes_target - 100)
+    calls = [log.produce(b"%d" % i + value) for i in range(6)]
+    assert await asyncio.gather(*calls) == list(range(6))
+    assert lost == 3
+    assert [v[:1] for v in server.service.fake.log.values()] == [b"%d" % i for i in range(6)]
+
+
+async def test_what_is_not_idempotent_is_not_sent_again_when_the_connection_is_lost(server):
+    async with proglog.connect(url(server), timeout_seconds=5, idempotent=False) as log:
+        server.service.release.clear()
+        call = asyncio.ensure_future(log.produce(b"a"))
+        await until(lambda: server.service.received)
+        server.cut()
+        with pytest.raises(OutcomeUnknown, match="lost"):
+            await call
+        server.service.release.set()
+        assert await log.produce(b"b") == server.service.fake.log.next - 1
+        assert server.service.received == 2
 
 
 async def test_a_connection_lost_while_idle_costs_nothing(server, log):
@@ -296,8 +331,29 @@ async def test_a_mute_node_is_given_up_at_the_deadline(server):
         with pytest.raises(OutcomeUnknown):
             await log.produce(b"a")
         server.service.release.set()
-        await log.produce(b"b")
-        assert len(server._protocols) == 2
+        assert await log.produce(b"b") == 1
+        assert len(server._protocols) > 1
+        assert server.service.fake.log.values() == [b"a", b"b"]
+
+
+async def test_a_mute_node_is_left_for_another_one(server, monkeypatch):
+    monkeypatch.setattr(limits, "client_patience_seconds_first", 0.05)
+    async with serving() as other:
+        server.service.release.clear()
+        async with proglog.connect(url(server, other), timeout_seconds=5) as log:
+            assert await log.produce(b"a") == 0
+        assert other.service.fake.log.values() == [b"a"]
+
+
+async def test_a_node_that_sends_damage_is_left_for_another_one(server):
+    async with serving() as other:
+        for each in (server, other):
+            each.service.fake.log.extend([b"a"])
+        header, stored = server.service.fake.log.batches[0]
+        server.service.fake.log.batches[0] = header, stored[:-1] + b"X"
+        async with proglog.connect(url(server, other), timeout_seconds=5) as log:
+            assert [record.value async for record in log.consume(0, follow=False)] == [b"a"]
+        assert server.service.calls == other.service.calls == ["consume"]
 
 
 @pytest.fixture

@@ -113,10 +113,10 @@ class Server:
         async with asyncio.timeout(DEADLINE_SECONDS):
             return await self.process.wait()
 
-    def wipe(self) -> None:
+    async def wipe(self) -> None:
         """Its disk is lost."""
         assert not self.is_running
-        shutil.rmtree(self.data_dir)
+        await asyncio.to_thread(shutil.rmtree, self.data_dir)
 
     async def status(self) -> v1.StatusResponse | None:
         """What it knows of the cluster; None if it does not answer."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
@@ -15,10 +15,10 @@ from proglog.log.format import ORIGIN, Tip
 from proglog.log.log import Log
 from proglog.log.recovery import Recovered, recover
 from proglog.log.segment import Segment
-from proglog.log.writer import Group
-from proglog.ports import Files, Offload, Ports, RealFiles, ThreadWorker, Worker
+from proglog.log.writer import Group, Job
+from proglog.ports import Files, Offload, Ports, RealFiles, ThreadWorker
 
-CONFIG = LogConfig(segment_bytes=8 * 1024, segment_batches=8)
+CONFIG = LogConfig(segment_bytes=16 * 1024, segment_batches=8)
 
 
 def build(
@@ -75,37 +75,18 @@ def contents(found: Recovered) -> list[bytes]:
     return result
 
 
+async def stored(folder: Path, config: LogConfig = CONFIG) -> list[bytes]:
+    """The values of all records that a folder holds once it was recovered."""
+    return await asyncio.to_thread(values_in, folder, config)
+
+
 def values_in(folder: Path, config: LogConfig = CONFIG) -> list[bytes]:
-    """The values of all records that recovery finds in a folder."""
+    """Like `stored`, where no loop runs."""
     found = recovered(folder, config)
     try:
         return [record.value for b in contents(found) for all_ in decode_all(b) for record in all_]
     finally:
         let_go(found)
-
-
-class Gate:
-    """Workers whose thread waits before each step until the gate is open."""
-
-    def __init__(self) -> None:
-        self.open = threading.Event()
-        self.open.set()
-
-    def worker(self, name: str) -> Worker:
-        return _GatedWorker(name, self.open)
-
-
-class _GatedWorker(ThreadWorker):
-    def __init__(self, name: str, gate: threading.Event) -> None:
-        super().__init__(name)
-        self._gate = gate
-
-    def start(self, step: Callable[[], None]) -> None:
-        def gated() -> None:
-            self._gate.wait()
-            step()
-
-        super().start(gated)
 
 
 class Clock:
@@ -130,13 +111,12 @@ class Engine:
         *,
         config: LogConfig = CONFIG,
         files: Files | None = None,
-        gate: Gate | None = None,
     ) -> None:
         self.folder = folder
         self.config = config
-        self.gate = gate or Gate()
         self.files = files or RealFiles()
         self.clock = Clock()
+        self._holds: list[threading.Event] = []
         self.durable_indexes: list[int] = []
         self.groups: list[Group] = []
         self.sealed_tips: list[Tip] = []
@@ -168,12 +148,12 @@ class Engine:
         self.folder.mkdir(exist_ok=True)
         self.recovered = await asyncio.to_thread(recovered, self.folder, self.config, self.files)
         self._reader = Offload(ThreadWorker("reader"))
-        ports = Ports(files=self.files, clock=self.clock, worker=self.gate.worker)
+        ports = Ports(files=self.files, clock=self.clock)
         self.log = Log(self.folder, self.recovered, self.config, ports, self, self._reader)
         return self
 
     async def __aexit__(self, *_error: object) -> None:
-        self.gate.open.set()
+        self.release()
         await self.log.close()
         self._reader.stop()
 
@@ -191,6 +171,20 @@ class Engine:
         for value in values:
             await self.append(value, term=term)
         return values
+
+    def hold(self) -> threading.Event:
+        """Keeps the writer from what is asked for from now on, until the event is set."""
+        released = threading.Event()
+        self._holds.append(released)
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.log._writer.submit(Job(work=lambda: _wait(released), done=done))
+        return released
+
+    def release(self) -> None:
+        """Lets the writer do everything."""
+        for released in self._holds:
+            released.set()
+        self._holds.clear()
 
     async def all_durable(self) -> None:
         """Until all that was appended is durable; raises what the log failed with."""
@@ -232,6 +226,10 @@ class Engine:
 
     def names(self) -> list[str]:
         return sorted(path.name for path in self.folder.iterdir())
+
+
+def _wait(released: threading.Event) -> None:
+    assert released.wait(5)
 
 
 def tip_after(*all_values: Sequence[bytes]) -> Tip:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,11 @@ from proglog import limits
 from proglog.batch import Kind
 from proglog.config import LogConfig
 from proglog.errors import RangeCorrupt, StorageFailed
+from proglog.log import format as fmt
 from proglog.log.format import ORIGIN
 from proglog.log.segment import store_name
 from proglog.ports import File, RealFiles
-from tests.log.support import CONFIG, Engine, Gate, build, contents, let_go, recovered, values_in
+from tests.log.support import CONFIG, Engine, build, stored
 
 
 async def test_an_empty_log(engine: Engine) -> None:
@@ -27,40 +29,37 @@ async def test_an_empty_log(engine: Engine) -> None:
 
 
 async def test_what_is_appended_is_readable_at_once_and_then_durable(folder: Path) -> None:
-    gate = Gate()
-    async with Engine(folder, gate=gate) as engine:
-        gate.open.clear()
+    async with Engine(folder) as engine:
+        engine.hold()
         await engine.append(b"a", b"b")
         await engine.append(b"c")
         assert await engine.read_all() == [b"a", b"b", b"c"]
         assert engine.log.durable_index == 0
-        gate.open.set()
+        engine.release()
         await engine.all_durable()
         assert engine.durable_indexes[-1] == 2
-    assert values_in(folder) == [b"a", b"b", b"c"]
+    assert await stored(folder) == [b"a", b"b", b"c"]
 
 
 async def test_what_waits_is_written_as_one_group(folder: Path) -> None:
-    gate = Gate()
-    async with Engine(folder, gate=gate) as engine:
-        gate.open.clear()
+    async with Engine(folder) as engine:
+        engine.hold()
         for _ in range(5):
             await engine.append(b"x")
-        gate.open.set()
+        engine.release()
         await engine.all_durable()
         assert [group.batches for group in engine.groups] == [5]
         assert engine.groups[0].bytes == engine.log.bytes_upto(5)
 
 
 async def test_a_group_is_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    gate = Gate()
-    async with Engine(folder, gate=gate) as engine:
-        gate.open.clear()
+    async with Engine(folder) as engine:
+        engine.hold()
         header = await engine.append(b"x")
         monkeypatch.setattr(limits, "write_group_bytes_max", 2 * header.size)
         for _ in range(4):
             await engine.append(b"x")
-        gate.open.set()
+        engine.release()
         await engine.all_durable()
         assert [group.batches for group in engine.groups] == [2, 2, 1]
 
@@ -103,14 +102,15 @@ async def test_lookups_agree_with_a_scan_across_segments(engine: Engine) -> None
 async def test_segments_roll_by_size_and_by_count(engine: Engine) -> None:
     await engine.fill(20)
     assert [s.first_index for s in engine.segments] == [1, 9, 17]
-    await engine.fill(4, size=3000)
-    assert [s.first_index for s in engine.segments] == [1, 9, 17, 23]
-    assert [tip.index for tip in engine.sealed_tips] == [8, 16, 22]
-    assert [tip.index for tip in engine.log.sealed_tips()] == [8, 16, 22]
+    await engine.fill(4, size=6000)
+    assert [s.first_index for s in engine.segments] == [1, 9, 17, 22, 24]
+    assert [tip.index for tip in engine.sealed_tips] == [8, 16, 21, 23]
+    assert engine.log.sealed_tips() == engine.sealed_tips
 
 
 async def test_a_segment_that_could_not_tell_the_time_is_rolled(engine: Engine) -> None:
     await engine.append(b"a", timestamp=1)
+    engine.clock.ms = 2**32 + 1
     await engine.append(b"b", timestamp=2**32 + 1)
     assert [s.first_index for s in engine.segments] == [1, 2]
     assert engine.log.index_of_time(2) == 2
@@ -269,18 +269,13 @@ async def test_rotten_bytes_are_never_served(engine: Engine) -> None:
 
 async def test_a_read_of_a_deleted_segment_ends_well(folder: Path) -> None:
     """Its file stays open until then: the descriptor's number would belong to another file."""
-    gate = Gate()
-    async with Engine(folder, files=_Uncached(), gate=gate) as engine:
+    async with Engine(folder, files=_Uncached()) as engine:
         values = await engine.fill(20)
         await engine.settled()
         await engine.log.write_snapshot(engine.log.sealed_tips()[0], lambda: b"state")
         await engine.forget_tail()
-        holding: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        gate_of_reader = Gate()
-        gate_of_reader.open.clear()
-        engine.log.reader._worker.stop()
-        engine.log.reader._worker = gate_of_reader.worker("reader")
-        engine.log.reader._worker.start(engine.log.reader._step)
+        may_read = threading.Event()
+        waiting = asyncio.ensure_future(engine.log.reader.run(may_read.wait))
         reading = asyncio.ensure_future(engine.read(1, 8))
         await asyncio.sleep(0)
         old = engine.segments[0]
@@ -289,11 +284,11 @@ async def test_a_read_of_a_deleted_segment_ends_well(folder: Path) -> None:
         assert not old.store_path.exists()
         # Whoever opens files now would get the number if it were free.
         others = [await asyncio.to_thread(RealFiles().create, folder / f"x{n}") for n in range(5)]
-        gate_of_reader.open.set()
+        may_read.set()
         assert await reading == values[:8]
+        assert await waiting
         for other in others:
             other.close()
-        holding.cancel()
         with pytest.raises(OSError, match="Bad file descriptor"):
             await asyncio.to_thread(old.file.pread, 1, 0)
 
@@ -330,26 +325,18 @@ async def test_the_mark_follows_when_there_is_no_more_to_write(engine: Engine) -
     while engine.log._marking is not None:
         await asyncio.sleep(limits.mark_idle_seconds / 4)
     await engine.settled()
-    # Recovery of a copy finds the mark at the very end.
-    found = await asyncio.to_thread(_marks, engine)
-    assert (found[0].index, found[0].position) == (3, engine.segments[-1].index.end_position)
-
-
-def _marks(engine: Engine) -> list[object]:
-    from proglog.log import format as fmt
-
-    return list(fmt.parse_marks(engine.segments[-1].file.pread(fmt.PREAMBLE_BYTES, 0)))
+    active = engine.segments[-1]
+    mark = fmt.parse_marks(active.store_path.read_bytes())[0]
+    assert (mark.index, mark.position) == (3, active.index.end_position)
 
 
 async def test_closing_makes_everything_durable(folder: Path) -> None:
     async with Engine(folder) as engine:
         values = await engine.fill(30)
         before = engine.log.tip
-    assert values_in(folder) == values
-    found = recovered(folder)
-    assert found.tip == before
-    assert found.notes == []
-    let_go(found)
+    assert await stored(folder) == values
+    async with Engine(folder) as engine:
+        assert (engine.log.tip, engine.recovered.notes) == (before, [])
 
 
 async def test_the_same_bytes_after_reopening_with_another_configuration(folder: Path) -> None:
@@ -363,9 +350,7 @@ async def test_the_same_bytes_after_reopening_with_another_configuration(folder:
             assert await engine.read_all() == values
             values += await engine.fill(10)
             assert await engine.read_all() == values
-    found = recovered(folder)
-    assert len(contents(found)) == 50
-    let_go(found)
+    assert await stored(folder) == values
 
 
 class _FailingWrites(RealFiles):
@@ -415,17 +400,17 @@ async def test_a_failed_write_is_never_retried(folder: Path, call: str) -> None:
         assert engine.log.durable_index == 1
         with pytest.raises(StorageFailed):
             await asyncio.wait_for(engine.log.make_room(100_000), 5)
-    assert values_in(folder)[:1] == [b"a"]
+    assert (await stored(folder))[:1] == [b"a"]
 
 
 async def test_who_waits_for_room_hears_of_a_failed_disk(folder: Path) -> None:
-    files, gate = _FailingWrites(), Gate()
-    async with Engine(folder, files=files, gate=gate) as engine:
-        gate.open.clear()
+    files = _FailingWrites()
+    async with Engine(folder, files=files) as engine:
+        engine.hold()
         await engine.append(b"a")
         waiting = asyncio.ensure_future(engine.log.make_room(100_000))
         await asyncio.sleep(0)
         files.failing = "fdatasync"
-        gate.open.set()
+        engine.release()
         with pytest.raises(StorageFailed):
             await asyncio.wait_for(waiting, 5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import struct
 import tracemalloc
@@ -166,6 +167,18 @@ def test_a_bomb_on_a_stream_is_refused() -> None:
     bomb = compressed(bytes(limits.stream_decompressed_bytes_max + 1))
     with pytest.raises(MalformedMessage, match="more than"):
         streams.StreamDecoder(PLAIN).feed(bomb)
+
+
+@pytest.mark.parametrize("array", [b"\xdd\x00\x0f\xff\xff", b"\xdc\x0f\xff"])
+def test_nested_arrays_ask_for_little_memory(array: bytes) -> None:
+    """Each announces a million items, or what is allowed, and holds the next."""
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(MalformedMessage):
+            streams.StreamDecoder(PLAIN).feed(bytes([Type.PUSH_PULL]) + array * 400)
+        assert tracemalloc.get_traced_memory()[1] < 32 * limits.MiB
+    finally:
+        tracemalloc.stop()
 
 
 # --- streams -------------------------------------------------------------------------------------

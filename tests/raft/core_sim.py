@@ -81,6 +81,7 @@ class Swarm:
         self.compact_every_ms = sometimes(0.6, 50, 1000)
         self.propose_every_ms = rng.choice((5.0, 20.0, 20.0, 50.0, 50.0, 300.0))
         self.unreachable_every_ms = sometimes(0.4, 20, 500)
+        self.stray_append_every_ms = sometimes(0.4, 5, 100)
         self.campaign_every_ms = sometimes(0.3, 50, 1000)
         self.read_every_ms = rng.choice((20.0, 100.0, 400.0))
         heartbeat = rng.choice((1, 2, 5))
@@ -124,7 +125,7 @@ class Node:
         self.received: dict[tuple[int, int], int] = {}
         self.made: set[tuple[int, int]] = set()
         self.waiting: SimReady | None = None
-        self.led = False
+        self.led_term = 0
         self.queue: list[SimReady] = []
         self.group: list[SimReady] = []
         self.raft = Raft(
@@ -349,7 +350,8 @@ class Cluster:
         if ready.commit is not None:
             self._committed(node, ready.commit)
         if ready.soft_state is not None:
-            node.led = ready.soft_state.role is Role.LEADER
+            leads = ready.soft_state.role is Role.LEADER
+            node.led_term = ready.soft_state.term if leads else 0
             self.record(node.id, ready.soft_state.role.value, ready.soft_state.term)
             if ready.soft_state.role is Role.LEADER:
                 self.counts["elections"] += 1
@@ -368,7 +370,12 @@ class Cluster:
         self.record(node.id, "commit", commit)
         assert node.raft is not None
         self.oracle.commits(node.id, node.raft._state.term, node.memory, old, commit)
-        if node.leading or node.led:
+        term = node.raft._state.term
+        if node.leading and node.led_term == term:
+            # Figure 8: a leader counts replicas of its own entries only.
+            own = node.memory.term_at(commit) == term
+            require(own, "an entry of an older term counted", (node.id, term, commit))
+        if node.leading or node.led_term:
             # A leader that removed itself does not lead any more when we hear of it. And a
             # configuration appended since it committed did not count yet.
             configurations = [c for i, c in node.memory.configurations() if i >= commit]
@@ -526,6 +533,7 @@ class Cluster:
         self._every(swarm.compact_every_ms, work, self._work_compact)
         self._every(swarm.propose_every_ms, work, self._work_propose)
         self._every(swarm.read_every_ms, work, self._work_read)
+        self._every(swarm.stray_append_every_ms, work, self._work_stray_append)
         self._every(swarm.unreachable_every_ms, work, self._work_unreachable)
 
     def _living(self) -> list[Node]:
@@ -674,6 +682,25 @@ class Cluster:
         if leaders := self._leaders():
             peer = self.work.choice(list(self.nodes))
             self.act(self.work.choice(leaders), lambda raft: raft.unreachable(peer))
+
+    def _work_stray_append(self) -> None:
+        """A leader may send any part of its log to anybody at any time; ours seldom has reason to,
+        and a follower must not rely on that."""
+        leaders = [n for n in self._leaders() if n.paused is None and n.waiting is None]
+        if not leaders:
+            return
+        leader, rng = self.work.choice(leaders), self.work
+        term, memory = leader.raft._state.term, leader.memory
+        to = rng.choice(list(self.nodes))
+        if to == leader.id or leader.raft._state.log.last_index != memory.last_index:
+            return
+        # About where the logs may differ: behind what the receiver knows to be committed.
+        prev = max(memory.base_index, self.nodes[to].commit + rng.randrange(3))
+        if prev > memory.last_index:
+            return
+        last = min(memory.last_index, prev + rng.randrange(3))
+        prev_term = memory.term_at(prev)
+        self.send(leader, AppendRequest(leader.id, to, term, prev, prev_term, last, leader.commit))
 
     def _work_read(self) -> None:
         """The read must see whatever was committed anywhere before it was asked for."""

@@ -166,7 +166,7 @@ class Nemesis:
         return True
 
     async def _clock(self, _fault: Fault, node: SimNode, chance: random.Random) -> bool:
-        node.clock.offset_ms += chance.choice((-3_600_000, -500, 500, 3_600_000))
+        node.clock.offset_ms += chance.choice((-600_000, -500, 500, 600_000))
         return True
 
     # --- disks -----------------------------------------------------------------------------------

@@ -60,6 +60,9 @@ class Process:
         self.spawn(_report(coroutine, done))
         try:
             return await done
+        except Gone:
+            coroutine.close()
+            raise
         finally:
             self._calls.pop(done, None)
 

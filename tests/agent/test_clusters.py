@@ -1,0 +1,332 @@
+"""Whole nodes that find each other, come back, are replaced, and leave."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from itertools import permutations
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+import proglog
+from proglog import limits
+from proglog.client.admin import Cluster
+from proglog.errors import ChangeRefused
+from proglog.membership import Status
+from tests.agent.nodes import Nodes, some_nodes
+from tests.cluster.harness import until
+from tests.cluster.load import Load
+from tests.membership.stock import agents
+
+TRIO = ("a", "b", "c")
+
+
+@pytest.fixture
+async def nodes(tmp_path: Path) -> AsyncIterator[Nodes]:
+    async with some_nodes(tmp_path) as nodes:
+        yield nodes
+
+
+async def produce(nodes: Nodes, count: int = 20) -> list[int]:
+    async with proglog.connect(nodes.url()) as log:
+        values = [b"%d" % number for number in range(count)]
+        return list(await log.produce_many(values))
+
+
+# --- forming -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", [*list(permutations(TRIO))[1::2], None], ids=str)
+async def test_nodes_find_each_other_in_any_order(
+    nodes: Nodes, order: tuple[str, ...] | None
+) -> None:
+    """None: all at once."""
+    for name in TRIO:
+        nodes.config(name, bootstrap=name == "a")
+    for name in ("b", "c"):
+        nodes.config(name, start_join_addrs=nodes.gossip("a"))
+    if order is None:
+        await asyncio.gather(*map(nodes.start, TRIO))
+    else:
+        for name in order:
+            await nodes.start(name)
+    await nodes.voters(*TRIO)
+    assert len(nodes.cluster_ids()) == 1
+    assert await produce(nodes) == list(range(20))
+
+
+async def test_expected_nodes_form_one_cluster(nodes: Nodes) -> None:
+    for name in TRIO:
+        nodes.config(name, start_join_addrs=nodes.gossip(*TRIO), bootstrap_expect=3)
+    await nodes.start("c")
+    await nodes.start("b")
+    # Two of three are not enough, however long they wait.
+    await nodes.sees("c", "b", Status.ALIVE)
+    await asyncio.sleep(1.5 * limits.reconcile_seconds)
+    assert nodes.cluster_ids() == {""}
+    await nodes.start("a")
+    await nodes.voters(*TRIO)
+    assert len(nodes.cluster_ids()) == 1
+    assert await produce(nodes) == list(range(20))
+
+
+async def test_expected_nodes_form_one_cluster_all_at_once(nodes: Nodes) -> None:
+    for name in TRIO:
+        nodes.config(name, start_join_addrs=nodes.gossip(*TRIO), bootstrap_expect=3)
+    await asyncio.gather(*map(nodes.start, TRIO))
+    await nodes.voters(*TRIO)
+    before = {server.uuid for server in nodes.running["a"].replica.servers()}
+    (cluster_id,) = nodes.cluster_ids()
+    # Told to expect and to join again, they go on where they were.
+    await nodes.stop(*TRIO)
+    await asyncio.gather(*map(nodes.start, TRIO))
+    await nodes.voters(*TRIO)
+    assert {server.uuid for server in nodes.running["a"].replica.servers()} == before
+    assert nodes.cluster_ids() == {cluster_id}
+
+
+async def test_a_late_node_joins_instead_of_forming_another(nodes: Nodes) -> None:
+    for name in (*TRIO, "d"):
+        nodes.config(name, start_join_addrs=nodes.gossip(*TRIO), bootstrap_expect=3)
+    await asyncio.gather(*map(nodes.start, TRIO))
+    await nodes.voters(*TRIO)
+    await nodes.start("d")
+    await nodes.voters(*TRIO, "d")
+    assert len(nodes.cluster_ids()) == 1
+
+
+# --- coming back ---------------------------------------------------------------------------------
+
+
+async def test_all_stopped_and_started_together_are_the_same_cluster(nodes: Nodes) -> None:
+    await nodes.form(*TRIO)
+    offsets = await produce(nodes)
+    before = {server.uuid for server in nodes.running["a"].replica.servers()}
+    await nodes.stop(*TRIO)
+    await asyncio.gather(*map(nodes.start, TRIO))
+    await nodes.voters(*TRIO)
+    assert {server.uuid for server in nodes.running["a"].replica.servers()} == before
+    async with proglog.connect(nodes.url()) as log:
+        assert [record.offset async for record in log.consume(0, follow=False)] == offsets
+
+
+async def test_a_node_that_comes_back_elsewhere_is_the_same_server(nodes: Nodes) -> None:
+    await nodes.form(*TRIO)
+    before = nodes.running["c"].replica.identity.uuid
+    await nodes.stop("c")
+    nodes.move("c")
+    await nodes.start("c")
+    await nodes.voters(*TRIO)
+    assert nodes.running["c"].replica.identity.uuid == before
+    # It may lead, and clients that ask the others are sent to where it is now.
+    async with nodes.admin() as admin:
+        await admin.transfer("c")
+    async with proglog.connect(nodes.url("ab")) as log:
+        assert await log.produce(b"to its new address") == 0
+    assert nodes.leader is nodes.running["c"]
+
+
+async def test_a_wiped_node_replaces_the_server_it_was(nodes: Nodes) -> None:
+    await nodes.form(*TRIO)
+    await produce(nodes)
+    before = nodes.running["c"].replica.identity.uuid
+    await nodes.stop("c")
+    await nodes.wipe("c")
+    await nodes.start("c")
+    await nodes.voters(*TRIO)
+    after = nodes.running["c"].replica.identity.uuid
+    assert after != before
+    assert nodes.running["a"].replica.leadership.configuration.find(before) is None
+    assert nodes.running["c"].replica.next_offset == 20
+
+
+# --- strangers -----------------------------------------------------------------------------------
+
+
+async def test_a_foreign_clusters_node_is_reported_and_ignored(nodes: Nodes) -> None:
+    with capture_logs() as lines:
+        await nodes.form("a", "b")
+        await nodes.start("x", bootstrap=True, start_join_addrs=nodes.gossip("a"))
+
+        async def reported() -> bool:
+            said = [line.get("member") for line in lines if "another cluster" in line["event"]]
+            return "x" in said and bool({"a", "b"} & set(said))
+
+        await until(reported, "both clusters report the other's nodes")
+        names = [
+            sorted(server.name for server in node.replica.servers())
+            for node in nodes.running.values()
+        ]
+        assert names == [["a", "b"], ["a", "b"], ["x"]]
+        async with nodes.admin("a") as admin:
+            with pytest.raises(ChangeRefused, match="another cluster"):
+                await admin.add(str(nodes.config("x").rpc_addr))
+
+
+async def test_a_second_node_of_the_same_name_is_reported_and_ignored(
+    nodes: Nodes, tmp_path: Path
+) -> None:
+    with capture_logs() as lines:
+        await nodes.form("a", "b")
+        async with some_nodes(tmp_path / "elsewhere") as others:
+            await others.start("b", start_join_addrs=nodes.gossip("a"))
+
+            async def reported() -> bool:
+                return any(
+                    "same name" in line["event"] and line["member"] == "b" for line in lines
+                )
+
+            await until(reported, "the conflict is reported")
+            await asyncio.sleep(1.5 * limits.reconcile_seconds)
+            servers = {server.name: server.uuid for server in nodes.running["a"].replica.servers()}
+            assert servers["b"] == nodes.running["b"].replica.identity.uuid
+            assert await produce(nodes) == list(range(20))
+
+
+async def test_a_stock_agent_is_listed_and_ignored(nodes: Nodes, tmp_path: Path) -> None:
+    await nodes.form("a", "b")
+    async with agents(tmp_path, "stock") as agent:
+        await agent.command("join", *nodes.gossip("a"))
+        await nodes.sees("b", "stock", Status.ALIVE)
+        await asyncio.sleep(1.5 * limits.reconcile_seconds)
+        async with nodes.admin("b") as admin:
+            listed = {member.name for member in (await admin.members()).members}
+            servers = {server.id for server in (await admin.status()).servers}
+        assert (listed, servers) == ({"a", "b", "stock"}, {"a", "b"})
+        tags = (await agent.members())["a"]["tags"]
+        assert tags["rpc_addr"] == str(nodes.config("a").rpc_addr)
+
+
+# --- growing, shrinking, leaving -----------------------------------------------------------------
+
+
+async def leave(nodes: Nodes, name: str) -> None:
+    """As `proglog leave` on that node, which then stops as its process would."""
+    async with nodes.admin(name) as admin:
+        await admin.leave()
+    await asyncio.wait_for(asyncio.shield(nodes.running[name].left), 30)
+    await nodes.stop(name)
+
+
+async def test_a_cluster_grows_and_shrinks_under_load(nodes: Nodes) -> None:
+    await nodes.start("a", bootstrap=True)
+    addresses = [nodes.config(name).rpc_addr for name in "abcde"]
+    async with Load(nodes.url("abcde"), addresses, writers=2) as load:
+        joined = nodes.gossip("a")
+        for more in ("bc", "de"):
+            await asyncio.gather(*(nodes.start(name, start_join_addrs=joined) for name in more))
+            await _servers(nodes, {"a", "b", "c", *more})
+            await load.progress(50)
+        leaving = ["a", next(name for name in "bcde" if nodes.running[name] is not nodes.leader)]
+        for name in leaving:
+            await leave(nodes, name)
+            await load.progress(50)
+        await _servers(nodes, set(nodes.running))
+    assert load.failures == []
+    load.history.check()
+    await nodes.voters(*nodes.running)
+    for name in nodes.running:
+        async with proglog.connect(nodes.url([name])) as log:
+            held = {r.offset: r.value async for r in log.consume(0, follow=False)}
+        assert load.acknowledged.items() <= held.items()
+        assert sorted(held) == list(range(len(held)))
+
+
+async def _servers(nodes: Nodes, names: set[str]) -> None:
+    async def so() -> bool:
+        replicas = [node.replica for node in nodes.running.values()]
+        return all(
+            {server.name for server in replica.servers()} == names
+            and not replica.leadership.configuration.learners
+            for replica in replicas
+        )
+
+    await until(so, f"the voters are {sorted(names)}")
+
+
+@pytest.mark.parametrize("who", ["leader", "follower"])
+async def test_a_server_leaves(nodes: Nodes, who: str) -> None:
+    await nodes.form(*TRIO)
+    name = "a" if (nodes.leader is nodes.running["a"]) is (who == "leader") else "b"
+    await leave(nodes, name)
+    rest = [other for other in TRIO if other != name]
+    await nodes.voters(*rest)
+    await nodes.sees(rest[0], name, Status.LEFT)
+    assert await produce(nodes) == list(range(20))
+
+
+async def test_the_last_server_cannot_leave(nodes: Nodes) -> None:
+    await nodes.form("a")
+    async with nodes.admin("a") as admin:
+        with pytest.raises(ChangeRefused, match="last"):
+            await admin.leave()
+        with pytest.raises(ChangeRefused):
+            await admin.remove("a")
+    assert await produce(nodes) == list(range(20))
+
+
+async def test_nobody_leaves_where_the_rest_has_no_quorum(nodes: Nodes) -> None:
+    await nodes.form(*TRIO)
+    leader = await nodes.find_leader()
+    follower, other = [name for name in TRIO if nodes.running[name] is not leader]
+    await nodes.stop(other)
+    await until(lambda: _is_silent(nodes, other), "the leader misses it")
+    async with nodes.admin(follower) as admin:
+        with pytest.raises(ChangeRefused, match="quorum"):
+            await admin.remove(follower)
+        with pytest.raises(ChangeRefused, match="quorum"):
+            await admin.leave()
+        # The one that is gone may go for good.
+        await admin.remove(other)
+    await nodes.voters(*nodes.running)
+
+
+async def _is_silent(nodes: Nodes, name: str) -> bool:
+    leader = await nodes.find_leader()
+    servers = leader.replica.cluster_status().servers
+    return any(server.name == name and server.active is False for server in servers)
+
+
+async def test_a_leave_by_gossip_alone_is_granted_by_the_leader(nodes: Nodes) -> None:
+    await nodes.form(*TRIO)
+    await nodes.running["c"].membership.leave()
+    await nodes.stop("c")
+    await nodes.voters("a", "b")
+
+
+async def test_a_dead_server_is_removed_after_its_time(nodes: Nodes) -> None:
+    await nodes.form(*TRIO, "d", dead_server_after_seconds=2.0)
+    gone = next(name for name in (*TRIO, "d") if nodes.running[name] is not nodes.leader)
+    await nodes.stop(gone)
+    await nodes.voters(*nodes.running)
+    # Three are left: none of them would be removed, however long it is gone.
+    another = next(name for name in nodes.running if nodes.running[name] is not nodes.leader)
+    await nodes.stop(another)
+    await nodes.sees(next(iter(nodes.running)), another, Status.FAILED)
+    await asyncio.sleep(2.0 + 1.5 * limits.reconcile_seconds)
+    leader = await nodes.find_leader()
+    assert another in {server.name for server in leader.replica.servers()}
+
+
+async def test_servers_beyond_the_most_voters_stay_learners(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "voters_max", 3)
+    await nodes.form(*TRIO)
+    await produce(nodes)
+    await nodes.start("d", start_join_addrs=nodes.gossip("a"))
+    await nodes.voters(*TRIO, learners=["d"])
+    assert nodes.running["d"].replica.next_offset == 20
+    # A seat is free: the learner takes it.
+    await leave(nodes, "b")
+    await nodes.voters("a", "c", "d")
+
+
+async def test_an_operator_adds_a_node_that_gossip_does_not_know(nodes: Nodes) -> None:
+    await nodes.form("a", "b")
+    await nodes.start("c", bootstrap=False)
+    async with Cluster([nodes.running["b"].rpc_addr]) as admin:
+        await admin.add(str(nodes.running["c"].rpc_addr))
+    await nodes.voters(*TRIO)

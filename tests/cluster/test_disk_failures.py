@@ -1,0 +1,112 @@
+"""Disks that are lost, rot, or are all switched off together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.harness import Processes, Server, processes, until
+from tests.cluster.load import Load, load_on, verify
+from tests.cluster.stores import read_store
+
+pytestmark = pytest.mark.timeout(300)
+OPTIONS = ("--segment-bytes=64KiB",)
+
+
+async def follower(cluster: Processes) -> Server:
+    leader = await cluster.leader()
+    return next(server for server in cluster.servers if server is not leader)
+
+
+async def test_a_follower_whose_disk_is_lost_is_replaced(tmp_path: Path) -> None:
+    async with processes(tmp_path, options=OPTIONS) as cluster:
+        async with load_on(cluster) as load:
+            lost = await follower(cluster)
+            (before,) = await _uuids(cluster, lost.name)
+            await lost.kill()
+            await lost.wipe()
+            await load.progress()
+            await lost.start()
+            # Same name and new identity: the old server goes before the new one comes.
+            await until(lambda: _is_replaced(cluster, lost.name, before), "it has a new uuid")
+            await cluster.healthy()
+        await verify(cluster, load)
+
+
+async def _uuids(cluster: Processes, name: str) -> list[str]:
+    async with cluster.admin() as admin:
+        servers = (await admin.status()).servers
+    return [server.uuid for server in servers if server.id == name]
+
+
+async def _is_replaced(cluster: Processes, name: str, before: str) -> bool:
+    found = await _uuids(cluster, name)
+    return len(found) == 1 and found != [before]
+
+
+async def test_all_are_killed_at_once_and_started_again(tmp_path: Path) -> None:
+    async with processes(tmp_path, options=OPTIONS) as cluster:
+        async with load_on(cluster) as load:
+            before = (await (await cluster.leader()).status()).servers
+            for server in cluster.servers:
+                await server.kill()
+            await cluster.start()
+            await load.progress()
+            await cluster.healthy()
+            after = (await (await cluster.leader()).status()).servers
+            assert {each.uuid for each in after} == {each.uuid for each in before}
+        await verify(cluster, load)
+
+
+async def test_a_flipped_bit_is_mended_from_a_peer(tmp_path: Path) -> None:
+    async with processes(tmp_path, options=OPTIONS) as cluster:
+        async with load_on(cluster) as load:
+            await until(lambda: _has_segments(cluster, 3), "some segments are sealed")
+        await cluster.whole()
+        sick = await follower(cluster)
+        await sick.stop()
+        offset = _flip_a_bit(sick)
+        await sick.start()
+        await cluster.whole()
+        await _read_all_from(sick, load)
+        # The store is as it was before the bit was flipped: `verify` reads each of its bytes.
+        assert "damage mended" in sick.log
+        assert offset in load.acknowledged
+        await verify(cluster, load)
+
+
+async def _has_segments(cluster: Processes, count: int) -> bool:
+    return all(
+        len(list((server.data_dir / "logs/default").glob("0*.store"))) > count
+        for server in cluster.servers
+    )
+
+
+def _flip_a_bit(server: Server) -> int:
+    """Flips one bit in the middle of the oldest segment; the offset of the record it is in."""
+    path = min((server.data_dir / "logs/default").glob("0*.store"))
+    victim = next(
+        batch
+        for batch in read_store(server.data_dir).batches[20:]
+        if batch.values and len(batch.raw) > 200
+    )
+    data = bytearray(path.read_bytes())
+    data[data.index(victim.raw) + 150] ^= 0x10
+    path.write_bytes(data)
+    with pytest.raises(AssertionError):
+        read_store(server.data_dir)
+    return victim.base_offset
+
+
+async def _read_all_from(server: Server, load: Load) -> None:
+    """A client that reads from this server only gets every record, if it has to wait for some."""
+    import proglog
+
+    async with proglog.connect(f"proglog://{server.address}") as log:
+        offset = 0
+        async for record in log.consume(0, follow=False):
+            assert record.offset == offset
+            assert load.acknowledged.get(offset, record.value) == record.value
+            offset += 1
+    assert offset > max(load.acknowledged)

@@ -1,0 +1,198 @@
+"""A replica alone: propose, read, wait, describe."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from proglog import limits
+from proglog.batch import Kind, decode_all
+from proglog.errors import InvalidBatch, OffsetMismatch, OffsetOutOfRange, OutcomeUnknown
+from proglog.errors import Unavailable
+from tests.replica.support import START_MS, Node, outcomes, proposed
+
+
+async def test_an_empty_log_serves(node: Node) -> None:
+    replica = node.replica
+    assert (replica.earliest, replica.next_offset) == (0, 0)
+    assert (await replica.read(0, 100)).data == b""
+    assert await replica.seek(0) == 0
+    await replica.barrier()
+    description = replica.describe()
+    assert (description.node, description.leader, description.next) == ("n1", "n1", 0)
+    assert description.cluster_id
+    assert [s.suffrage for s in replica.servers()] == ["voter"]
+    assert replica.cluster_status().role == "leader"
+
+
+async def test_what_is_committed_is_read_in_order(node: Node) -> None:
+    assert await node.produce(b"a", b"b") == 0
+    assert await node.produce(b"c") == 2
+    assert await node.consume() == [b"a", b"b", b"c"]
+    assert await node.consume(1) == [b"b", b"c"]
+    assert node.replica.describe().next == 3
+    chunk = await node.replica.read(1, 1)
+    assert chunk.next_offset == 2
+    assert [batch.base_offset for batch in decode_all(chunk.data)] == [0]
+
+
+async def test_many_at_once_keep_their_order(node: Node) -> None:
+    batches = [proposed(b"%d" % n) for n in range(500)]
+    futures = [await node.replica.propose(batch) for batch in batches]
+    assert await outcomes(futures) == list(range(500))
+    assert await node.consume() == [b"%d" % n for n in range(500)]
+    await node.restart()
+    assert await node.consume() == [b"%d" % n for n in range(500)]
+
+
+async def test_compressed_batches_come_back(node: Node) -> None:
+    future = await node.replica.propose(proposed(bytes(10_000), compress=True))
+    assert (await future).offset == 0
+    assert await node.consume() == [bytes(10_000)]
+
+
+async def test_only_batches_with_records_leave(node: Node) -> None:
+    await node.produce(b"a")
+    await node.restart()
+    await node.produce(b"b")
+    await node.restart()
+    chunk = await node.replica.read(0, 2**20)
+    assert [b.base_offset for b in decode_all(chunk.data)] == [0, 1]
+    kinds = [kind for _, kind in node.replica.log.kinds(1)]
+    assert kinds == [Kind.CONFIGURATION, Kind.NOOP, Kind.NOOP, Kind.NOOP]
+
+
+async def test_out_of_range(node: Node) -> None:
+    await node.produce(b"a")
+    assert (await node.replica.read(1, 100)).data == b""
+    for offset in (-1, 2, 2**63):
+        with pytest.raises(OffsetOutOfRange) as caught:
+            await node.replica.read(offset, 100)
+        assert (caught.value.number("earliest"), caught.value.number("next")) == (0, 1)
+
+
+async def test_a_bad_body_never_enters(node: Node) -> None:
+    good = proposed(b"a")
+    with pytest.raises(InvalidBatch):
+        await node.replica.propose(good._replace(body=good.body._replace(crc=1)))
+    poisoned = proposed(bytes(10_000), compress=True)
+    data = bytearray(poisoned.body.data)
+    data[-3] ^= 0xFF
+    from crc32c import crc32c
+
+    body = poisoned.body._replace(data=bytes(data), crc=crc32c(data))
+    with pytest.raises(InvalidBatch):
+        await node.replica.propose(poisoned._replace(body=body))
+    assert node.replica.next_offset == 0
+
+
+async def test_waiting_for_a_record(node: Node) -> None:
+    waiting = asyncio.ensure_future(node.replica.wait_past(1))
+    await node.produce(b"0")
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    await node.produce(b"1")
+    await asyncio.wait_for(waiting, 5)
+    await node.replica.wait_past(0)
+
+
+async def test_a_consumer_is_not_woken_by_batches_without_records(node: Node) -> None:
+    from proglog.replica.state import Command, encode_command
+
+    woken: list[None] = []
+    original = node.replica._applier.news.tell
+    node.replica._applier.news.tell = lambda: (woken.append(None), original())[1]  # type: ignore[method-assign]
+    node.replica._driver.propose_command(encode_command(Command.SET_START, 0))
+    await node.replica.barrier()
+    assert woken == []
+    await node.produce(b"a")
+    assert len(woken) == 1
+
+
+async def test_seek_by_time(node: Node) -> None:
+    for second in range(5):
+        node.clock.ms = START_MS + 1000 * second
+        await node.produce(b"a", b"b")
+    seek = node.replica.seek
+    assert [await seek(START_MS + 1000 * second) for second in range(5)] == [0, 2, 4, 6, 8]
+    assert await seek(0) == 0
+    assert await seek(START_MS + 1001) == 4
+    assert await seek(START_MS + 9999) == 10
+
+
+async def test_time_never_goes_back(node: Node) -> None:
+    node.clock.ms = START_MS + 5000
+    await node.produce(b"a")
+    node.clock.ms = START_MS
+    future = await node.replica.propose(proposed(b"b"))
+    assert (await future).timestamp == START_MS + 5000
+
+
+async def test_compare_and_append(node: Node) -> None:
+    replica = node.replica
+    assert await outcomes([await replica.propose(proposed(b"a", expected_offset=0))]) == [0]
+    with pytest.raises(OffsetMismatch) as caught:
+        await replica.propose(proposed(b"b", expected_offset=0))
+    assert (caught.value.number("expected"), caught.value.number("next")) == (0, 1)
+    # What is in flight counts: of two that expect the same offset only one is appended.
+    first = await replica.propose(proposed(b"b", expected_offset=1))
+    with pytest.raises(OffsetMismatch):
+        await replica.propose(proposed(b"c", expected_offset=1))
+    assert (await first).offset == 1
+    assert await node.consume() == [b"a", b"b"]
+
+
+async def test_what_is_in_flight_is_bounded(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "inflight_bytes_max", 3000)
+    first = [await node.replica.propose(proposed(bytes(900))) for _ in range(3)]
+    waiting = asyncio.ensure_future(node.replica.propose(proposed(bytes(900))))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    assert await outcomes([*first, await waiting]) == [0, 1, 2, 3]
+    # One that is larger than the bound goes alone.
+    assert await node.produce(bytes(5000)) == 4
+
+
+async def test_a_batch_larger_than_a_segment(node: Node) -> None:
+    await node.produce(bytes(200_000))
+    await node.produce(b"small")
+    await node.restart()
+    assert [len(value) for value in await node.consume()] == [200_000, 5]
+
+
+async def test_closing_with_proposals_in_flight(folder: Path) -> None:
+    async with Node(folder) as node:
+        futures = [await node.replica.propose(proposed(b"%d" % n)) for n in range(20)]
+        waiting = asyncio.ensure_future(node.replica.wait_past(1000))
+        await asyncio.sleep(0)
+        await node.replica.close()
+        for number, outcome in enumerate(await outcomes(futures)):
+            assert outcome == number or isinstance(outcome, OutcomeUnknown)
+        with pytest.raises(Unavailable):
+            await waiting
+    async with Node(folder) as node:
+        # What was appended when the node was asked to stop is durable, whatever was answered.
+        assert await node.consume() == [b"%d" % n for n in range(20)]
+
+
+@pytest.mark.parametrize("compress", [False, True])
+async def test_after_the_end_everything_is_refused(folder: Path, compress: bool) -> None:
+    async with Node(folder) as node:
+        await node.fill(40)
+        await node.restart()
+    replica = node.replica
+    calls = [
+        replica.propose(proposed(bytes(1000), compress=compress)),
+        replica.read(0, 2**20),
+        replica.wait_past(40),
+        replica.barrier(),
+        replica.wait_ready(),
+    ]
+    for call in calls:
+        with pytest.raises(Unavailable):
+            await asyncio.wait_for(call, 5)
+    await replica.close()
