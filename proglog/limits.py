@@ -83,6 +83,8 @@ voters_min = 3
 """Servers that are gone are not removed below this, unless somebody asks for it."""
 reconcile_seconds = 1.0
 health_seconds = 0.25
+hearing_seconds_max = 1.0
+"""A new leader has heard from all servers that answer within this time."""
 ready_seconds_max = 10.0
 """A node that is a cluster of one says that it serves once it does, or after this long."""
 reconcile_retry_seconds = 5.0

@@ -61,7 +61,8 @@ def test_a_wrong_log_setting_is_named(wrong: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"node_name": ""},
+        {"bootstrap_expect": 1},
+        {"bootstrap_expect": 6},
         {"node_name": "a/b"},
         {"node_name": "-a"},
         {"node_name": "a" * 129},

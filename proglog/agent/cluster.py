@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -33,6 +34,7 @@ class ClusterAdmin:
         self._membership = membership
         self._reconciler = reconciler
         self._leave = leave
+        self._loop = asyncio.get_running_loop()
         self.forming: Forming | None = None
 
     def status(self) -> ClusterStatus:
@@ -43,23 +45,30 @@ class ClusterAdmin:
 
     async def add(self, rpc_addr: str) -> None:
         """Asks the node at an address who it is, and adds it as a learner."""
-        self._check_leader()
+        await self._replica.members.turn()
         await self._replica.members.add(await identify(rpc_addr, self._replica.identity.cluster_id))
 
     async def remove(self, name: str) -> None:
         """Removes a server, if those that are left answer and are a quorum."""
-        self._check_leader()
         if not name:
             raise InvalidRequest("say which server is to be removed, by its name or uuid")
-        view = self._reconciler.view()
-        for server in view.configuration.servers:
-            if name in {server.name, server.uuid} and not may_leave(
-                view.configuration, view.healthy, server.uuid
-            ):
-                raise ChangeRefused(
-                    f"without {server.name} the cluster would have no quorum that answers"
-                )
+        await self._replica.members.turn()
+        deadline = self._loop.time() + limits.hearing_seconds_max
+        while not self._may_go(name):
+            # A leader that has only just taken over has not heard from everybody yet.
+            if self._loop.time() >= deadline:
+                raise ChangeRefused(f"without {name} the cluster would have no quorum that answers")
+            await asyncio.sleep(limits.health_seconds)
+            await self._replica.members.turn()
         await self._replica.members.remove(name)
+
+    def _may_go(self, name: str) -> bool:
+        view = self._reconciler.view()
+        return all(
+            may_leave(view.configuration, view.healthy, server.uuid)
+            for server in view.configuration.servers
+            if name in {server.name, server.uuid}
+        )
 
     async def transfer(self, name: str) -> None:
         await self._replica.members.transfer(name)
@@ -71,10 +80,6 @@ class ClusterAdmin:
         if self.forming is None:
             raise ChangeRefused("this node was not started with --bootstrap-expect")
         await self.forming.promise(cluster_id, uuids)
-
-    def _check_leader(self) -> None:
-        if not self._replica.leadership.is_mine:
-            raise self._replica.leadership.refusal()
 
 
 async def identify(rpc_addr: str, cluster_id: str) -> Server:

@@ -117,12 +117,12 @@ class Reconciler:
         )
 
     async def _step(self) -> None:
-        view = self.view()
-        self._report_foreigners(view)
-        change = next_change(view)
         name = ""
         try:
-            match change:
+            await self._replica.members.turn()
+            view = self.view()
+            self._report_foreigners(view)
+            match next_change(view):
                 case Add(member):
                     name = member.name
                     server = await self._authenticate(member.tags.get("rpc_addr", ""))

@@ -54,6 +54,9 @@ _DISOWNED = (UnknownProducer, SequenceGap, PartialDuplicate)
 """The log remembers less of this producer than it was told (it forgets, after a day), or other
 things: under the same id it would refuse all that follows."""
 
+_EARLY_SECONDS = 0.001
+"""So much too early a loop may find that it is time (uvloop counts milliseconds)."""
+
 
 class Unresolved(OutcomeUnknown):
     """An unknown outcome that is still being found out.
@@ -340,7 +343,7 @@ class Sender:
             # Then nothing behind it was appended, though handing that over may have been cut short.
             refused |= result.outcome is Outcome.DEFINITE
             batch.may_be_in_log |= not refused
-            if self._is_sent_again(batch, result):
+            if self._is_sent_again(result):
                 again.append(batch)
             else:
                 gave_up = True
@@ -348,12 +351,12 @@ class Sender:
         self._queue.extendleft(reversed(again))
         return not gave_up
 
-    def _is_sent_again(self, batch: Batch, error: ProglogError) -> bool:
+    def _is_sent_again(self, error: ProglogError) -> bool:
         if not self._idempotent:
             return error.action in RETRIED
         if isinstance(error, _DISOWNED):
             self._lost_track = True
-            return not batch.may_be_in_log
+            return True
         return error.action in RETRIED or error.outcome is Outcome.UNKNOWN
 
     def _not_open(self, error: ProglogError) -> bool:
@@ -369,7 +372,7 @@ class Sender:
 
     def _expire(self) -> None:
         """Ends the waiting for all that is late."""
-        now = self._loop.time()
+        now = self._loop.time() + _EARLY_SECONDS
         if self._source.deadline is not None and self._source.deadline <= now:
             self._source.finish()
         batches, self._queue = self._queue, deque()
@@ -396,10 +399,12 @@ class Sender:
         batch.deadline = now + limits.client_resolve_seconds_max
 
     def _fail(self, batch: Batch, error: BaseException) -> None:
-        """The end of a batch that has no offset: with `error` or, if it may have one, unknown."""
-        if batch.may_be_in_log:
-            self._lost_track = True
-            error = _unknown(error) if isinstance(error, ProglogError) else error
+        """The end of a batch: `error` tells why, and whether it may be in the log the batch."""
+        self._lost_track |= batch.may_be_in_log
+        if isinstance(error, ProglogError) and batch.may_be_in_log:
+            error = _unknown(error)
+        elif isinstance(error, ProglogError) and error.outcome is Outcome.UNKNOWN:
+            error = Unavailable(f"it was not sent, since for another batch {error}")
         self._release(batch)
         for future in batch.futures:
             if not future.done():

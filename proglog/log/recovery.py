@@ -306,6 +306,13 @@ class _Recovery:
             self._keep_aside(store, index)
         if torn or mark.cut:
             finish_cut(store, index.end_position)
+        # What is behind the mark may be in the page cache only, and clean there: so the kernel leaves
+        # pages that it failed to write, when the daemon before this one ended for a failed fdatasync
+        # (Rebello et al., ATC 2020). Another fdatasync would do nothing; written again they are
+        # dirty again.
+        if mark.position < index.end_position:
+            behind = store.pread(index.end_position - mark.position, mark.position)
+            store.pwritev([behind], mark.position)
         # First what the mark will speak of, then the mark: never the other way round. Both marks,
         # since a cut flag must not come back if the newer one rots.
         store.fdatasync()

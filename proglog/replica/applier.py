@@ -59,7 +59,11 @@ class Applier:
 
     def sealed(self, last: Tip) -> None:
         """A segment ends with this batch."""
-        self._snapshots.sealed(last)
+        if last.index == self.applied_index:
+            # Where one batch comes at a time, it was applied before the next sealed its segment.
+            self._spawn(self._snapshots.write(last, self.state.copy()))
+        else:
+            self._snapshots.sealed(last)
 
     def committed(self, index: int) -> None:
         """Batches up to `index` are committed, and in the log."""

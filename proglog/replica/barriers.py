@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from proglog.errors import Unavailable
+from proglog.errors import ProglogError, Unavailable
 from proglog.raft.driver import Driver
 from proglog.raft.messages import ReadResult
 
@@ -42,3 +42,9 @@ class Barriers:
                 future.set_exception(Unavailable("leadership was lost; ask the next leader"))
             else:
                 future.set_result(read.index)
+
+    def close(self, reason: ProglogError) -> None:
+        """Nothing will be confirmed any more: all who wait get `reason`."""
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(reason)

@@ -37,19 +37,51 @@ class Members:
         """Adds a learner, which becomes a voter by itself once it has caught up. A server of the
         same name that lost its disk, and so its uuid, is removed first.
 
-        Returns when the change is committed. Raises NotLeader, ChangeRefused, OutcomeUnknown.
+        Returns when the change is committed. Raises NotLeader, ChangeRefused, Unavailable,
+        OutcomeUnknown.
         """
+        await self.turn()
         configuration = self._leadership.configuration
         if configuration.find(server.uuid) is not None:
             return
+        status = self._driver.raft.status()
+        alive = {status.id, *(peer.id for peer in status.peers if peer.active)}
         for old in configuration.servers:
             if old.name == server.name:
+                if old.uuid in alive:
+                    raise ChangeRefused(f"there is a {old.name} that answers: choose another name")
                 await self._change(Remove(old.uuid))
         await self._change(AddLearner(server))
 
     async def remove(self, name: str) -> None:
         """Removes a server by its name or uuid. Returns and raises as `add`."""
         await self._change(Remove(self._uuid_of(name)))
+
+    async def turn(self) -> None:
+        """Until a change may be proposed: the one before is committed, and so is the beginning of
+        this leadership. A change that the caller then decides on, without waiting in between, is
+        proposed in the same step.
+
+        Raises NotLeader, or Unavailable where that takes too long.
+        """
+        deadline = self._loop.time() + limits.answer_seconds_max
+        while not self._is_settled():
+            if not self._leadership.is_mine:
+                raise self._leadership.refusal()
+            if self._loop.time() >= deadline:
+                raise Unavailable("another change of the cluster is not committed yet")
+            if not self.has_room():
+                await self._log.make_room(limits.control_bytes_reserved)
+            await asyncio.sleep(limits.tick_seconds)
+
+    def _is_settled(self) -> bool:
+        status = self._driver.raft.status()
+        return (
+            status.committed_own_term
+            and status.transferee is None
+            and status.configuration_index <= status.commit
+            and self.has_room()
+        )
 
     def _uuid_of(self, name: str) -> str:
         for server in self._leadership.configuration.servers:
@@ -58,8 +90,7 @@ class Members:
         raise ChangeRefused(f"no server of the cluster is called {name!r}", server=name)
 
     async def _change(self, change: Change) -> None:
-        while not self.has_room():
-            await self._log.make_room(limits.control_bytes_reserved)
+        await self.turn()
         try:
             index, term = self._driver.propose_change(change)
         except NotLeader:

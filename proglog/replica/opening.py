@@ -77,9 +77,25 @@ def open_directory(
 
     Raises CorruptionError, OSError, and ConfigurationError if it is in use or another node's.
     """
-    files = ports.files
-    files.mkdir(folder)
+    ports.files.mkdir(folder)
     unlock = _lock(ports, folder)
+    try:
+        return _open_locked(folder, config, ports, node_name, rpc_addr, bootstrap, unlock)
+    except BaseException:
+        unlock()
+        raise
+
+
+def _open_locked(
+    folder: Path,
+    config: LogConfig,
+    ports: Ports,
+    node_name: str,
+    rpc_addr: str,
+    bootstrap: bool,
+    unlock: Callable[[], None],
+) -> Opened:
+    files = ports.files
     is_new = not HardStateFile.exists(files, folder)
     recovered = recover(
         files,

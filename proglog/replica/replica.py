@@ -105,6 +105,7 @@ class Replica:
         self._inflight_bytes = 0
         self._room = News()
         self._closing = False
+        self._closed = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._adopting = asyncio.Lock()
         self._applier = Applier(
@@ -137,6 +138,8 @@ class Replica:
         self._barriers = Barriers(self._driver)
         self._fitness = Fitness(self.log, self._driver, self.leadership)
         self._handing_over_until = 0.0
+        # Before the first tick: a server with no room for its no-op must not win at once.
+        self._look_at_fitness()
         self.repair = Repair(
             applier=self._applier,
             fitness=self._fitness,
@@ -217,6 +220,7 @@ class Replica:
         ProglogError: then nothing was appended. The future raises one if the batch certainly is
         not in the log, else OutcomeUnknown. Batches proposed one after the other keep their order.
         """
+        self._check_open()
         check_body(batch.body)
         if batch.body.codec != Codec.NONE:
             await self._offload.run(lambda: check_frame(batch.body))
@@ -227,8 +231,7 @@ class Replica:
     async def _admit(self, size: int) -> None:
         """Returns when a batch of `size` bytes may be appended in this very step."""
         while True:
-            if self._closing:
-                raise Unavailable("the node is stopping")
+            self._check_open()
             if not self.leadership.is_mine:
                 raise self.leadership.refusal()
             room = self._driver.pending_bytes + size + limits.control_bytes_reserved
@@ -329,7 +332,12 @@ class Replica:
             self._check_offset(offset)
         return Chunk(b"", offset)
 
+    def _check_open(self) -> None:
+        if self._closing:
+            raise Unavailable("the node is stopping")
+
     def _check_offset(self, offset: int) -> None:
+        self._check_open()
         if not self.earliest <= offset <= self.next_offset:
             raise OffsetOutOfRange.of(offset, self.earliest, self.next_offset)
 
@@ -349,6 +357,7 @@ class Replica:
 
         Raises NotLeader or Unavailable.
         """
+        self._check_open()
         if not self.leadership.is_mine:
             raise self.leadership.refusal()
         index = await self._barriers.index()
@@ -428,6 +437,7 @@ class Replica:
         if not self._closing:
             self._observer.failed(error)
         self._end(Unavailable("the node stopped after a fault of its disk"))
+        self._waiters.give_up()
 
     # --- what the driver tells -------------------------------------------------------------------
 
@@ -534,8 +544,9 @@ class Replica:
 
     async def close(self) -> None:
         """Stops. Everything that was appended is durable when this returns."""
-        if self._closing:
+        if self._closed:
             return
+        self._closed = True
         await self.hand_over()
         self._end(Unavailable("the node is stopping"))
         for task in list(self._tasks):
@@ -551,6 +562,7 @@ class Replica:
 
     def _end(self, reason: ProglogError) -> None:
         self._closing = True
+        self._barriers.close(reason)
         for news in (
             self._room,
             self._applier.news,

@@ -183,7 +183,8 @@ class Bench:
         plan, rows = self._plan, self._rows
         values = values_of(size)
         async with serving(system, self._folder) as (client, server, port):
-            await fill(client, values, plan.fill_bytes // size, plan.fill_seconds_max)
+            records = min(plan.fill_bytes, system.log_bytes_max) // size
+            await fill(client, values, records, plan.fill_seconds_max)
             by_lists = {
                 False: (rows.read_small, rows.read_large),
                 True: (rows.lists_small, rows.lists_large),

@@ -174,9 +174,7 @@ async def test_a_second_node_of_the_same_name_is_reported_and_ignored(
             await others.start("b", start_join_addrs=nodes.gossip("a"))
 
             async def reported() -> bool:
-                return any(
-                    "same name" in line["event"] and line["member"] == "b" for line in lines
-                )
+                return any("same name" in line["event"] and line["member"] == "b" for line in lines)
 
             await until(reported, "the conflict is reported")
             await asyncio.sleep(1.5 * limits.reconcile_seconds)

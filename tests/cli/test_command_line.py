@@ -29,7 +29,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[NodeConfig]:
         configs.append(config)
         return 0
 
-    monkeypatch.setattr("proglog.agent.node.run", start)
+    monkeypatch.setattr("proglog.agent.daemon.run", start)
     return configs
 
 
@@ -184,7 +184,7 @@ def test_a_failure_is_one_line(
     def fail(config: NodeConfig, announce: object) -> int:
         raise StorageFailed("the disk is broken")
 
-    monkeypatch.setattr("proglog.agent.node.run", fail)
+    monkeypatch.setattr("proglog.agent.daemon.run", fail)
     assert run(["serve"]) == 1
     assert capsys.readouterr().err == "proglog: the disk is broken\n"
 
@@ -195,7 +195,7 @@ def test_ctrl_c_is_130_without_a_word(
     def interrupt(config: NodeConfig, announce: object) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("proglog.agent.node.run", interrupt)
+    monkeypatch.setattr("proglog.agent.daemon.run", interrupt)
     assert run(["serve"]) == 130
     assert capsys.readouterr().err == ""
 

@@ -286,9 +286,7 @@ async def test_a_node_that_is_behind_is_waited_for(backend, filled):
         assert await offsets(log.consume("latest", after=15, follow=False)) == [15]
 
 
-async def test_a_node_that_stays_behind_and_offsets_that_nobody_promised(
-    backend, filled
-):
+async def test_a_node_that_stays_behind_and_offsets_that_nobody_promised(backend, filled):
     async with Log(backend, timeout_seconds=0.05) as log:
         with pytest.raises(Unavailable, match="offset 10"):
             await log.read(10, after=10)

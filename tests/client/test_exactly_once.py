@@ -26,7 +26,7 @@ from proglog.errors import (
 from proglog.simulation.loop import run
 from tests.client.fake import FakeBackend
 
-SEEDS = 1500
+SEEDS = 100
 FOR_NOW = [NotLeader("no"), Unavailable("draining"), Overloaded("busy")]
 FOR_GOOD = [DiskFull("full")]
 

@@ -9,17 +9,21 @@ import pytest
 
 from proglog import errors, limits
 from proglog.client.client import Log
+from proglog.client.sender import Unresolved
 from proglog.errors import (
     DiskFull,
     InvalidBatch,
     InvalidRequest,
     NotLeader,
+    OffsetMismatch,
     OutcomeUnknown,
     Overloaded,
     TooLarge,
     Unavailable,
     UnknownLog,
 )
+from proglog.replica.producers import Producers
+from tests.client.fake import FakeStream, Lost
 
 
 async def turns(count: int = 20) -> None:
@@ -246,48 +250,164 @@ async def test_produce_many_raises_when_a_part_of_it_is_refused(log, backend):
 
 # --- errors --------------------------------------------------------------------------------------
 
-RESENT = {"NOT_LEADER", "UNAVAILABLE", "OVERLOADED", "EARLIER_REFUSED", "RANGE_CORRUPT"}
+REFUSED_FOR_NOW = {"NOT_LEADER", "UNAVAILABLE", "OVERLOADED", "EARLIER_REFUSED", "RANGE_CORRUPT"}
 UNKNOWN = {"OUTCOME_UNKNOWN", "DEADLINE_EXCEEDED", "INTERNAL"}
+DISOWNED = {"UNKNOWN_PRODUCER", "SEQUENCE_GAP", "PARTIAL_DUPLICATE"}
+RESENT = {True: REFUSED_FOR_NOW | UNKNOWN | DISOWNED, False: REFUSED_FOR_NOW}
+"""By whether the producer is idempotent."""
+
+each_error = pytest.mark.parametrize("row", errors.ROWS, ids=lambda row: row.reason)
+each_kind = pytest.mark.parametrize("idempotent", [True, False])
 
 
-@pytest.mark.parametrize("row", errors.ROWS, ids=lambda row: row.reason)
-async def test_outcome_table(log, backend, row):
+@each_error
+@each_kind
+async def test_outcome_table(backend, row, idempotent):
     """Each error: resent unchanged until it is in, or raised as it is, or as OutcomeUnknown."""
-    backend.faults.append(row("it failed", leader_addr="elsewhere:1"))
-    call = log.produce(b"value")
-    if row.reason in RESENT:
-        assert await call == 0
-        assert backend.submitted[0] == backend.submitted[1]
-    elif row.reason in UNKNOWN:
-        with pytest.raises(OutcomeUnknown, match="it failed"):
-            await call
+    async with Log(backend, idempotent=idempotent) as log:
+        backend.faults.append(row("it failed", leader_addr="elsewhere:1"))
+        call = log.produce(b"value")
+        if row.reason in RESENT[idempotent]:
+            assert await call == 0
+            first, second = backend.submitted
+            assert first.body == second.body
+            assert first.sequence == second.sequence == 0
+            assert (first == second) == (row.reason not in DISOWNED)
+        elif row.reason in UNKNOWN:
+            with pytest.raises(OutcomeUnknown, match="it failed") as caught:
+                await call
+            with pytest.raises(OutcomeUnknown, match="it failed"):
+                await log.resolve(caught.value)
+        else:
+            with pytest.raises(row) as caught:
+                await call
+            assert caught.value.facts["leader_addr"] == "elsewhere:1"
+        assert len(backend.submitted) == 1 + (row.reason in RESENT[idempotent])
+        assert await log.produce(b"next") == backend.log.next - 1
+        assert {bool(each.producer_id) for each in backend.submitted} == {idempotent}
+
+
+@each_error
+async def test_no_refusal_of_a_retry_tells_what_became_of_the_first_time(log, backend, row):
+    """The first answer was lost, and the second one is the error."""
+    backend.faults.extend([Lost(OutcomeUnknown("lost")), row("it failed")])
+    calls = start(log, [b"a"])
+    if row.reason in REFUSED_FOR_NOW | UNKNOWN:
+        assert await calls[0] == 0
     else:
-        with pytest.raises(row) as caught:
-            await call
-        assert caught.value.facts["leader_addr"] == "elsewhere:1"
-    assert len(backend.submitted) == 1 + (row.reason in RESENT)
-    assert await log.produce(b"next") == backend.log.next - 1
+        with pytest.raises(OutcomeUnknown, match="it failed"):
+            await calls[0]
+    first = backend.submitted[0]
+    assert set(backend.submitted) == {first}
+    assert await log.produce(b"b") == 1
+    last = backend.submitted[-1]
+    renumbered = row.reason not in REFUSED_FOR_NOW | UNKNOWN
+    assert (last.producer_id != first.producer_id) == renumbered
+    assert last.sequence == (0 if renumbered else 1)
 
 
-@pytest.mark.parametrize("row", errors.ROWS, ids=lambda row: row.reason)
-async def test_batches_behind_a_failed_one_follow_in_order(log, backend, row, monkeypatch):
+@each_error
+@each_kind
+async def test_batches_behind_a_failed_one_follow_in_order(backend, row, idempotent, monkeypatch):
     monkeypatch.setattr(limits, "client_inflight_batches_max", 3)  # So that others wait behind.
-    backend.held = True
-    value = bytes(limits.client_batch_bytes_target - 100)
-    calls = start(log, [b"%d" % i + value for i in range(5)])
-    await turns()
-    backend.faults.extend([None, row("it failed")])
-    backend.held = False
-    backend.answer(3)
-    results = await asyncio.gather(*calls, return_exceptions=True)
+    async with Log(backend, idempotent=idempotent) as log:
+        backend.held = True
+        value = bytes(limits.client_batch_bytes_target - 100)
+        calls = start(log, [b"%d" % i + value for i in range(5)])
+        await turns()
+        backend.faults.extend([None, row("it failed")])
+        backend.held = False
+        backend.answer(3)
+        results = await asyncio.gather(*calls, return_exceptions=True)
     appended = [value[:1] for value in backend.log.values()]
-    if row.reason in RESENT:
+    if row.reason in RESENT[idempotent]:
         assert results == [0, 1, 2, 3, 4]
         assert appended == [b"0", b"1", b"2", b"3", b"4"]
     else:
         assert isinstance(results[1], OutcomeUnknown if row.reason in UNKNOWN else row)
         assert results[:1] + results[2:] == [0, 1, 2, 3]
         assert appended == [b"0", b"2", b"3", b"4"]
+
+
+async def test_a_lost_answer_is_asked_for_again(log, backend):
+    backend.faults.extend([None, Lost(OutcomeUnknown("lost"))])
+    large = [bytes([i]) * (limits.client_batch_bytes_target - 100) for i in range(5)]
+    assert await log.produce_many(large) == range(5)
+    assert backend.log.values() == large
+    assert len({each.producer_id for each in backend.submitted}) == 1
+    assert sorted({each.sequence for each in backend.submitted}) == [0, 1, 2, 3, 4]
+
+
+async def test_a_refused_batch_leaves_no_gap(log, backend):
+    assert await log.produce_many([b"a", b"b"]) == range(2)
+    backend.faults.append(DiskFull("full"))
+    with pytest.raises(DiskFull):
+        await log.produce_many([b"c", b"d", b"e"])
+    assert await log.produce(b"f") == 2
+    assert await log.produce(b"g") == 3
+    assert [each.sequence for each in backend.submitted] == [0, 2, 2, 3]
+
+
+async def test_a_forgotten_producer_comes_as_a_new_one(log, backend):
+    assert await log.produce(b"a") == 0
+    backend.log.producers = Producers()
+    assert await log.produce(b"b") == 1
+    assert await log.produce(b"c") == 2
+    first, refused, *again = backend.submitted
+    assert (refused.producer_id, refused.sequence) == (first.producer_id, 1)
+    assert [each.sequence for each in again] == [0, 1]
+    assert {each.producer_id for each in again} != {first.producer_id}
+
+
+async def test_each_producer_has_an_id_of_its_own(backend):
+    for _ in range(3):
+        await Log(backend).produce(b"a")
+    assert len({each.producer_id for each in backend.submitted}) == 3
+    assert all(0 < each.producer_id < 2**63 for each in backend.submitted)
+
+
+# --- compare and append --------------------------------------------------------------------------
+
+
+async def test_what_expects_an_offset_is_a_batch_of_its_own(log, backend):
+    calls = [
+        asyncio.ensure_future(log.produce(b"a")),
+        asyncio.ensure_future(log.produce(b"b", b"key", expected_offset=1)),
+        asyncio.ensure_future(log.produce_many([b"c", b"d"], expected_offset=2)),
+        asyncio.ensure_future(log.produce(b"e")),
+    ]
+    assert await asyncio.gather(*calls) == [0, 1, range(2, 4), 4]
+    assert [each.expected_offset for each in backend.submitted] == [None, 1, 2, None]
+    assert backend.log.records()[1].key == b"key"
+
+
+async def test_another_offset_than_the_expected_one(log, backend):
+    backend.log.extend([b"of another"])
+    with pytest.raises(OffsetMismatch) as caught:
+        await log.produce(b"a", expected_offset=0)
+    assert caught.value.number("next") == 1
+    assert await log.produce(b"b", expected_offset=1) == 1
+    assert backend.log.values() == [b"of another", b"b"]
+
+
+async def test_a_lost_answer_to_what_expects_an_offset(log, backend):
+    backend.faults.append(Lost(OutcomeUnknown("lost")))
+    assert await log.produce(b"a", expected_offset=0) == 0
+    assert backend.log.values() == [b"a"]
+
+
+async def test_what_expects_an_offset_has_to_fit_into_one_batch(log, backend):
+    half = bytes(limits.batch_bytes_max // 2 - 4)
+    assert await log.produce_many([half, half], expected_offset=0) == range(2)
+    with pytest.raises(TooLarge):
+        await log.produce_many([half, half, b""], expected_offset=2)
+    assert list(await log.produce_many([], expected_offset=7)) == []
+    for wrong in (-1, 2**64, "0"):
+        with pytest.raises(InvalidRequest):
+            await log.produce(b"a", expected_offset=wrong)
+
+
+# --- deadlines -----------------------------------------------------------------------------------
 
 
 async def test_what_is_refused_until_the_deadline_fails_with_the_refusal(backend):
@@ -302,7 +422,7 @@ async def test_what_is_refused_until_the_deadline_fails_with_the_refusal(backend
 
 async def test_no_answer_by_the_deadline_is_an_unknown_outcome(backend):
     backend.held = True
-    async with Log(backend, timeout_seconds=0.05) as log:
+    async with Log(backend, timeout_seconds=0.05, idempotent=False) as log:
         with pytest.raises(OutcomeUnknown):
             await log.produce(b"a")
         backend.held = False
@@ -311,6 +431,88 @@ async def test_no_answer_by_the_deadline_is_an_unknown_outcome(backend):
         assert len(backend.streams) == 2
         backend.streams[0].answer_one()  # Too late: nobody waits for it.
         assert await log.produce(b"c") == 2
+
+
+async def test_an_unknown_outcome_is_found_out_before_anything_else_is_sent(backend):
+    backend.held = True
+    async with Log(backend, timeout_seconds=0.05) as log:
+        calls = [*start(log, [b"a", b"b"]), asyncio.ensure_future(log.produce_many([b"c"]))]
+        unknown = await asyncio.gather(*calls, return_exceptions=True)
+        assert {type(error) for error in unknown} == {Unresolved}
+        assert log._producer._budget.taken == 0
+        # As long as nothing answers, nothing else is sent.
+        with pytest.raises(Unavailable):
+            await log.produce(b"d")
+        assert {each.body.count for each in backend.submitted[1:]} <= {1, 2}
+        resolving = [asyncio.ensure_future(log.resolve(error)) for error in unknown]
+        impatient = asyncio.ensure_future(log.resolve(unknown[0]))
+        await turns()
+        impatient.cancel()
+        backend.held = False
+        backend.answer(2)
+        assert await log.produce(b"e") == 3
+        assert await asyncio.gather(*resolving) == [0, 1, 2]
+        assert await log.resolve(unknown[1]) == 1
+    assert backend.log.values() == [b"a", b"b", b"c", b"e"]
+    assert len({each.producer_id for each in backend.submitted}) == 1
+
+
+async def test_what_cannot_be_found_out_for_long_is_left_behind(backend, monkeypatch):
+    monkeypatch.setattr(limits, "client_resolve_seconds_max", 0.05)
+    backend.held = True
+    async with Log(backend, timeout_seconds=0.05) as log:
+        with pytest.raises(OutcomeUnknown) as caught:
+            await log.produce(b"a")
+        with pytest.raises(OutcomeUnknown):
+            await log.resolve(caught.value)
+        backend.held = False
+        assert await log.produce(b"b") == 0
+    first, *_, last = backend.submitted
+    assert last.sequence == 0
+    assert last.producer_id != first.producer_id
+
+
+async def test_closing_does_not_wait_for_what_nobody_waits_for(backend):
+    backend.held = True
+    async with Log(backend, timeout_seconds=0.05) as log:
+        with pytest.raises(OutcomeUnknown) as caught:
+            await log.produce(b"a")
+        resolving = asyncio.ensure_future(log.resolve(caught.value))
+        await turns()
+    with pytest.raises(OutcomeUnknown):
+        await resolving
+    assert all(stream.closed for stream in backend.streams)
+
+
+async def test_closing_sends_what_waits_behind_an_unknown_outcome(backend):
+    backend.held = True
+    log = Log(backend, timeout_seconds=0.05)
+    with pytest.raises(OutcomeUnknown):
+        await log.produce(b"a")
+    log._producer._timeout = 5
+    calls = start(log, [b"b"])
+    await turns()
+    closing = asyncio.ensure_future(log.close())
+    await turns()
+    backend.held = False
+    backend.answer()
+    await closing
+    assert await calls[0] == 1
+    assert backend.log.values() == [b"a", b"b"]
+
+
+async def test_a_stream_that_says_nothing_is_left_before_the_deadline(log, backend, monkeypatch):
+    monkeypatch.setattr(limits, "client_patience_seconds_first", 0.02)
+    backend.held = True
+    call = asyncio.ensure_future(log.produce(b"a"))
+    while len(backend.streams) < 3:
+        await asyncio.sleep(0.001)
+    assert backend.streams[0].closed
+    backend.streams[0].answer_one()  # Late, but it is in.
+    backend.held = False
+    backend.answer()
+    assert await call == 0
+    assert backend.log.values() == [b"a"]
 
 
 async def test_what_could_not_be_sent_was_certainly_not_appended(backend):
@@ -353,6 +555,31 @@ async def test_a_refusal_while_handing_over_counts_like_one_in_the_answer(log, b
         assert await log.produce(b"a") == 0
     finally:
         type(stream).submit = submit
+
+
+async def test_what_was_being_handed_over_behind_a_refusal_is_not_in_the_log(
+    log, backend, monkeypatch
+):
+    monkeypatch.setattr(limits, "client_patience_seconds_first", 0.02)
+    backend.held = True
+    backend.faults.append(DiskFull("full"))
+    submit = FakeStream.submit
+
+    async def blocking(stream, proposed):
+        if backend.submitted:
+            backend.held = False
+            backend.answer()
+            monkeypatch.setattr(FakeStream, "submit", submit)
+            await asyncio.Event().wait()
+        return await submit(stream, proposed)
+
+    monkeypatch.setattr(FakeStream, "submit", blocking)
+    value = bytes(limits.client_batch_bytes_target - 100)
+    first, second = await asyncio.gather(*start(log, [value, value]), return_exceptions=True)
+    assert isinstance(first, DiskFull)
+    assert second == 0
+    assert [each.sequence for each in backend.submitted] == [0, 0]
+    assert len({each.producer_id for each in backend.submitted}) == 1
 
 
 # --- cancelling and closing ----------------------------------------------------------------------

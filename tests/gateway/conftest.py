@@ -84,6 +84,7 @@ class FakeReplica:
             log="default",
             cluster_id="c",
             node="n",
+            node_uuid="0",
             earliest=self.earliest,
             next=self.next,
             bytes=0,

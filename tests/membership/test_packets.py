@@ -176,7 +176,7 @@ def test_nested_arrays_ask_for_little_memory(array: bytes) -> None:
     try:
         with contextlib.suppress(MalformedMessage):
             streams.StreamDecoder(PLAIN).feed(bytes([Type.PUSH_PULL]) + array * 400)
-        assert tracemalloc.get_traced_memory()[1] < 32 * limits.MiB
+        assert tracemalloc.get_traced_memory()[1] < 16 * limits.MiB
     finally:
         tracemalloc.stop()
 

@@ -83,7 +83,11 @@ class Node:
 
     async def __aenter__(self) -> Self:
         await self.open()
-        await self.replica.wait_ready()
+        try:
+            await self.replica.wait_ready()
+        except BaseException as error:
+            await self.replica.close()
+            raise self.failure or error from None
         return self
 
     async def __aexit__(self, *_error: object) -> None:

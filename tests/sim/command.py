@@ -79,6 +79,7 @@ def shrink(seed: int, nodes: int | None, check: str, seconds: float = 60.0) -> l
 def report(seed: int, nodes: int | None, world: World, error: BaseException) -> None:
     """What failed, and how to see it again."""
     check = check_of(error)
+    traceback.print_exception(error)
     print(f"seed {seed} FAILED [{check}] at {world.loop.now:.3f} s: {error}")
     option = f" --nodes {nodes}" if nodes else ""
     print(f"replay: python -m tests.sim --seed {seed}{option}", flush=True)
@@ -136,7 +137,6 @@ def _run_one(options: argparse.Namespace) -> int:
     for fault in world.faults:
         print(fault)
     if error is not None:
-        traceback.print_exception(error)
         report(options.seed, options.nodes, world, error)
         return 1
     totals = Totals(cpu_seconds=time.process_time() - began)

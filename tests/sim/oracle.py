@@ -188,7 +188,8 @@ class Oracle:
             if message.granted and not message.pre_vote:
                 promised = node.promised()
                 require(
-                    promised == (message.term, message.to),
+                    promised is not None
+                    and (promised == (message.term, message.to) or promised.term > message.term),
                     "vote before durable",
                     f"{node.name} votes for {message.to} in {message.term}, on disk: {promised}",
                 )

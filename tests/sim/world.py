@@ -97,7 +97,6 @@ class World:
         await Nemesis(self).run(self.faults)
         await asyncio.sleep(max(self.settings.safety_seconds - self.loop.now, 0))
         await self._liveness()
-        self.is_quiet = True
         await self._within(30.0, "the producers end", lambda: all(t.done() for t in loads[:-4]))
         await self._within(CONVERGE_SECONDS_MAX, "followers converge", self._is_converged)
         self.is_over = True
@@ -264,6 +263,11 @@ class World:
     async def _liveness(self) -> None:
         self._heal()
         await self._within(LEADER_SECONDS_MAX, "a leader", lambda: self._leader() is not None)
+        before = self.next_acknowledged
+        await self._within(
+            CONVERGE_SECONDS_MAX, "an append", lambda: self.next_acknowledged > before
+        )
+        self.is_quiet = True
         await self._within(CONVERGE_SECONDS_MAX, "every server is a member", self.is_whole)
 
     def _heal(self) -> None:

@@ -9,4 +9,4 @@ SUBSETS_DEFAULT = 10_000
 SUBSETS = int(os.environ.get("PROGLOG_CRASH_STATES", SUBSETS_DEFAULT))
 """Random subsets of unsynced changes in all."""
 SCALE = max(SUBSETS // SUBSETS_DEFAULT, 1)
-"""How many times more than by default is looked at of everything else."""
+"""Beyond 1: so many more workloads, and every byte of the files that are damaged."""

@@ -1,0 +1,226 @@
+"""`--bootstrap-expect`: whatever the nodes see of each other and when, one cluster or none."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Iterable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from proglog import limits
+from proglog.agent import forming, node
+from proglog.agent.forming import Forming
+from proglog.errors import ChangeRefused, ProglogError, Unavailable
+from proglog.membership import Member, Membership, Status
+from proglog.raft.configuration import Configuration
+from proglog.replica.replica import Replica
+from tests.agent.nodes import Nodes, some_nodes
+from tests.cluster.harness import until
+
+EXPECTED = 3
+
+
+class NewNode:
+    """What a node promised and began is durable; what it sees of others is set by the test."""
+
+    def __init__(self, world: World, name: str) -> None:
+        self.world = world
+        self.name = name
+        self.identity = SimpleNamespace(uuid=f"uuid-{name}", cluster_id="")
+        self.leadership = SimpleNamespace(configuration=Configuration())
+        self.local = self.member()
+        self.view: set[str] = set()
+        self.pause: asyncio.Event | None = None
+        self.forming = Forming(
+            cast("Replica", self), cast("Membership", self), EXPECTED, self.world.ask
+        )
+
+    def member(self) -> Member:
+        began = self.leadership.configuration.servers
+        return Member(
+            name=self.name,
+            address="127.0.0.1",
+            port=1,
+            status=Status.ALIVE,
+            tags={
+                "role": "proglog",
+                "uuid": self.identity.uuid,
+                "rpc_addr": self.name,
+                "expect": str(EXPECTED),
+                **({"cluster": self.identity.cluster_id} if began else {}),
+            },
+            protocol=5,
+        )
+
+    # As a membership:
+
+    def members(self) -> list[Member]:
+        return [self.world.nodes[name].member() for name in sorted(self.view | {self.name})]
+
+    # As a replica:
+
+    async def adopt_cluster(self, cluster_id: str) -> None:
+        await asyncio.sleep(0)
+        if self.identity.cluster_id not in {"", cluster_id}:
+            raise Unavailable(f"this server joined cluster {self.identity.cluster_id}")
+        self.identity.cluster_id = cluster_id
+
+    async def begin(self, configuration: Configuration) -> None:
+        if self.pause is not None:
+            await self.pause.wait()
+        self.leadership.configuration = configuration
+        self.world.began.append((self.identity.cluster_id, configuration))
+
+
+class World:
+    """Some new nodes."""
+
+    def __init__(self, names: Iterable[str], chance: random.Random | None = None) -> None:
+        self._chance = chance
+        self.nodes: dict[str, NewNode] = {}
+        self.began: list[tuple[str, Configuration]] = []
+        """(cluster id, configuration) of each first configuration that a node wrote."""
+        for name in names:
+            self.nodes[name] = NewNode(self, name)
+
+    async def ask(self, rpc_addr: str, cluster_id: str, uuids: Sequence[str]) -> None:
+        """A call that takes a while and gets lost at times, or only its answer does."""
+        if self._chance is None:
+            await self.nodes[rpc_addr].forming.promise(cluster_id, uuids)
+            return
+        fate = self._chance.random()
+        for _ in range(self._chance.randrange(5)):
+            await asyncio.sleep(0)
+        if fate < 0.1:
+            raise Unavailable("lost")
+        await self.nodes[rpc_addr].forming.promise(cluster_id, uuids)
+        if fate < 0.2:
+            raise Unavailable("the answer was lost")
+
+    def see(self, *groups: str) -> None:
+        """From now on the nodes of each group see each other and nobody else."""
+        for group in groups:
+            for name in group:
+                self.nodes[name].view = set(group)
+
+    async def form(self, name: str) -> None:
+        """One try of a node that takes itself for the coordinator."""
+        new = self.nodes[name]
+        candidates = new.forming._candidates()
+        if new.forming._complete(candidates) and candidates[0].name == name:
+            await new.forming._form(candidates)
+
+
+async def pause_before_it_begins(world: World) -> asyncio.Task[None]:
+    """All of a, b and c promised, and then `a` is paused for so long that the others lose it and
+    find another node."""
+    world.see("abc")
+    world.nodes["a"].pause = asyncio.Event()
+    trying = asyncio.ensure_future(world.form("a"))
+    while world.nodes["c"].identity.cluster_id == "":
+        await asyncio.sleep(0)
+    world.see("bcd")
+    return trying
+
+
+async def test_a_promise_holds_for_the_nodes_it_was_given_for() -> None:
+    world = World("abcd")
+    trying = await pause_before_it_begins(world)
+    with pytest.raises(ProglogError):
+        await world.form("b")
+    assert world.nodes["a"].pause is not None
+    world.nodes["a"].pause.set()
+    await trying
+    assert len(world.began) == 1
+
+
+async def test_with_an_id_that_the_coordinator_makes_up_there_are_two(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The test above fails where a promise is one to a coordinator's id only."""
+    world = World("abcd")
+    monkeypatch.setattr(forming, "cluster_of", lambda _uuids: "made-up")
+    trying = await pause_before_it_begins(world)
+    await world.form("b")
+    assert world.nodes["a"].pause is not None
+    world.nodes["a"].pause.set()
+    await trying
+    assert [cluster_id for cluster_id, _ in world.began] == ["made-up", "made-up"]
+
+
+@pytest.mark.parametrize("seed", range(60))
+async def test_whatever_they_see_never_two(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    chance = random.Random(seed)
+    monkeypatch.setattr(limits, "reconcile_seconds", 0)
+    names = "abcdef"[: chance.randint(3, 6)]
+    world = World(names, chance)
+    tasks = [asyncio.ensure_future(new.forming.run()) for new in world.nodes.values()]
+    try:
+        for _ in range(60):
+            shuffled = chance.sample(names, len(names))
+            cut = chance.randint(0, len(names))
+            world.see("".join(shuffled[:cut]), "".join(shuffled[cut:]))
+            for _ in range(chance.randrange(40)):
+                await asyncio.sleep(0)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    # Six may form two clusters of three that have nobody in common.
+    assert len(world.began) <= len(names) // EXPECTED
+    members = [server.uuid for _, began in world.began for server in began.servers]
+    assert len(members) == len(set(members))
+    assert len({cluster_id for cluster_id, _ in world.began}) == len(world.began)
+
+
+# --- real nodes ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def nodes(tmp_path: Path) -> AsyncIterator[Nodes]:
+    async with some_nodes(tmp_path) as nodes:
+        yield nodes
+
+
+async def test_a_coordinator_that_dies_half_way_goes_on_when_it_is_back(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "abc":
+        nodes.config(name, start_join_addrs=nodes.gossip(*"abc"), bootstrap_expect=3)
+    out_of_reach = str(nodes.config("c").rpc_addr)
+    ask = node.ask_promise
+
+    async def ask_some(rpc_addr: str, cluster_id: str, uuids: Sequence[str]) -> None:
+        if rpc_addr == out_of_reach:
+            raise Unavailable("nobody answers")
+        await ask(rpc_addr, cluster_id, uuids)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(node, "ask_promise", ask_some)
+        await asyncio.gather(*map(nodes.start, "abc"))
+
+        async def promised() -> str:
+            return nodes.running["b"].replica.identity.cluster_id
+
+        cluster_id = await until(promised, "b has promised")
+        await nodes.stop("a")
+        assert not any(each.replica.servers() for each in nodes.running.values())
+    await nodes.start("a")
+    await nodes.voters(*"abc")
+    assert nodes.cluster_ids() == {cluster_id}
+
+
+async def test_a_node_gives_no_promise_to_a_coordinator_that_sees_others(nodes: Nodes) -> None:
+    await nodes.start("a", bootstrap_expect=3)
+    async with nodes.admin("a") as admin:
+        with pytest.raises(ChangeRefused):
+            await admin.promise(forming.cluster_of(["x", "y", "z"]), ["x", "y", "z"])
+    await nodes.start("b")
+    async with nodes.admin("b") as admin:
+        with pytest.raises(ChangeRefused):
+            await admin.promise(forming.cluster_of(["x"]), ["x"])
+    assert nodes.running["a"].replica.identity.cluster_id == ""

@@ -1,0 +1,250 @@
+"""A disk that fails stops the replica; one that is full refuses, and goes on when there is space."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from proglog.errors import DiskFull, OutcomeUnknown, StorageFailed, Unavailable
+from proglog.ports import File, RealFiles
+from tests.replica.support import Node, outcomes, proposed
+
+
+class Disk(RealFiles):
+    """Real files that fail as told: each call in `failing` raises its errno."""
+
+    def __init__(self) -> None:
+        self.failing: dict[str, int] = {}
+
+    def fail(self, call: str) -> None:
+        if number := self.failing.get(call):
+            raise OSError(number, os.strerror(number))
+
+    def open(self, path: Path) -> File:
+        return _DiskFile(super().open(path), self)
+
+    def create(self, path: Path) -> File:
+        self.fail("create")
+        return _DiskFile(super().create(path), self)
+
+    def rename(self, old: Path, new: Path) -> None:
+        self.fail("rename")
+        super().rename(old, new)
+
+    def sync_directory(self, path: Path) -> None:
+        self.fail("sync_directory")
+        super().sync_directory(path)
+
+
+class _DiskFile:
+    def __init__(self, file: File, disk: Disk) -> None:
+        self._file, self._disk = file, disk
+
+    def pwritev(self, parts: Sequence[bytes], position: int) -> None:
+        self._disk.fail("pwritev")
+        self._file.pwritev(parts, position)
+
+    def fdatasync(self) -> None:
+        self._disk.fail("fdatasync")
+        self._file.fdatasync()
+
+    def reserve(self, size: int) -> None:
+        self._disk.fail("reserve")
+        self._file.reserve(size)
+
+    def pread(self, size: int, position: int) -> bytes:
+        self._disk.fail("pread")
+        return self._file.pread(size, position)
+
+    def pread_cached(self, size: int, position: int) -> bytes | None:
+        self._disk.fail("pread")
+        return self._file.pread_cached(size, position)
+
+    def truncate(self, size: int) -> None:
+        self._file.truncate(size)
+
+    def size(self) -> int:
+        return self._file.size()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
+@pytest.mark.parametrize("call", ["pwritev", "fdatasync"])
+async def test_a_failed_write_stops_the_replica(folder: Path, call: str, number: int) -> None:
+    """Inside allocated space even ENOSPC is a fault: nothing is known of what is on the disk."""
+    disk = Disk()
+    async with Node(folder, files=disk) as node:
+        values = await node.fill(10)
+        disk.failing = {call: number}
+        futures = [await node.replica.propose(proposed(b"lost?")) for _ in range(3)]
+        waiting = asyncio.ensure_future(node.replica.wait_past(1000))
+        await asyncio.wait_for(node.failed_event.wait(), 5)
+        assert isinstance(node.failure, StorageFailed)
+        disk.failing = {}
+        for outcome in await outcomes(futures):
+            assert isinstance(outcome, OutcomeUnknown)
+        with pytest.raises(Unavailable):
+            await asyncio.wait_for(waiting, 5)
+        with pytest.raises(Unavailable):
+            await node.replica.propose(proposed(b"later"))
+        assert not node.replica.is_ready
+    async with Node(folder, files=disk) as node:
+        assert (await node.consume())[:10] == values
+        await node.produce(b"goes on")
+
+
+async def test_who_waits_for_space_hears_of_a_failure(folder: Path) -> None:
+    disk = Disk()
+    async with Node(folder, files=disk) as node:
+        futures = [await node.replica.propose(proposed(b"x"))]
+        waiting = asyncio.ensure_future(node.replica.propose(proposed(bytes(100_000))))
+        await asyncio.sleep(0)
+        disk.failing = {"fdatasync": errno.EIO}
+        futures.append(await node.replica.propose(proposed(b"y"))) if not waiting.done() else None
+        await asyncio.wait_for(node.failed_event.wait(), 5)
+        with pytest.raises((Unavailable, StorageFailed)):
+            await (await asyncio.wait_for(waiting, 5))
+        await outcomes(futures)
+
+
+async def until_refused(node: Node, size: int = 1000) -> list[bytes]:
+    """Produces until the disk is full; what was acknowledged."""
+    acknowledged: list[bytes] = []
+    for number in range(10_000):
+        value = b"%0*d" % (size, number)
+        try:
+            await node.produce(value)
+        except DiskFull:
+            return acknowledged
+        acknowledged.append(value)
+    raise AssertionError("the disk is never full")
+
+
+async def until_taken(node: Node, value: bytes) -> None:
+    """Produces a value, again and again while there is no space for it."""
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                await node.produce(value)
+            except DiskFull:
+                await asyncio.sleep(0.05)
+            else:
+                return
+
+
+@pytest.mark.parametrize("call", ["reserve", "create"])
+async def test_a_full_disk_refuses_and_goes_on(folder: Path, call: str) -> None:
+    disk = Disk()
+    async with Node(folder, files=disk) as node:
+        values = await node.fill(5, size=1000)
+        disk.failing = {call: errno.ENOSPC}
+        acknowledged = await until_refused(node)
+        assert await node.consume() == values + acknowledged
+        # Refused means: not appended.
+        for _ in range(3):
+            with pytest.raises(DiskFull, match="by itself"):
+                await node.produce(bytes(1000))
+        assert node.replica.next_offset == len(values + acknowledged)
+        await node.replica.barrier()
+        disk.failing = {}
+        await until_taken(node, bytes(1000))
+        assert await node.consume() == [*values, *acknowledged, bytes(1000)]
+        await node.fill(40, size=1000)
+        assert node.failure is None
+        await node.restart()
+        assert (await node.consume())[: len(values + acknowledged)] == values + acknowledged
+
+
+async def test_asking_a_full_disk_again_and_again_leaks_nothing(folder: Path) -> None:
+    disk = Disk()
+    async with Node(folder, files=disk) as node:
+        # The index of the next segment can be had, its store cannot.
+        reserve = _DiskFile.reserve
+
+        def no_large(file: _DiskFile, size: int) -> None:
+            if size >= 16 * 1024:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            reserve(file, size)
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(_DiskFile, "reserve", no_large)
+            await until_refused(node)
+            before = len(os.listdir("/proc/self/fd"))
+            for _ in range(20):
+                node.replica.log._refused_at = -1.0
+                with pytest.raises(DiskFull):
+                    await node.produce(bytes(5000))
+            assert len(os.listdir("/proc/self/fd")) <= before
+
+
+async def test_many_starts_with_a_full_disk(folder: Path) -> None:
+    """What is stored can be read, each time, although each leadership wants its no-op."""
+    disk = Disk()
+    async with Node(folder, files=disk) as node:
+        disk.failing = {"reserve": errno.ENOSPC}
+        values = await until_refused(node)
+    for _ in range(2):
+        async with Node(folder, files=disk) as node:
+            assert await node.consume() == values
+            assert node.failure is None
+            with pytest.raises(DiskFull):
+                await node.produce(bytes(2000))
+    # What was kept for no-ops is used up: it cannot lead, but waits, and does not fall over.
+    node = Node(folder, files=disk)
+    await node.open()
+    ready = asyncio.ensure_future(node.replica.wait_ready())
+    await asyncio.sleep(0.1)
+    assert node.failure is None
+    assert not ready.done()
+    disk.failing = {}
+    await asyncio.wait_for(ready, 5)
+    await until_taken(node, bytes(2000))
+    assert await node.consume() == [*values, bytes(2000)]
+    await node.replica.close()
+
+
+async def test_a_segment_that_is_full_by_count_at_a_start(folder: Path) -> None:
+    """The no-op of the first leadership then needs the next segment."""
+    async with Node(folder) as node:
+        while len(node.replica.log._active.index) < node.config.segment_batches:
+            await node.produce(b"x")
+        next_offset = node.replica.next_offset
+    async with Node(folder) as node:
+        assert node.replica.next_offset == next_offset
+        await node.produce(b"y")
+
+
+async def test_a_segment_that_is_two_months_old_at_a_start(folder: Path) -> None:
+    """An index tells times in 32 bits: 49 days. The first no-op then needs the next segment."""
+    async with Node(folder) as node:
+        await node.produce(b"x")
+        later = node.clock.ms + 60 * 24 * 3600 * 1000
+    node = Node(folder)
+    node.clock.ms = later
+    async with node:
+        await node.produce(b"y")
+        assert await node.consume() == [b"x", b"y"]
+        assert await node.replica.seek(later) == 1
+
+
+async def test_a_full_disk_costs_only_the_snapshot(folder: Path) -> None:
+    disk = Disk()
+    async with Node(folder, files=disk) as node:
+        await node.fill(10)
+        disk.failing = {"create": errno.ENOSPC}
+        values = await until_refused(node, size=10)
+        assert node.snapshots() == []
+        disk.failing = {}
+        await until_taken(node, b"space")
+        await node.fill(40)
+        await node.written()
+        assert node.failure is None
+        assert node.snapshots() != []
+        assert (await node.consume())[10 : 10 + len(values)] == values
