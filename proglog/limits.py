@@ -88,6 +88,8 @@ hearing_seconds_max = 1.0
 ready_seconds_max = 10.0
 """A node that is a cluster of one says that it serves once it does, or after this long."""
 reconcile_retry_seconds = 5.0
+identify_seconds_max = 2.0
+"""A node that is to be added says who it is within this time."""
 join_retry_seconds_max = 10.0
 leave_seconds_max = 30.0
 replay_bytes = 1 * MiB
@@ -156,7 +158,7 @@ produce_timeout_seconds_default = 30.0
 client_resolve_seconds_max = 600.0
 """How long a batch of unknown outcome is still resolved before those behind it."""
 client_patience_seconds_first = 5.0
-"""A node that answers nothing for so long is asked again, or another one; twice as long next time."""
+"""A node that says nothing for so long is asked again, or another one; next time for twice that."""
 client_dial_seconds_max = 3.0
 """One address gets this long to accept a connection before the next is tried."""
 client_close_seconds_max = 1.0

@@ -13,7 +13,7 @@ from proglog.agent.reconciler import Reconciler
 from proglog.client.admin import Cluster
 from proglog.client.network import NetworkBackend
 from proglog.config import Address
-from proglog.errors import ChangeRefused, InvalidRequest, NotLeader, ProglogError
+from proglog.errors import ChangeRefused, InvalidRequest, NotLeader, ProglogError, Unavailable
 from proglog.membership import Member, Membership
 from proglog.raft.configuration import Server
 from proglog.replica.replica import Replica
@@ -89,7 +89,10 @@ async def identify(rpc_addr: str, cluster_id: str) -> Server:
     """
     backend = NetworkBackend([Address.parse(rpc_addr, "rpc_addr")], "", None)
     try:
-        found = await backend.describe()
+        async with asyncio.timeout(limits.identify_seconds_max):
+            found = await backend.describe()
+    except TimeoutError:
+        raise Unavailable(f"{rpc_addr} does not say who it is") from None
     finally:
         await backend.close()
     if found.cluster_id not in {"", cluster_id}:

@@ -11,7 +11,7 @@ import structlog
 from proglog import limits
 from proglog.agent.policy import ROLE, Add, Remove, View, foreigners, next_change
 from proglog.errors import ProglogError
-from proglog.membership import Membership, NameConflict, Status
+from proglog.membership import Member, Membership, NameConflict, Status
 from proglog.raft.configuration import Server
 from proglog.replica.replica import Replica
 
@@ -105,16 +105,21 @@ class Reconciler:
         return View(
             cluster_id=self._replica.identity.cluster_id,
             configuration=status.configuration,
-            members=[
-                member
-                for member in self._membership.members()
-                if self._not_before.get(member.name, 0.0) <= now
-            ],
+            members=self._members_due(now),
             healthy=healthy,
             gone_seconds=gone,
             dead_server_after_seconds=self._dead_server_after_seconds,
             voters_min=limits.voters_min,
         )
+
+    def _members_due(self, now: float) -> list[Member]:
+        """Those that were not refused just now; whoever waits longest for another try comes first,
+        so that some that never answer hold up nobody."""
+
+        def due(member: Member) -> float:
+            return self._not_before.get(member.name, 0.0)
+
+        return sorted((m for m in self._membership.members() if due(m) <= now), key=due)
 
     async def _step(self) -> None:
         name = ""

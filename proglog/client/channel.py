@@ -41,7 +41,7 @@ class Connection(http2.Protocol):
 
     @property
     def takes_calls(self) -> bool:
-        """Whether new calls may begin. A connection closes a moment before it is known to be lost."""
+        """Whether new calls may begin. It closes a moment before it is known to be lost."""
         return not self.draining and not self.connection.is_closing()
 
     def _goaway_received(self, frame: GoAwayFrame) -> tuple[list[Any], list[Event]]:

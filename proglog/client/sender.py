@@ -37,7 +37,6 @@ from proglog.client.budget import Budget
 from proglog.client.retry import RETRIED, Backoff
 from proglog.errors import (
     Action,
-    EarlierRefused,
     InvalidRequest,
     Outcome,
     OutcomeUnknown,
@@ -161,8 +160,8 @@ class Sender:
         self._queue: deque[Batch] = deque()
         self._inflight: deque[Batch] = deque()
         self._producer_id = self._next_sequence = self._answered_sequence = 0
-        self._lost_track = True
-        """Whether a batch may be in the log of which it will never be known."""
+        self._needs_new_id = True
+        """So it is at first, and where it will never be known which number comes next."""
         self._broken = False
         self._heard_at = 0.0
         """When the stream last answered, or something was sent while nothing was under way."""
@@ -334,13 +333,13 @@ class Sender:
         again: list[Batch] = []
         gave_up = refused = False
         for batch in inflight:
-            result = EarlierRefused("an earlier batch was refused") if refused else batch.result()
+            result = batch.result()
             if isinstance(result, Appended):
                 self._deliver(batch, result.offset)
                 continue
             if not refused:
                 self._refusal = result
-            # Then nothing behind it was appended, though handing that over may have been cut short.
+            # Nothing behind it was appended, also where handing it over was cut short.
             refused |= result.outcome is Outcome.DEFINITE
             batch.may_be_in_log |= not refused
             if self._is_sent_again(result):
@@ -355,7 +354,7 @@ class Sender:
         if not self._idempotent:
             return error.action in RETRIED
         if isinstance(error, _DISOWNED):
-            self._lost_track = True
+            self._needs_new_id = True
             return True
         return error.action in RETRIED or error.outcome is Outcome.UNKNOWN
 
@@ -400,7 +399,7 @@ class Sender:
 
     def _fail(self, batch: Batch, error: BaseException) -> None:
         """The end of a batch: `error` tells why, and whether it may be in the log the batch."""
-        self._lost_track |= batch.may_be_in_log
+        self._needs_new_id |= batch.may_be_in_log
         if isinstance(error, ProglogError) and batch.may_be_in_log:
             error = _unknown(error)
         elif isinstance(error, ProglogError) and error.outcome is Outcome.UNKNOWN:
@@ -434,17 +433,14 @@ class Sender:
 
     def _begin_numbering(self) -> None:
         """A new stream: numbers go on behind what is answered, all else is sent once more."""
-        if self._lost_track:
+        if self._needs_new_id:
+            # What may be in the log under the old id can neither keep its number nor get another.
             while self._queue and self._queue[0].may_be_in_log:
                 self._fail(self._queue.popleft(), _unknown(self._refusal))
-            self._begin_anew()
+            self._producer_id = self._chance.getrandbits(63) or 1 if self._idempotent else 0
+            self._answered_sequence = 0
+            self._needs_new_id = False
         self._next_sequence = self._answered_sequence
-
-    def _begin_anew(self) -> None:
-        """Becomes a new producer to the log: nothing may be in it yet."""
-        self._producer_id = self._chance.getrandbits(63) or 1 if self._idempotent else 0
-        self._answered_sequence = 0
-        self._lost_track = False
 
 
 def _unknown(error: ProglogError | None) -> ProglogError:

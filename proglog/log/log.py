@@ -471,12 +471,19 @@ class Log:
         return [snapshots.snapshot_path(self._folder, index) for index in gone]
 
     async def reset(self, snapshot: Snapshot) -> None:
-        """Replaces everything by a snapshot. Until this returns nothing may be appended or cut."""
+        """Replaces everything by a snapshot. Until this returns nothing may be appended or cut.
+
+        Raises DiskFull: then nothing else may be done but to try again.
+        """
         old = self._segments
         paths = [
             path for segment in reversed(old) for path in (segment.store_path, segment.index_path)
         ]
-        paths += self._forget_snapshots(lambda index: index != snapshot.tip.index)
+        paths += [
+            snapshots.snapshot_path(self._folder, index)
+            for index in self.snapshot_indexes
+            if index != snapshot.tip.index
+        ]
         done: asyncio.Future[Segment] = self._loop.create_future()
         self._generation += 1
         self._old_reports_hold_to = 0

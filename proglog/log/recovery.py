@@ -56,6 +56,11 @@ class Recovered:
     def tip(self) -> Tip:
         return self.segments[-1].index.last
 
+    def close(self) -> None:
+        """Closes the files, where nobody will use them."""
+        for segment in self.segments:
+            segment.retire()
+
 
 def recover(
     files: Files, folder: Path, *, segment_bytes: int, segment_batches: int, may_be_new: bool

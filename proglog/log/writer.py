@@ -426,6 +426,18 @@ class Writer:
             self._files.unlink(path)
 
     def _reset(self, reset: Reset) -> None:
+        try:
+            segment = self._replace_all(reset)
+        except OSError as error:
+            if error.errno not in NO_SPACE:
+                raise
+            # Every step may be done again, by another try or, after a crash, by recovery.
+            self._post(_fail, reset.done, self._full(error))
+        else:
+            self._continue_in(segment.file, reset.snapshot.tip, fmt.PREAMBLE_BYTES)
+            self._post(_finish, reset.done, segment)
+
+    def _replace_all(self, reset: Reset) -> Segment:
         # The flag makes recovery finish this, however far it came.
         snapshots.write(self._files, self._folder, reset.snapshot._replace(resets=True))
         self._delete(reset.paths)
@@ -437,8 +449,10 @@ class Writer:
             index_bytes=reset.index_bytes,
         )
         snapshots.write(self._files, self._folder, reset.snapshot._replace(resets=False))
-        self._continue_in(segment.file, reset.snapshot.tip, fmt.PREAMBLE_BYTES)
-        self._post(_finish, reset.done, segment)
+        return segment
+
+    def _full(self, error: OSError) -> DiskFull:
+        return DiskFull(f"no space left for {self._folder}: {error.strerror}")
 
     # --- other work ------------------------------------------------------------------------------
 
@@ -448,8 +462,7 @@ class Writer:
         except OSError as error:
             if error.errno not in NO_SPACE:
                 raise
-            full = DiskFull(f"no space left for {self._folder}: {error.strerror}")
-            self._post(_fail, job.done, full)
+            self._post(_fail, job.done, self._full(error))
         else:
             self._post(_finish, job.done, None)
 

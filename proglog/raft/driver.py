@@ -13,7 +13,9 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from proglog import batch as batches
+from proglog import limits
 from proglog.batch import HEADER_BYTES, BatchHeader, Body, Buffer, Kind, ProposedBatch
+from proglog.errors import DiskFull
 from proglog.log.format import Tip
 from proglog.log.log import Log
 from proglog.log.snapshot import Snapshot as LogSnapshot
@@ -335,10 +337,22 @@ class Driver:
 
     async def _install(self, index: int) -> None:
         snapshot = self._snapshots.pop(index)
-        await self._log.reset(snapshot)
+        while not await self._reset(snapshot):
+            if self._closed:
+                return
         self._writes.clear()
         self._events.installed(snapshot)
         self.raft.snapshot_installed(index, snapshot.tip.term)
+
+    async def _reset(self, snapshot: LogSnapshot) -> bool:
+        """Replaces the log, or waits a while for space to do it in. Meanwhile this server takes part
+        in nothing: without the snapshot it is of no use, and a vote can wait."""
+        try:
+            await self._log.reset(snapshot)
+        except DiskFull:
+            await asyncio.sleep(limits.reserve_retry_seconds)
+            return False
+        return True
 
     # --- end -------------------------------------------------------------------------------------
 

@@ -61,6 +61,8 @@ class HardStateFile:
         self._sequence = newest.sequence
         self.identity = newest.identity
         self.hard_state = newest.hard_state
+        # After kill -9 the newest copy may be in the page cache only: never are both in flight.
+        self._file.fdatasync()
         for place, copy in enumerate(copies):
             if copy != newest:
                 self._write(place)

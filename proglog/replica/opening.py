@@ -7,6 +7,7 @@ migrated when it grows: cluster id and node uuid in the hard state, a configurat
 
 from __future__ import annotations
 
+import contextlib
 import random
 import socket
 import uuid
@@ -78,59 +79,57 @@ def open_directory(
     Raises CorruptionError, OSError, and ConfigurationError if it is in use or another node's.
     """
     ports.files.mkdir(folder)
-    unlock = _lock(ports, folder)
-    try:
-        return _open_locked(folder, config, ports, node_name, rpc_addr, bootstrap, unlock)
-    except BaseException:
-        unlock()
-        raise
-
-
-def _open_locked(
-    folder: Path,
-    config: LogConfig,
-    ports: Ports,
-    node_name: str,
-    rpc_addr: str,
-    bootstrap: bool,
-    unlock: Callable[[], None],
-) -> Opened:
-    files = ports.files
-    is_new = not HardStateFile.exists(files, folder)
-    recovered = recover(
-        files,
-        folder,
-        segment_bytes=config.segment_bytes,
-        segment_batches=config.segment_batches,
-        may_be_new=is_new,
-    )
-    if is_new:
-        _refuse_if_used(folder, recovered)
-        identity = Identity("", new_id(ports.random), node_name or socket.gethostname())
-        hard_state = HardStateFile.create(files, folder, identity, HardState())
-    else:
-        hard_state = HardStateFile(files, folder)
-    if node_name and hard_state.identity.name != node_name:
-        raise ConfigurationError(
-            f"{folder} belongs to node {hard_state.identity.name}, not {node_name}: "
-            "start it under that name, or with another --data-dir",
-            setting="node_name",
+    with contextlib.ExitStack() as undo:
+        unlock = _lock(ports, folder)
+        undo.callback(unlock)
+        is_new = not HardStateFile.exists(ports.files, folder)
+        recovered = recover(
+            ports.files,
+            folder,
+            segment_bytes=config.segment_bytes,
+            segment_batches=config.segment_batches,
+            may_be_new=is_new,
         )
-    if bootstrap and not hard_state.identity.cluster_id:
-        hard_state.save(HardState(FIRST_TERM), cluster_id=new_id(ports.random))
-    if recovered.tip.index == 0 and hard_state.hard_state == HardState(FIRST_TERM):
-        # Also where the line above was the last thing that a first start did.
-        _begin_cluster(ports, recovered, hard_state.identity, rpc_addr)
-    applied, state = _newest_state(recovered)
+        undo.callback(recovered.close)
+        hard_state = _hard_state(folder, ports, recovered, node_name, is_new=is_new)
+        undo.callback(hard_state.close)
+        _check_name(folder, hard_state.identity.name, node_name)
+        if bootstrap and not hard_state.identity.cluster_id:
+            hard_state.save(HardState(FIRST_TERM), cluster_id=new_id(ports.random))
+        if recovered.tip.index == 0 and hard_state.hard_state == HardState(FIRST_TERM):
+            # Also where the line above was the last thing that a first start did.
+            _begin_cluster(ports, recovered, hard_state.identity, rpc_addr)
+        applied, state = _newest_state(recovered)
+        configurations = _configurations(recovered, state, applied)
+        undo.pop_all()
     return Opened(
         folder=folder,
         recovered=recovered,
         hard_state=hard_state,
         state=state,
         applied=applied,
-        configurations=_configurations(recovered, state, applied),
+        configurations=configurations,
         unlock=unlock,
     )
+
+
+def _hard_state(
+    folder: Path, ports: Ports, recovered: Recovered, node_name: str, *, is_new: bool
+) -> HardStateFile:
+    if not is_new:
+        return HardStateFile(ports.files, folder)
+    _refuse_if_used(folder, recovered)
+    identity = Identity("", new_id(ports.random), node_name or socket.gethostname())
+    return HardStateFile.create(ports.files, folder, identity, HardState())
+
+
+def _check_name(folder: Path, name: str, wanted: str) -> None:
+    if wanted and name != wanted:
+        raise ConfigurationError(
+            f"{folder} belongs to node {name}, not {wanted}: "
+            "start it under that name, or with another --data-dir",
+            setting="node_name",
+        )
 
 
 def _lock(ports: Ports, folder: Path) -> Callable[[], None]:

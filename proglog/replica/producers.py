@@ -60,8 +60,10 @@ class Producers:
 
     # --- deciding (leader, before append) --------------------------------------------------------
 
-    def find(self, batch: ProposedBatch) -> KnownBatch | None:
+    def find(self, batch: ProposedBatch, now: int) -> KnownBatch | None:
         """The batch itself if it was appended before; None if it is the next and may be appended.
+
+        `now` is in ms since the epoch, and not later than the batch's timestamp will be.
 
         Raises UnknownProducer, SequenceGap, PartialDuplicate, ProducersFull or InvalidBatch.
         """
@@ -70,7 +72,7 @@ class Producers:
             raise InvalidBatch(f"sequence {sequence} with {count} records exceeds 64 bits")
         known = self._known(batch.producer_id)
         if not known:
-            self._check_first(batch)
+            self._check_first(batch, now)
             return None
         for each in reversed(known):
             if each.sequence == sequence:
@@ -97,14 +99,17 @@ class Producers:
         committed = self._committed.get(producer_id)
         return [*(committed.window if committed else ()), *self._overlay.get(producer_id, ())]
 
-    def _check_first(self, batch: ProposedBatch) -> None:
+    def _check_first(self, batch: ProposedBatch, now: int) -> None:
         if batch.sequence != 0:
             raise UnknownProducer(
                 f"producer {batch.producer_id} is not known (any more); a new one starts at 0",
                 producer_id=batch.producer_id,
             )
         new = sum(producer_id not in self._committed for producer_id in self._overlay)
-        if len(self._committed) + new >= limits.producers_max:
+        # Those that this very batch will expire are not in the way. Else, where all that comes is
+        # of new producers, nothing would be applied that expires the old ones.
+        live = len(self._committed) - sum(1 for _ in self._expired(now))
+        if live + new >= limits.producers_max:
             raise ProducersFull(
                 f"{limits.producers_max} producers are active, and live ones are never forgotten"
             )

@@ -251,7 +251,8 @@ class Replica:
 
     def _append(self, batch: ProposedBatch, size: int) -> asyncio.Future[Appended]:
         producers = self._applier.state.producers
-        known = producers.find(batch) if batch.producer_id else None
+        now = self._ports.clock.now_ms()
+        known = producers.find(batch, now) if batch.producer_id else None
         deadline = self._loop.time() + limits.answer_seconds_max
         if known is not None:
             return self._answer_of_known(known.index, known.offset, deadline)

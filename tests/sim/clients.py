@@ -67,7 +67,7 @@ class Client:
             raise EarlierRefused("nothing listens")
         try:
             async with asyncio.timeout(CALL_SECONDS_MAX):
-                result = await process.call(_serve(node.replica, serve))
+                result = await process.call(lambda: serve(node.replica))
         except (Gone, TimeoutError) as error:
             raise Lost from error
         await self._travel()
@@ -89,10 +89,6 @@ class Client:
             self.node = self.chance.choice(leaders)
         else:
             self.node = self.chance.choice(self.world.nodes)
-
-
-async def _serve(replica: Replica, serve: Callable[[Replica], Awaitable[T]]) -> T:
-    return await serve(replica)
 
 
 class Producer(Client):

@@ -149,7 +149,7 @@ class Nemesis:
     async def _stopping(self, fault: Fault, node: SimNode, process: object) -> None:
         try:
             assert node.process is not None
-            await node.process.call(node.replica.close())
+            await node.process.call(node.replica.close)
         except Gone:
             return
         if node.process is process:
@@ -246,6 +246,6 @@ class Nemesis:
 async def _transfer(leader: SimNode, name: str) -> None:
     try:
         if leader.process is not None:
-            await leader.process.call(leader.replica.members.transfer(name))
+            await leader.process.call(lambda: leader.replica.members.transfer(name))
     except (ProglogError, Gone):
         pass

@@ -289,7 +289,6 @@ class SimNode:
         state = self.core._state
         seen = (
             state.term,
-            state.voted_for,
             state.commit,
             self.core._role,
             self.replica.applied_index,
@@ -297,7 +296,7 @@ class SimNode:
         if seen == self._seen:
             return
         self._seen = seen
-        term, vote, commit, role, applied = seen
+        term, commit, role, applied = seen
         if commit != self._commit_seen:
             self.oracle.commits(self, self._commit_seen, commit)
             self.world.loop.trace.add(self.name, "commit", commit)
@@ -307,8 +306,6 @@ class SimNode:
             "applied <= commit <= last",
             f"{self.name}: {applied} {commit} {self.last_index}",
         )
-        if vote is not None:
-            self.oracle.votes_for(self, term, vote)
         if role is Role.LEADER and term != self._led_term:
             self._led_term = term
             self.oracle.counts["elections"] += 1
@@ -333,9 +330,14 @@ class SimNode:
             inode = segment.file._inode  # type: ignore[attr-defined]  # a SimFile
             name = self.disk._durable_names[FOLDER].get(segment.store_path.name)
             data = inode.durable.data[start:stop]
-            if name != inode.number or len(data) < stop - start:
-                return False
-            if parse_crc(data) != self.logged[number].crc or data != inode.cached.data[start:stop]:
+            whole = (
+                name == inode.number
+                and len(data) == stop - start
+                and parse_crc(data) == self.logged[number].crc
+                and data == inode.cached.data[start:stop]
+            )
+            # Others have what is committed and rotten here.
+            if not whole and not (self.is_rotten and number <= len(self.oracle.committed)):
                 return False
             self.durable_seen = number
         return True

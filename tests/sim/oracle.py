@@ -166,12 +166,19 @@ class Oracle:
             f"{node.name} leads term {term} without the committed batch {last}",
         )
 
-    def votes_for(self, node: SimNode, term: int, vote: str) -> None:
+    def _votes_for(self, node: SimNode, term: int, vote: str) -> None:
+        """Somebody hears of a vote."""
         before = self.votes.setdefault((node.uuid, term), vote)
         require(
             before == vote,
             "one vote a term",
             f"{node.name} votes for {vote} and {before} in term {term}",
+        )
+        promised = node.promised()
+        require(
+            promised is not None and (promised == (term, vote) or promised.term > term),
+            "vote before durable",
+            f"{node.name} votes for {vote} in term {term}, on disk: {promised}",
         )
 
     def sent(self, node: SimNode, message: Message) -> None:
@@ -184,15 +191,11 @@ class Oracle:
                     "ack before durable",
                     f"{node.name} acknowledges batch {message.index} that its disk may lose",
                 )
-        elif isinstance(message, VoteResponse):
-            if message.granted and not message.pre_vote:
-                promised = node.promised()
-                require(
-                    promised is not None
-                    and (promised == (message.term, message.to) or promised.term > message.term),
-                    "vote before durable",
-                    f"{node.name} votes for {message.to} in {message.term}, on disk: {promised}",
-                )
+        elif isinstance(message, VoteResponse | VoteRequest) and not message.pre_vote:
+            if isinstance(message, VoteRequest):
+                self._votes_for(node, message.term, node.uuid)
+            elif message.granted:
+                self._votes_for(node, message.term, message.to)
         if message.term > node.term_on_disk:
             asks = isinstance(message, VoteRequest | VoteResponse) and message.pre_vote
             promised = node.promised()

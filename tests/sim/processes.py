@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import heapq
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context, ContextVar, copy_context
 from typing import Any, TypeVar
 
@@ -49,20 +49,16 @@ class Process:
         """Runs a coroutine within the process."""
         return self._loop.create_task(coroutine, context=self._context.copy())
 
-    async def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """The result of a coroutine that runs within the process, for one outside of it. Raises
-        what it raises, and Gone if the process ends before."""
-        done: asyncio.Future[T] = self._loop.create_future()
+    async def call(self, serve: Callable[[], Awaitable[T]]) -> T:
+        """The result of what runs within the process, for one outside of it. Raises what it raises,
+        and Gone if the process ends before."""
         if not self.is_alive:
-            coroutine.close()
             raise Gone
+        done: asyncio.Future[T] = self._loop.create_future()
         self._calls[done] = None
-        self.spawn(_report(coroutine, done))
+        self.spawn(_report(serve, done))
         try:
             return await done
-        except Gone:
-            coroutine.close()
-            raise
         finally:
             self._calls.pop(done, None)
 
@@ -106,9 +102,9 @@ class Process:
         self._calls = {}
 
 
-async def _report(coroutine: Coroutine[Any, Any, T], done: asyncio.Future[T]) -> None:
+async def _report(serve: Callable[[], Awaitable[T]], done: asyncio.Future[T]) -> None:
     try:
-        result = await coroutine
+        result = await serve()
     except Exception as error:  # noqa: BLE001  # it is raised where it is awaited
         if not done.done():
             done.set_exception(error)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any
 
 import structlog
@@ -237,13 +238,12 @@ class World:
             known = node.uuid and configuration.find(node.uuid) is not None
             if node.name in self.wanted and not known and node.is_open:
                 server = Server(node.uuid, node.name, f"{node.name}:{PORT}")
-                await self._ask(leader, members.add(server))
+                await self._ask(leader, partial(members.add, server))
             elif node.name not in self.wanted and known:
-                await self._ask(leader, members.remove(node.uuid))
+                await self._ask(leader, partial(members.remove, node.uuid))
 
-    async def _ask(self, leader: SimNode, change: Coroutine[Any, Any, None]) -> None:
+    async def _ask(self, leader: SimNode, change: Callable[[], Awaitable[None]]) -> None:
         if leader.process is None:
-            change.close()
             return
         with contextlib.suppress(ProglogError, Gone, TimeoutError):
             async with asyncio.timeout(1.0):
@@ -329,7 +329,7 @@ class World:
         while position < node.replica.next_offset:
             assert node.process is not None
             try:
-                chunk = await node.process.call(node.replica.read(position, 64_000))
+                chunk = await node.process.call(partial(node.replica.read, position, 64_000))
             except RangeCorrupt:
                 # It mends itself from a peer.
                 require(self.loop.now < deadline, "liveness", f"{node.name} stays damaged")

@@ -62,7 +62,7 @@ def test_torn_writes(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_random_subsets(seed: int) -> None:
-    explore(seed, lambda explorer, chance: explorer.subsets(chance, SUBSETS // len(SEEDS)))
+    explore(seed, lambda explorer, chance: explorer.subsets(chance, -(-SUBSETS // len(SEEDS))))
 
 
 def test_the_workloads_do_everything() -> None:

@@ -161,8 +161,10 @@ def losses(small: Small) -> Iterator[tuple[str, Callable[[SimDisk], None]]]:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("killed", [False, True], ids=["closed", "killed"])
-@pytest.mark.parametrize("damage", [flips, truncations, losses])
+@pytest.mark.parametrize(
+    ("damage", "killed"),
+    [(flips, False), (flips, True), (truncations, False), (truncations, True), (losses, False)],
+)
 def test_damage(
     monkeypatch: pytest.MonkeyPatch,
     killed: bool,

@@ -1,0 +1,157 @@
+"""Starting: with an old directory, a wrong one, one in use, a damaged one."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+from pathlib import Path
+
+import pytest
+
+from proglog.errors import ConfigurationError, CorruptionError
+from proglog.log.segment import store_name
+from proglog.raft.hard_state import FILE_NAME
+from tests.replica.support import Node
+
+BLOCK = 4096
+
+
+async def made(folder: Path, count: int = 40) -> list[bytes]:
+    """A directory with some records, closed."""
+    async with Node(folder) as node:
+        return await node.fill(count)
+
+
+def descriptors() -> int:
+    # An error's traceback may still hold the map of an index.
+    gc.collect()
+    return len(os.listdir("/proc/self/fd"))
+
+
+async def test_everything_is_there_again(folder: Path) -> None:
+    async with Node(folder) as node:
+        values = await node.fill(40)
+        first = node.replica.describe()
+        for _ in range(3):
+            await node.restart()
+            assert await node.consume() == values
+            values += await node.fill(7)
+        last = node.replica.describe()
+    assert (last.cluster_id, last.node_uuid) == (first.cluster_id, first.node_uuid)
+    assert last.term == first.term + 3
+    assert last.next == 61
+
+
+async def test_after_a_copy_of_a_running_directory(folder: Path, tmp_path: Path) -> None:
+    """Like kill -9: nothing was closed."""
+    async with Node(folder) as node:
+        values = await node.fill(40)
+        await node.written()
+        copy = tmp_path / "copy"
+        await asyncio.to_thread(_copy, folder, copy)
+    async with Node(copy) as node:
+        assert await node.consume() == values
+        await node.produce(b"more")
+
+
+def _copy(folder: Path, copy: Path) -> None:
+    copy.mkdir()
+    for path in folder.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+
+
+async def test_a_directory_knows_its_node(folder: Path) -> None:
+    values = await made(folder)
+    before = descriptors()
+    for _ in range(3):
+        with pytest.raises(ConfigurationError, match="belongs to node n1, not n2"):
+            await Node(folder, name="n2").open()
+    assert descriptors() <= before + 2, "the last error may hold the maps of two indexes"
+    # Without a name it is the directory's. And the refused start left nothing locked.
+    async with Node(folder, name="") as node:
+        assert node.replica.describe().node == "n1"
+        assert await node.consume() == values
+
+
+async def test_a_directory_has_one_user(folder: Path) -> None:
+    async with Node(folder) as node:
+        for _ in range(2):
+            with pytest.raises(ConfigurationError, match="in use"):
+                await Node(folder).open()
+        await node.produce(b"undisturbed")
+    async with Node(folder) as node:
+        assert await node.consume() == [b"undisturbed"]
+
+
+@pytest.mark.parametrize("copy", [0, 1])
+async def test_one_damaged_copy_of_the_hard_state_is_rewritten(folder: Path, copy: int) -> None:
+    values = await made(folder)
+    path = folder / FILE_NAME
+    data = bytearray(path.read_bytes())
+    whole = bytes(data)
+    data[copy * BLOCK + 50] ^= 1
+    path.write_bytes(data)
+    async with Node(folder) as node:
+        assert await node.consume() == values
+        term = node.replica.describe().term
+    healed = path.read_bytes()
+    assert healed[:200] != whole[:200], "its term was raised"
+    assert healed[: BLOCK // 2] == healed[BLOCK : BLOCK + BLOCK // 2]
+    assert term == 3
+
+
+async def test_a_hard_state_that_is_damaged_twice_is_refused(folder: Path) -> None:
+    await made(folder)
+    path = folder / FILE_NAME
+    data = bytearray(path.read_bytes())
+    data[50] ^= 1
+    data[BLOCK + 60] ^= 1
+    path.write_bytes(data)
+    for _ in range(2):
+        with pytest.raises(CorruptionError, match="hard-state: both copies") as caught:
+            await Node(folder).open()
+        assert caught.value.facts["file"] == str(path)
+    assert path.read_bytes() == data
+
+
+async def test_a_missing_hard_state_is_refused(folder: Path) -> None:
+    await made(folder)
+    (folder / FILE_NAME).unlink()
+    for _ in range(2):
+        with pytest.raises(CorruptionError, match="missing"):
+            await Node(folder).open()
+    assert not (folder / FILE_NAME).exists()
+
+
+async def test_missing_segments_are_refused(folder: Path) -> None:
+    await made(folder, 5)
+    (folder / store_name(1)).unlink()
+    for _ in range(2):
+        with pytest.raises(CorruptionError, match="lost"):
+            await Node(folder).open()
+
+
+async def test_a_damaged_log_is_refused_and_left_as_it_is(folder: Path) -> None:
+    await made(folder, 5)
+    path = folder / store_name(1)
+    data = bytearray(path.read_bytes())
+    data[4096 + 100] ^= 1
+    path.write_bytes(data)
+    before = descriptors()
+    with pytest.raises(CorruptionError, match="verify") as caught:
+        await Node(folder).open()
+    assert caught.value.facts["file"] == str(path)
+    assert path.read_bytes() == data
+    assert descriptors() == before
+
+
+async def test_the_snapshot_is_not_needed_to_know_the_records(folder: Path) -> None:
+    values = await made(folder, 40)
+    for name in os.listdir(folder):
+        if name.startswith("snapshot-"):
+            (folder / name).unlink()
+    async with Node(folder) as node:
+        assert await node.consume() == values
+        await node.written()
+        assert len(node.snapshots()) >= 2, "they are written again"
