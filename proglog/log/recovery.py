@@ -209,6 +209,9 @@ class _Recovery:
         self, first_indexes: list[int], states: dict[int, Snapshot]
     ) -> tuple[list[Segment], Mark]:
         base = first_indexes[0] - 1
+        if base and max(states, default=0) < base:
+            path = self._folder / store_name(first_indexes[0])
+            raise self._refuse(path, 0, f"there is no snapshot of what precedes batch {base + 1}")
         before = ORIGIN if base == 0 else (states[base].tip if base in states else None)
         segments: list[Segment] = []
         for slot, first_index in enumerate(first_indexes):

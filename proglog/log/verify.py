@@ -246,7 +246,12 @@ def _cut(folder: Path, files: Files, damage: Problem) -> list[str]:
     kept = files.open(damage.file)
     try:
         header = fmt.parse_segment_header(kept.pread(fmt.PREAMBLE_BYTES, 0))
-        assert header is not None
+        if header is None:
+            raise CorruptionError(
+                f"{damage}. The header of the segment is damaged too: it cannot be cut there",
+                file=damage.file,
+                position=0,
+            )
         index = Index(header)
         walk_store(kept, index)
         aside = folder / f"aside-repair-{index.last.index + 1:020d}"
