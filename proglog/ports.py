@@ -44,6 +44,9 @@ class File(Protocol):
     def fdatasync(self) -> None:
         """Makes all that was written durable."""
 
+    def forget_cache(self, position: int) -> None:
+        """Of what is durable, reads from `position` on come from the disk the next time."""
+
     def reserve(self, size: int) -> None:
         """Makes sure that writes below `size` need no new space. The file grows, with zeros."""
 
@@ -161,6 +164,9 @@ class RealFile:
 
     def fdatasync(self) -> None:
         os.fdatasync(self._descriptor)
+
+    def forget_cache(self, position: int) -> None:
+        os.posix_fadvise(self._descriptor, position, 0, os.POSIX_FADV_DONTNEED)
 
     def reserve(self, size: int) -> None:
         os.posix_fallocate(self._descriptor, 0, size)

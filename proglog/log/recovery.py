@@ -159,6 +159,9 @@ class _Recovery:
             else:
                 valid[index] = snapshot
         usable = base == 0 or any(base is not None and index >= base for index in valid)
+        if base is not None and not usable and not damaged:
+            first = self._folder / store_name(base + 1)
+            raise self._refuse(first, 0, f"the snapshot at batch {base}, where it begins, is lost")
         for path in damaged:
             if not usable and not any(snapshot.resets for snapshot in valid.values()):
                 raise self._refuse(path, 0, "the snapshot is damaged and no other will do")
@@ -288,6 +291,12 @@ class _Recovery:
                 raise
 
     def _open_active(self, path: Path, store: File, before: Tip, mark: Mark) -> Segment:
+        # What is behind the mark may be in the page cache only. After kill -9 it is dirty there, and
+        # this makes it durable. After a failed fdatasync, for which the daemon before this one
+        # ended, the kernel leaves pages that it could not write as clean as if it had (Rebello et
+        # al., ATC 2020): so what is cached is let go, and what the disk really has is read.
+        store.fdatasync()
+        store.forget_cache(mark.position)
         index = Index(before)
         failure = walk_store(store, index, last_index=mark.index)
         if failure is not None:
@@ -314,13 +323,6 @@ class _Recovery:
             self._keep_aside(store, index)
         if torn or mark.cut:
             finish_cut(store, index.end_position)
-        # What is behind the mark may be in the page cache only, and clean there: so the kernel leaves
-        # pages that it failed to write, when the daemon before this one ended for a failed fdatasync
-        # (Rebello et al., ATC 2020). Another fdatasync would do nothing; written again they are
-        # dirty again.
-        if mark.position < index.end_position:
-            behind = store.pread(index.end_position - mark.position, mark.position)
-            store.pwritev([behind], mark.position)
         # First what the mark will speak of, then the mark: never the other way round. Both marks,
         # since a cut flag must not come back if the newer one rots.
         store.fdatasync()

@@ -27,6 +27,7 @@ from proglog.batch import (
 )
 from proglog.config import LogConfig
 from proglog.errors import (
+    EarlierRefused,
     NotLeader,
     OffsetMismatch,
     OffsetOutOfRange,
@@ -213,12 +214,15 @@ class Replica:
 
     # --- proposing -------------------------------------------------------------------------------
 
-    async def propose(self, batch: ProposedBatch) -> asyncio.Future[Appended]:
+    async def propose(
+        self, batch: ProposedBatch, after: asyncio.Future[Appended] | None = None
+    ) -> asyncio.Future[Appended]:
         """Appends a batch; the future tells when it is committed, and where.
 
         Waits while too much is in flight or space is being allocated. Raises a definite
         ProglogError: then nothing was appended. The future raises one if the batch certainly is
-        not in the log, else OutcomeUnknown. Batches proposed one after the other keep their order.
+        not in the log, else OutcomeUnknown. Batches proposed one after the other keep their order;
+        nothing is appended if the batch `after` which it comes has failed by then.
         """
         self._check_open()
         check_body(batch.body)
@@ -226,7 +230,27 @@ class Replica:
             await self._offload.run(lambda: check_frame(batch.body))
         size = HEADER_BYTES + len(batch.body.data)
         await self._admit(size)
+        if (undecided := self._undecided(batch)) is not None:
+            await self._applied(undecided)
+            await self._admit(size)
+        if after is not None and after.done() and (after.cancelled() or after.exception()):
+            raise EarlierRefused("an earlier batch was not appended, so this one was not either")
         return self._append(batch, size)
+
+    def _undecided(self, batch: ProposedBatch) -> int | None:
+        """Compare-and-append against a suffix that may still be cut: the index at which it is
+        known whether the expected offset was taken."""
+        if batch.expected_offset in {None, self._driver.next_offset}:
+            return None
+        last = self.status().last_index
+        return last if last > self.applied_index else None
+
+    async def _applied(self, index: int) -> None:
+        """Until this leader has applied a batch. Raises what a caller is told if it ends."""
+        while self.applied_index < index:
+            if not self.leadership.is_mine:
+                raise self.leadership.refusal()
+            await self._applier.applied.wait()
 
     async def _admit(self, size: int) -> None:
         """Returns when a batch of `size` bytes may be appended in this very step."""

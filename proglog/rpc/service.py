@@ -27,7 +27,9 @@ from proglog.wire import BadMessage, ProduceBatch
 class Log(Protocol):
     """What a served log does; `proglog.replica.Replica` says it in full."""
 
-    async def propose(self, batch: ProposedBatch) -> asyncio.Future[Appended]: ...
+    async def propose(
+        self, batch: ProposedBatch, after: asyncio.Future[Appended] | None = None
+    ) -> asyncio.Future[Appended]: ...
     async def read(self, offset: int, bytes_max: int) -> Chunk: ...
     async def wait_past(self, offset: int) -> None: ...
     async def seek(self, timestamp: int) -> int: ...
@@ -88,11 +90,12 @@ class LogService:
         records = _Records(call)
         log = self._logs.get(await records.log_name())
 
-        async def propose() -> Proposal | None:
+        async def propose(after: asyncio.Future[Appended] | None) -> Proposal | None:
             gathered = await records.gather()
             if not gathered:
                 return None
-            return Proposal(await log.propose(ProposedBatch(_body(gathered))), len(gathered))
+            proposed = ProposedBatch(_body(gathered))
+            return Proposal(await log.propose(proposed, after), len(gathered))
 
         await _Pipeline(call, _record_answers).run(propose)
 
@@ -100,12 +103,12 @@ class LogService:
         first: ProduceBatch | None = await call.recv_message()
         log = self._logs.get(first.log if first is not None else "")
 
-        async def propose() -> Proposal | None:
+        async def propose(after: asyncio.Future[Appended] | None) -> Proposal | None:
             nonlocal first
             message, first = first or await call.recv_message(), None
             if message is None:
                 return None
-            return Proposal(await log.propose(message.batch), message.batch.body.count)
+            return Proposal(await log.propose(message.batch, after), message.batch.body.count)
 
         await _Pipeline(call, _batch_answer).run(propose)
 
@@ -208,6 +211,10 @@ class Proposal(NamedTuple):
     count: int  # type: ignore[assignment]  # the field, not tuple.count
 
 
+Propose: TypeAlias = Callable[[asyncio.Future[Appended] | None], Awaitable[Proposal | None]]
+"""Proposes the next batch of a stream, given the answer to the one before; None at the end."""
+
+
 def _batch_answer(appended: Appended, _count: int) -> Iterable[Any]:
     return (appended,)
 
@@ -230,7 +237,7 @@ class _Pipeline:
             limits.stream_inflight_batches_max
         )
 
-    async def run(self, propose: Callable[[], Awaitable[Proposal | None]]) -> None:
+    async def run(self, propose: Propose) -> None:
         """Runs until `propose` gives None and everything is answered. Raises what was refused."""
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -241,10 +248,12 @@ class _Pipeline:
         finally:
             self._let_go()
 
-    async def _propose(self, propose: Callable[[], Awaitable[Proposal | None]]) -> None:
+    async def _propose(self, propose: Propose) -> None:
+        appended: asyncio.Future[Appended] | None = None
         try:
-            while (proposal := await propose()) is not None:
+            while (proposal := await propose(appended)) is not None:
                 await self._waiting.put(proposal)
+                appended = proposal.appended
             await self._waiting.put(None)
         except (ProglogError, BadMessage, GRPCError) as refusal:
             refused: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()

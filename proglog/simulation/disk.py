@@ -174,6 +174,13 @@ class Inode:
             self.durable.apply(change)
         self.unsynced.clear()
 
+    def forget_clean(self, position: int) -> None:
+        """What is cached behind `position` and clean is let go: the disk's bytes are read."""
+        if not self.unsynced:
+            kept = self.cached.read(position, 0)
+            self.cached = self.durable.copy()
+            self.cached.write(kept, 0)
+
     def sync_partly(self, outcomes: bytes) -> None:
         """Some changes become durable; the others are forgotten, though the cache shows them."""
         for change, outcome in zip(self.unsynced, outcomes, strict=True):

@@ -41,6 +41,10 @@ class SimFile:
     def fdatasync(self) -> None:
         self._perform(Kind.SYNC)
 
+    def forget_cache(self, position: int) -> None:
+        self._check_open()
+        self._inode.forget_clean(position)
+
     def reserve(self, size: int) -> None:
         if size <= 0:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))

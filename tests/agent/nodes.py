@@ -9,10 +9,13 @@ import shutil
 from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
 
+import pytest
+
+from proglog import limits
 from proglog.agent.node import Node
 from proglog.client.admin import Cluster
 from proglog.config import Address, NodeConfig
-from proglog.membership import Status
+from proglog.membership import Status, Timing
 from tests.cluster.harness import free_port, until
 
 
@@ -124,11 +127,18 @@ class Nodes:
 
 @contextlib.asynccontextmanager
 async def some_nodes(folder: Path) -> AsyncIterator[Nodes]:
+    """Nodes that look at each other more often than others do, so that tests take less time."""
     nodes = Nodes(folder)
-    try:
-        yield nodes
-        for name, node in nodes.running.items():
-            assert not node.failure.done(), f"{name} failed: {node.failure.exception()}"
-        await nodes.stop(*nodes.running)
-    finally:
-        await nodes.close()
+    timing = dataclasses.replace(Timing.local(), probe_interval_s=0.3, probe_timeout_s=0.15)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Timing, "local", lambda: timing)
+        patch.setattr(limits, "reconcile_seconds", 0.1)
+        try:
+            yield nodes
+            for name, node in nodes.running.items():
+                assert not node.failure.done(), f"{name} failed: {node.failure.exception()}"
+            # Where all stop at once there is nobody to hand over to.
+            patch.setattr(limits, "transfer_seconds_max", 0.1)
+            await nodes.stop(*nodes.running)
+        finally:
+            await nodes.close()

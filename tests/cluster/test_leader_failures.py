@@ -16,7 +16,7 @@ OPTIONS = ("--segment-bytes=128KiB",)
 async def test_nothing_is_lost_when_the_leader_is_killed(tmp_path: Path) -> None:
     async with processes(tmp_path, options=OPTIONS) as cluster:
         async with load_on(cluster) as load:
-            for _ in range(rounds(4)):
+            for _ in range(rounds(3)):
                 leader = await cluster.leader()
                 await leader.kill()
                 await load.progress()
@@ -32,7 +32,7 @@ async def test_nothing_is_lost_when_the_leader_is_killed(tmp_path: Path) -> None
 async def test_nothing_is_lost_when_the_leader_is_paused(tmp_path: Path) -> None:
     async with processes(tmp_path, options=OPTIONS) as cluster:
         async with load_on(cluster) as load:
-            for _ in range(rounds(4)):
+            for _ in range(rounds(2)):
                 leader = await cluster.leader()
                 leader.pause()
                 # Only another leader can acknowledge these.

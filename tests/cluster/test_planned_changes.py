@@ -15,7 +15,7 @@ pytestmark = pytest.mark.timeout(600)
 async def test_a_planned_transfer_fails_no_call(tmp_path: Path) -> None:
     async with processes(tmp_path) as cluster:
         async with load_on(cluster) as load:
-            for number in range(rounds(6)):
+            for number in range(rounds(4)):
                 before = await cluster.leader()
                 others = [server for server in cluster.servers if server is not before]
                 target = others[number % 2]

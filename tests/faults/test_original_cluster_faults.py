@@ -24,7 +24,7 @@ from proglog._generated.log import v1
 from proglog.agent import policy, reconciler
 from proglog.agent.node import Node
 from proglog.agent.reconciler import Reconciler
-from proglog.batch import ProposedBatch
+from proglog.batch import BadBatch, ProposedBatch
 from proglog.client.call import Method
 from proglog.client.network import _CONSUME, NetworkBackend
 from proglog.config import Address, LogConfig
@@ -33,9 +33,9 @@ from proglog.errors import (
     ConfigurationError,
     Internal,
     NotLeader,
-    OffsetOutOfRange,
     ProglogError,
     StorageFailed,
+    Unavailable,
 )
 from proglog.log.log import Log
 from proglog.membership import JoinFailed, Membership, MembershipConfig, Status, Timing
@@ -66,7 +66,7 @@ def fails_if(brought_back: bool) -> Iterator[None]:
         yield
         return
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(harness, "DEADLINE_SECONDS", 5.0)
+        patch.setattr(harness, "DEADLINE_SECONDS", 3.0)
         with pytest.raises((AssertionError, ProglogError, grpc.RpcError, TimeoutError)):
             yield
 
@@ -142,7 +142,7 @@ async def test_w12_bootstrap_again_changes_nothing(
 async def test_w11_replay_duplicates_nothing(tmp_path: Path) -> None:
     """By structure: the log of Raft is the log of records, so there is nothing to be replayed into.
 
-    What is replayed is the state beside it, from the index that its snapshot is of, each batch once.
+    What is replayed is the state beside it, from the index of its snapshot on, each batch once.
     """
     async with some_nodes(tmp_path) as nodes:
         for _ in range(3):
@@ -259,7 +259,7 @@ async def test_w10_an_entry_stands_at_its_index(tmp_path: Path) -> None:
                 timestamp=0,
                 chain_crc=tip.chain,
             )
-            with pytest.raises(AssertionError):
+            with pytest.raises(BadBatch):
                 engine.log.append(header, (packed, batches.encode([b"x"]).data))
 
 
@@ -319,9 +319,8 @@ async def test_w22_a_deposed_leader_answers_no_stale_read(
             cut_off.add(old.replica.identity.uuid)
             new = await until(lambda: other_leader(nodes, others), "the others elect one of them")
             assert await produce(nodes, [b"seen by two"], new) == [1]
-            with pytest.raises((ProglogError, TimeoutError)) as refused:
-                await linearizable(nodes, name, 1)
-            assert not isinstance(refused.value, OffsetOutOfRange)
+            with contextlib.suppress(Unavailable, NotLeader, TimeoutError):
+                assert b"seen by two" in await linearizable(nodes, name, 1), "a stale read"
             assert b"seen by two" in await linearizable(nodes, new, 1)
             cut_off.clear()
             await nodes.voters(*TRIO)

@@ -54,7 +54,9 @@ class FakeReplica:
         self._appended.set()
         self._appended = asyncio.Event()
 
-    async def propose(self, proposed: ProposedBatch) -> asyncio.Future[Appended]:
+    async def propose(
+        self, proposed: ProposedBatch, after: asyncio.Future[Appended] | None = None
+    ) -> asyncio.Future[Appended]:
         await asyncio.sleep(0)
         if self.refusal is not None:
             raise self.refusal

@@ -202,7 +202,10 @@ class _Uncached(RealFiles):
 class _UncachedFile:
     def __init__(self, file: File) -> None:
         self._file = file
-        for name in ("pwritev", "fdatasync", "reserve", "truncate", "size", "close", "pread"):
+        for name in (
+            *("pwritev", "fdatasync", "forget_cache", "reserve", "truncate", "size", "close"),
+            "pread",
+        ):
             setattr(self, name, getattr(file, name))
 
     def pread_cached(self, size: int, position: int) -> bytes | None:

@@ -17,6 +17,7 @@ from proglog.ports import RealFiles
 from tests.log.support import Engine, values_in
 from tests.log.test_recovery import COUNT, FIRST, LAST, SECOND, VALUES, flip, positions, set_marks
 
+
 @pytest.fixture
 async def made(folder: Path) -> Path:
     """Segments 1-8, 9-16 and 17-20, snapshots at 8 and 16."""

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
 
 from proglog import batch as batches
 from proglog.batch import ProposedBatch, decode_all
 from proglog.config import LogConfig
-from proglog.ports import Files, Ports, RealFiles
+from proglog.ports import Files, Ports, RealFiles, ThreadWorker, Worker
 from proglog.raft.config import RaftConfig
 from proglog.replica.replica import Replica, open_replica
-from proglog.replica.waiters import Appended
+from proglog.types import Appended
 
 CONFIG = LogConfig.for_tests()
 START_MS = 1_700_000_000_000
@@ -43,11 +43,13 @@ class Node:
         config: LogConfig = CONFIG,
         files: Files | None = None,
         name: str = "n1",
+        worker: Callable[[str], Worker] = ThreadWorker,
     ) -> None:
         self.folder = folder
         self.config = config
         self.files = files or RealFiles()
         self.name = name
+        self.worker = worker
         self.clock = Clock()
         self.failure: BaseException | None = None
         self.failed_event = asyncio.Event()
@@ -75,7 +77,9 @@ class Node:
             bootstrap=True,
             config=self.config,
             raft_config=RaftConfig(),
-            ports=Ports(files=self.files, clock=self.clock, random=random.Random(1)),
+            ports=Ports(
+                files=self.files, clock=self.clock, random=random.Random(1), worker=self.worker
+            ),
             observer=self,
             connect=_nobody,
         )

@@ -53,6 +53,9 @@ class _DiskFile:
         self._disk.fail("fdatasync")
         self._file.fdatasync()
 
+    def forget_cache(self, position: int) -> None:
+        self._file.forget_cache(position)
+
     def reserve(self, size: int) -> None:
         if size > self._file.size():
             self._disk.fail("reserve")

@@ -145,9 +145,7 @@ async def test_compare_and_append(node: Node) -> None:
     assert await node.consume() == [b"a", b"b"]
 
 
-async def test_what_is_in_flight_is_bounded(
-    node: Node, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_what_is_in_flight_is_bounded(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "inflight_bytes_max", 3000)
     first = [await node.replica.propose(proposed(bytes(900))) for _ in range(3)]
     waiting = asyncio.ensure_future(node.replica.propose(proposed(bytes(900))))

@@ -49,9 +49,7 @@ def test_what_may_go(
     config = LogConfig(segment_bytes=4097, retention_seconds=seconds)
     object.__setattr__(config, "retention_bytes", bytes_max)
     total = sum(size for _, size in SEGMENTS)
-    assert (
-        start_to_keep(SEGMENTS, config, committed_index=committed, total=total, now=now) == start
-    )
+    assert start_to_keep(SEGMENTS, config, committed_index=committed, total=total, now=now) == start
 
 
 @pytest.mark.parametrize("at_once", [False, True], ids=["one by one", "all at once"])

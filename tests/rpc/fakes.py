@@ -31,7 +31,9 @@ class MemoryLog:
         self.barriers = 0
         self._grown: set[asyncio.Future[None]] = set()
 
-    async def propose(self, proposed: ProposedBatch) -> asyncio.Future[Appended]:
+    async def propose(
+        self, proposed: ProposedBatch, after: asyncio.Future[Appended] | None = None
+    ) -> asyncio.Future[Appended]:
         refusal = self.refusals.pop(0) if self.refusals else None
         if refusal is not None:
             raise refusal

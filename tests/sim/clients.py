@@ -16,6 +16,7 @@ from proglog.errors import (
     OutcomeUnknown,
     ProducersFull,
     ProglogError,
+    RangeCorrupt,
     UnknownProducer,
 )
 from proglog.replica.replica import Replica
@@ -137,12 +138,10 @@ class Producer(Client):
             )
         except (Lost, ProglogError):
             self.look_elsewhere()
-        failed = False
         for each, answer in zip(sent, answers, strict=False):
             if isinstance(answer, Appended):
                 self._acknowledged(each, answer)
             else:
-                failed = True
                 self._failed(answer)
                 break
         if self._backlog and self.now - self._backlog[0].tried > self.world.give_up_seconds:
@@ -232,7 +231,9 @@ class Consumer(Client):
             try:
                 if not await self._read():
                     await self.pause(self.world.settings.pause_seconds)
-            except (Lost, ProglogError):
+            except (Lost, ProglogError) as error:
+                if isinstance(error, RangeCorrupt):
+                    require(self.node.is_rotten, "no damage", f"{self.node.name}: {error}")
                 self.look_elsewhere()
                 await self.pause(0.05)
             if self.chance.random() < 0.02:

@@ -10,6 +10,8 @@ from crc32c import crc32c
 
 from proglog.simulation.disk import SimDisk
 
+FOLDER = Path("/data/logs/default")
+"""Where a node keeps its log."""
 _HEADER = struct.Struct("<IIBBHIQQQQQQII")
 _HARD_STATE = struct.Struct("<8sQ36s36sQ36s128sI")
 _PREAMBLE_BYTES = 4096

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from proglog.errors import ProglogError
 from proglog.simulation import crash
 from proglog.simulation.disk import Kind, SimDisk
-from tests.sim.disks import files_of
-from tests.sim.node import FOLDER, SimNode
+from tests.sim.disks import FOLDER, files_of
+from tests.sim.node import SimNode
 from tests.sim.processes import Gone
 from tests.sim.settings import Settings
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import random
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from proglog.batch import HEADER_BYTES, BatchHeader, parse_header
 from proglog.config import Address
-from proglog.errors import CorruptionError, StorageFailed
-from proglog.log.recovery import recover
+from proglog.errors import RangeCorrupt, StorageFailed
 from proglog.log.snapshot import Snapshot
 from proglog.ports import Ports
 from proglog.raft.core import Raft
@@ -22,14 +21,13 @@ from proglog.simulation.disk import SimDisk
 from proglog.simulation.files import SimFiles
 from proglog.simulation.loop import SimClock
 from proglog.simulation.worker import SimWorker
-from tests.sim.disks import Promise, read_batches, read_promise
+from tests.sim.disks import FOLDER, Promise, read_batches, read_promise
 from tests.sim.oracle import Known, Oracle, Violation, require
 from tests.sim.processes import Process, is_power_cut
 
 if TYPE_CHECKING:
     from tests.sim.world import World
 
-FOLDER = Path("/data/logs/default")
 PORT = 8400
 
 
@@ -348,6 +346,13 @@ class SimNode:
         found = read_batches(self.disk, FOLDER, durable=True)
         return bool(found) and found[-1].index >= index
 
+    def is_mended(self) -> bool:
+        """Whether the stores can be read from end to end."""
+        if self.is_rotten:
+            found = read_batches(self.disk, FOLDER)
+            self.is_rotten = not found or found[-1].index < self.last_index
+        return not self.is_rotten
+
     def promised(self) -> Promise | None:
         return read_promise(self.disk, FOLDER / "hard-state")
 
@@ -358,45 +363,6 @@ class SimNode:
         inode = segment.file._inode  # type: ignore[attr-defined]  # a SimFile
         return parse_header(inode.cached.read(HEADER_BYTES, position))
 
-    def probe(self, plan: Callable[[SimDisk], crash.Plan]) -> None:
-        """If the power went now: would the node come back with all that it promised?"""
-        if self.is_rotten or not self.is_open:
-            return
-        settings = self.world.settings
-        promised, durable = self.promised(), self.replica.log.durable_index
-        chosen = plan(self.disk)
-        after = self.disk.crash(chosen.fates)
-        files = SimFiles(after)
-        try:
-            recovered = recover(
-                files,
-                FOLDER,
-                segment_bytes=settings.log.segment_bytes,
-                segment_batches=settings.log.segment_batches,
-                may_be_new=False,
-            )
-        except (CorruptionError, OSError) as error:
-            raise Violation(
-                "recovery refuses", f"{self.name} after {chosen.label}: {error}"
-            ) from error
-        self.oracle.counts["probes"] += 1
-        found = {batch.index: batch.crc for batch in read_batches(after, FOLDER, durable=True)}
-        base = recovered.segments[0].index.before.index
-        for index in range(max(base, self.base_index) + 1, durable + 1):
-            require(
-                found.get(index) == self.logged[index].crc,
-                "durable is lost",
-                f"{self.name} would lose batch {index} of {durable} that it called durable, "
-                f"after {chosen.label}",
-            )
-        require(recovered.tip.index >= durable, "durable is lost", f"{self.name} up to {durable}")
-        again = read_promise(after, FOLDER / "hard-state")
-        require(
-            promised is not None and again is not None and again.term >= promised.term,
-            "promise is lost",
-            f"{self.name} would forget {promised}, has {again}",
-        )
-
     def explain(self) -> str:
         """Why the process must be ended; empty if that is no fault of the program."""
         assert self.process is not None
@@ -406,6 +372,10 @@ class SimNode:
         if isinstance(failure, Violation):
             raise failure
         if isinstance(failure, StorageFailed | OSError) and self.world.disk_errors:
+            return ""
+        if isinstance(failure, OSError) and failure.errno == errno.ENOSPC and not self.is_open:
+            return ""
+        if isinstance(failure, RangeCorrupt) and self.is_rotten and not self.is_open:
             return ""
         return f"{self.name} failed: {failure!r}"
 

@@ -15,17 +15,17 @@ from typing import Any
 import structlog
 
 from proglog.batch import ProposedBatch, decode_all
-from proglog.errors import ProglogError, RangeCorrupt
+from proglog.errors import OffsetOutOfRange, ProglogError, RangeCorrupt
 from proglog.raft.configuration import Server
-from proglog.simulation import crash
 from proglog.types import Appended
 from tests.sim import faults as nemesis
 from tests.sim.clients import Comparer, Consumer, Linearizer, Producer
-from tests.sim.disks import read_batches
+from tests.sim.disks import FOLDER, read_batches
 from tests.sim.faults import Nemesis
 from tests.sim.history import History
-from tests.sim.node import FOLDER, PORT, SimNode
+from tests.sim.node import PORT, SimNode
 from tests.sim.oracle import Oracle, Violation, require
+from tests.sim.probe import Probe
 from tests.sim.processes import Gone, ProcessLoop, is_power_cut
 from tests.sim.settings import ELECTION_SECONDS, Settings
 
@@ -34,6 +34,8 @@ LEADER_SECONDS_MAX = 10 * 2 * ELECTION_SECONDS
 CONVERGE_SECONDS_MAX = 40.0
 """and its followers are where it is within this time."""
 FORM_SECONDS_MAX = 20.0
+MEND_SECONDS_MAX = 120.0
+PROBE_SECONDS = 0.2
 
 
 class World:
@@ -103,6 +105,8 @@ class World:
         self.is_over = True
         for node in self._members():
             await self._drain(node)
+        await self._within(MEND_SECONDS_MAX, "damage is mended", self._is_mended)
+        await self._within(CONVERGE_SECONDS_MAX, "followers converge", self._is_converged)
         self._compare_stores()
         self.history.check()
 
@@ -251,12 +255,13 @@ class World:
             self.oracle.counts["changes"] += 1
 
     async def _probe(self) -> None:
-        """Now and then: would a power cut at this moment take anything that was promised?"""
+        """Now and then: would a power cut at this moment, or a rotten bit, take what was promised?"""
         chance = self.loop.chance("probe")
         while not self.is_over:
-            await asyncio.sleep(chance.expovariate(1 / 0.2))
+            await asyncio.sleep(chance.expovariate(1 / PROBE_SECONDS))
             node = chance.choice(self.nodes)
-            node.probe(lambda disk: crash.subset(disk.unsynced(), chance))
+            if node.is_open and not node.is_rotten:
+                Probe(node, chance).run()
 
     # --- liveness --------------------------------------------------------------------------------
 
@@ -306,6 +311,9 @@ class World:
             if leader.replica.leadership.configuration.find(node.uuid)
         )
 
+    def _is_mended(self) -> bool:
+        return all(node.is_mended() for node in self.nodes if node.is_open)
+
     async def _within(self, seconds: float, what: str, holds: Callable[[], bool]) -> None:
         deadline = self.loop.now + seconds
         while not holds():
@@ -335,6 +343,9 @@ class World:
                 require(self.loop.now < deadline, "liveness", f"{node.name} stays damaged")
                 await asyncio.sleep(0.1)
                 continue
+            except OffsetOutOfRange:
+                position = node.replica.earliest
+                continue
             for records in decode_all(chunk.data):
                 self.history.read(records.base_offset, records.values, self.loop.now)
             require(chunk.next_offset > position, "durability", f"{node.name} ends at {position}")
@@ -353,7 +364,9 @@ class World:
         ]
         first = max(min(store, default=0) for store in stores)
         last = min(max(store, default=0) for store in stores)
-        require(last == len(self.oracle.committed), "durability", f"{last} batches are left")
+        ends = [max(store, default=0) for store in stores]
+        committed = len(self.oracle.committed)
+        require(last == committed, "durability", f"{ends} are left of {committed} batches")
         for index in range(first, last + 1):
             crc = self.oracle.committed[index - 1].header_crc
             found = {store.get(index) for store in stores}
