@@ -41,6 +41,7 @@ class Reconciler:
         self._expect = expect
         self._dead_server_after_seconds = dead_server_after_seconds
         self._loop = asyncio.get_running_loop()
+        self._told: dict[str, str] = {}
         self._heard: dict[str, float] = {}
         self._failed_since: dict[str, float] = {}
         self._not_before: dict[str, float] = {}
@@ -78,8 +79,11 @@ class Reconciler:
             uuid = member.tags.get("uuid", "")
             if member.tags.get("role") != ROLE or not uuid:
                 continue
-            if member.status is Status.ALIVE:
-                self._replica.transport.hint(uuid, member.tags.get("rpc_addr", ""))
+            rpc_addr = member.tags.get("rpc_addr", "")
+            if member.status is Status.ALIVE and self._told.get(uuid) != rpc_addr:
+                # Once: a server that moved may call from elsewhere before gossip notices.
+                self._told[uuid] = rpc_addr
+                self._replica.transport.hint(uuid, rpc_addr)
             if member.status is Status.FAILED:
                 self._failed_since.setdefault(uuid, now)
             else:

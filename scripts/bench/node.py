@@ -98,9 +98,11 @@ class Trace:
         node.replica.propose = self.propose  # type: ignore[method-assign]  # that is the watching
         node.group_written = self.group_written  # type: ignore[method-assign]  # and so is that
 
-    async def propose(self, batch: ProposedBatch) -> asyncio.Future[Appended]:
+    async def propose(
+        self, batch: ProposedBatch, after: asyncio.Future[Appended] | None = None
+    ) -> asyncio.Future[Appended]:
         self.proposed.append(perf_counter())
-        answer = await self._propose(batch)
+        answer = await self._propose(batch, after)
         self.accepted.append(perf_counter())
         answer.add_done_callback(lambda _: self.answered.append(perf_counter()))
         return answer

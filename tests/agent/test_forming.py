@@ -12,7 +12,8 @@ from typing import cast
 import pytest
 
 from proglog import limits
-from proglog.agent import forming, node
+from proglog.agent import forming
+from proglog.agent.cluster import ask_promise
 from proglog.agent.forming import Forming
 from proglog.errors import ChangeRefused, ProglogError, Unavailable
 from proglog.membership import Member, Membership, Status
@@ -192,15 +193,14 @@ async def test_a_coordinator_that_dies_half_way_goes_on_when_it_is_back(
     for name in "abc":
         nodes.config(name, start_join_addrs=nodes.gossip(*"abc"), bootstrap_expect=3)
     out_of_reach = str(nodes.config("c").rpc_addr)
-    ask = node.ask_promise
 
     async def ask_some(rpc_addr: str, cluster_id: str, uuids: Sequence[str]) -> None:
         if rpc_addr == out_of_reach:
             raise Unavailable("nobody answers")
-        await ask(rpc_addr, cluster_id, uuids)
+        await ask_promise(rpc_addr, cluster_id, uuids)
 
     with monkeypatch.context() as patched:
-        patched.setattr(node, "ask_promise", ask_some)
+        patched.setattr("proglog.agent.node.ask_promise", ask_some)
         await asyncio.gather(*map(nodes.start, "abc"))
 
         async def promised() -> str:

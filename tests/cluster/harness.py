@@ -30,7 +30,7 @@ _PORTS = range(15_000, 30_000)
 _chance = random.SystemRandom()
 
 
-async def until(condition: Callable[[], Awaitable[T]], what: str) -> T:
+async def until(condition: Callable[[], Awaitable[T | None]], what: str) -> T:
     """Waits until the condition holds; what it then says."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + DEADLINE_SECONDS

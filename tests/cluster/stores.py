@@ -5,7 +5,6 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from crc32c import crc32c
 
@@ -17,7 +16,8 @@ _MARKS = (512, 1024)
 DATA = 0
 
 
-class StoredBatch(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class StoredBatch:
     index: int
     term: int
     base_offset: int

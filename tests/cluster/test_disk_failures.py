@@ -34,6 +34,11 @@ async def test_a_follower_whose_disk_is_lost_is_replaced(tmp_path: Path) -> None
         await verify(cluster, load)
 
 
+async def _all_uuids(cluster: Processes) -> set[str]:
+    async with cluster.admin() as admin:
+        return {server.uuid for server in (await admin.status()).servers}
+
+
 async def _uuids(cluster: Processes, name: str) -> list[str]:
     async with cluster.admin() as admin:
         servers = (await admin.status()).servers
@@ -48,14 +53,13 @@ async def _is_replaced(cluster: Processes, name: str, before: str) -> bool:
 async def test_all_are_killed_at_once_and_started_again(tmp_path: Path) -> None:
     async with processes(tmp_path, options=OPTIONS) as cluster:
         async with load_on(cluster) as load:
-            before = (await (await cluster.leader()).status()).servers
+            before = await _all_uuids(cluster)
             for server in cluster.servers:
                 await server.kill()
             await cluster.start()
             await load.progress()
             await cluster.healthy()
-            after = (await (await cluster.leader()).status()).servers
-            assert {each.uuid for each in after} == {each.uuid for each in before}
+            assert await _all_uuids(cluster) == before
         await verify(cluster, load)
 
 

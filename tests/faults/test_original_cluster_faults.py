@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import grpc
+import grpc  # type: ignore[import-untyped]  # it has no types
 import pytest
 
 import proglog
@@ -40,13 +40,12 @@ from proglog.errors import (
 from proglog.log.log import Log
 from proglog.membership import JoinFailed, Membership, MembershipConfig, Status, Timing
 from proglog.ports import RealFiles
-from proglog.raft import leader as raft_leader
-from proglog.raft.configuration import AddLearner, Configuration
+from proglog.raft.configuration import AddLearner, Configuration, changed
 from proglog.raft.hard_state import HardStateFile
 from proglog.raft.messages import Message
 from proglog.raft.transport import Transport
-from proglog.replica import replica as replica_module
 from proglog.replica.leadership import Leadership
+from proglog.replica.opening import open_directory
 from proglog.replica.replica import Replica
 from proglog.replica.state import ReplicatedState
 from tests.agent.nodes import Nodes, some_nodes
@@ -121,14 +120,13 @@ async def test_w12_bootstrap_again_changes_nothing(
 ) -> None:
     """There, `bootstrap: true` was fatal as soon as there was something to start from."""
     if brought_back:
-        open_directory = replica_module.open_directory
 
         def refuse(folder: Path, *, bootstrap: bool, **others: Any) -> object:
             if bootstrap and HardStateFile.exists(others["ports"].files, folder):
                 raise ConfigurationError("bootstrap only works on new clusters")
             return open_directory(folder, bootstrap=bootstrap, **others)
 
-        monkeypatch.setattr(replica_module, "open_directory", refuse)
+        monkeypatch.setattr("proglog.replica.replica.open_directory", refuse)
     with fails_if(brought_back):
         async with some_nodes(tmp_path) as nodes:
             await nodes.form("a", "b")
@@ -395,8 +393,7 @@ async def test_w25_the_leader_is_known_by_name(
 ) -> None:
     """There, the configured address was compared with an IP address: with names, nobody led."""
     if brought_back:
-        servers = Leadership.servers.fget
-        assert servers is not None
+        servers = vars(Leadership)["servers"].fget
 
         def by_address(self: Leadership) -> list[Any]:
             return [
@@ -528,7 +525,6 @@ async def test_w29_a_new_server_may_have_an_old_ones_address(
 ) -> None:
     """There, the clash of addresses made the newcomer fail. Servers are uuids, addresses hints."""
     if brought_back:
-        changed = raft_leader.changed
 
         def refuse(configuration: Configuration, change: object) -> Configuration:
             if isinstance(change, AddLearner) and change.server.address in {
@@ -537,7 +533,7 @@ async def test_w29_a_new_server_may_have_an_old_ones_address(
                 raise ChangeRefused("found duplicate address in configuration")
             return changed(configuration, change)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(raft_leader, "changed", refuse)
+        monkeypatch.setattr("proglog.raft.leader.changed", refuse)
     with fails_if(brought_back):
         async with some_nodes(tmp_path) as nodes:
             await nodes.form(*TRIO)

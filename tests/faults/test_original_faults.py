@@ -45,7 +45,15 @@ from tests.replica.support import CONFIG, Node, outcomes, proposed
 Check = Callable[[Path], Awaitable[None]]
 Fault = Callable[[pytest.MonkeyPatch], None]
 
-NOTICED = (AssertionError, TimeoutError, OSError, proglog.ProglogError, GRPCError, ValueError)
+NOTICED = (
+    AssertionError,
+    GRPCError,
+    LookupError,
+    OSError,
+    TimeoutError,
+    ValueError,
+    proglog.ProglogError,
+)
 """What a check raises when it notices its fault."""
 
 
@@ -167,11 +175,6 @@ async def test_w13_an_empty_log_is_not_one_with_a_record(tmp_path: Path) -> None
 
 
 # --- resources and speed -------------------------------------------------------------------------
-
-
-def _small_segments(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(limits, "segment_batches_default", 8)
-    patch.setattr(LogConfig, "segment_batches", 8)
 
 
 async def _descriptors_grow(folder: Path, config: LogConfig) -> int:
@@ -429,10 +432,6 @@ async def test_w20_a_following_reader_does_not_hold_up_a_stop(tmp_path: Path) ->
     if not done:
         await asyncio.wait_for(stopping, 5)
     assert done, "the node waits for the reader"
-
-
-def _be_patient(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(limits, "sniff_seconds_max", 1000.0)
 
 
 @pytest.mark.parametrize("back", [False, True], ids=["absent", "brought back"])

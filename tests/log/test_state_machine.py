@@ -158,28 +158,26 @@ class LogMachine(RuleBasedStateMachine):
         self._run(self.engine.__aexit__())
         self._open(self.engine.folder)
 
-    @rule(durable=st.booleans())
-    def crash(self, durable: bool) -> None:
-        """kill -9: a copy of the directory as it is, without closing. Appends that wait are lost,
-        but nothing that is durable."""
-        if durable:
-            self._run(self.engine.all_durable())
-        kept = self._run(self._crash())
-        self._open(self.root / str(self.generation))
-        found = self.engine.log.tip.index
-        assert kept <= found <= self.tip.index
-        del self.batches[found - self.before.index :]
-
-    async def _crash(self) -> int:
+    @rule(waiting=st.integers(0, 6))
+    def crash(self, waiting: int) -> None:
+        """kill -9: a copy of the directory as it is, without closing. Appends that wait for the
+        writer are lost, nothing that is durable."""
         self.generation += 1
         copy = self.root / str(self.generation)
-        # Between two operations of the writer. (In the midst of one: see tests/log/crash.)
-        await self.engine.log.run_job(
-            lambda: shutil.copytree(self.engine.folder, copy) and None, urgent=True
-        )
-        kept = self.engine.log.durable_index
-        await self.engine.__aexit__()
-        return min(kept, self.tip.index)
+        self._run(self._crash(waiting, copy))
+        self._open(copy)
+
+    async def _crash(self, waiting: int, copy: Path) -> None:
+        engine = self.engine
+        await engine.all_durable()
+        await engine.settled()
+        engine.hold()
+        for _ in range(waiting):
+            header, parts = build(engine.log.tip, [b"lost"], term=self.term, timestamp=self.time)
+            if engine.log.has_room(header.size):
+                engine.log.append(header, parts)
+        shutil.copytree(engine.folder, copy)
+        await engine.__aexit__()
 
     # --- what must hold --------------------------------------------------------------------------
 

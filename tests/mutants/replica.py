@@ -62,6 +62,11 @@ MUTANTS = [
         ),
         (
             "log/recovery.py",
+            "        store.fdatasync()\n        store.forget_cache(mark.position)\n",
+            "",
+        ),
+        (
+            "log/recovery.py",
             "            store.pwritev([fmt.pack_mark(fresh)], fmt.mark_position(sequence))\n"
             "            store.fdatasync()\n",
             "            store.pwritev([fmt.pack_mark(fresh)], fmt.mark_position(sequence))\n",
@@ -69,7 +74,7 @@ MUTANTS = [
     ),
     mutant(
         "recovery trusts the page cache after a failed fsync",
-        ("log/recovery.py", "            store.pwritev([behind], mark.position)\n", ""),
+        ("log/recovery.py", "        store.forget_cache(mark.position)\n", ""),
     ),
     mutant(
         "sealed before synced",

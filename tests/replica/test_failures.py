@@ -1,4 +1,4 @@
-"""A disk that fails stops the replica; one that is full refuses, and goes on when there is space."""
+"""A disk that fails stops the replica; one that is full refuses, and goes on by itself."""
 
 from __future__ import annotations
 

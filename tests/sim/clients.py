@@ -167,7 +167,8 @@ async def _produce(
     refusal: list[Appended | BaseException] = []
     for each in proposed:
         try:
-            futures.append(await replica.propose(each))
+            before = futures[-1] if futures else None
+            futures.append(await replica.propose(each, before))
         except ProglogError as error:
             refusal = [error]
             break
