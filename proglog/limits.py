@@ -22,8 +22,8 @@ header_name_bytes_max = 1024
 # --- segments ------------------------------------------------------------------------------------
 segment_bytes_default = 128 * MiB
 segment_bytes_max = 1024 * MiB
-segment_batches_default = 100_000
-"""A walk of the active segment's batches is the cost of opening after a crash: about 1 us each."""
+segment_batches_default = 50_000
+"""A walk of the active segment's batches is the cost of opening after a crash: some us each."""
 segment_batches_max = 250_000
 
 # --- memory and flow -----------------------------------------------------------------------------

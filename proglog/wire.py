@@ -168,6 +168,8 @@ class _Scanner:
 
 def _varint(data: memoryview, position: int) -> tuple[int, int]:
     """A number of at most 64 bits, and the position after it."""
+    if position < len(data) and (byte := data[position]) < 0x80:
+        return byte, position + 1
     value = 0
     for shift in range(0, 70, 7):
         if position >= len(data):

@@ -252,7 +252,7 @@ class Node:
         gauge("log_earliest_offset", "Oldest offset retained.", lambda: replica.earliest)
         gauge("log_next_offset", "Next offset.", lambda: replica.next_offset)
         gauge("log_commit_index", "Batches committed.", lambda: replica.commit_index)
-        gauge("log_bytes", "Bytes retained.", lambda: replica.describe().bytes)
+        gauge("log_bytes", "Bytes retained.", lambda: replica.log.bytes_upto(replica.applied_index))
 
     def _probes(self) -> Probes:
         return Probes(

@@ -114,7 +114,7 @@ class _Cluster:
 
     async def _watch(self) -> None:
         """Says when the cluster is whole."""
-        while not await self._is_whole():
+        while not await self._is_whole():  # noqa: ASYNC110  # other processes decide
             await asyncio.sleep(_WATCH_SECONDS)
         print(f"a cluster of {len(self._addresses)} is up; try:", flush=True)
         print(f"  proglog cluster status --server {self._addresses[0]}", flush=True)

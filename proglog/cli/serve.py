@@ -130,10 +130,11 @@ def _welcome(config: NodeConfig, *, quiet: bool) -> Callable[[Node], None]:
     def print_welcome(node: Node) -> None:
         if quiet or config.log_format == "json":
             return
-        log = node.replica.describe()
-        held = f"offsets {log.earliest} to {log.next - 1}" if log.next > log.earliest else "empty"
+        replica = node.replica
+        earliest, following = replica.earliest, replica.next_offset
+        held = f"offsets {earliest} to {following - 1}" if following > earliest else "empty"
         lines = [
-            f"Node {log.node} serves the log in {config.data_dir} ({held}).",
+            f"Node {replica.identity.name} serves the log in {config.data_dir} ({held}).",
             "",
             f"  gRPC and HTTP   {node.rpc_addr}",
             *([f"  HTTP            {node.http_addr}"] if node.http_addr else []),

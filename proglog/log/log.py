@@ -348,8 +348,8 @@ class Log:
             reserved.store.close()
             reserved.index_file.close()
         else:
-            # The same file, larger. What is reserved is never given up before: batches may have been
-            # admitted into it that are not appended yet.
+            # The same file, larger. What is reserved is never given up before: batches may have
+            # been admitted into it that are not appended yet.
             self._forget_reserved()
             self._reserved = reserved
         if reserved.active_index is not None:

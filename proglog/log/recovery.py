@@ -291,8 +291,8 @@ class _Recovery:
                 raise
 
     def _open_active(self, path: Path, store: File, before: Tip, mark: Mark) -> Segment:
-        # What is behind the mark may be in the page cache only. After kill -9 it is dirty there, and
-        # this makes it durable. After a failed fdatasync, for which the daemon before this one
+        # What is behind the mark may be in the page cache only. After kill -9 it is dirty there,
+        # and this makes it durable. After a failed fdatasync, for which the daemon before this one
         # ended, the kernel leaves pages that it could not write as clean as if it had (Rebello et
         # al., ATC 2020): so what is cached is let go, and what the disk really has is read.
         store.fdatasync()

@@ -345,8 +345,8 @@ class Driver:
         self.raft.snapshot_installed(index, snapshot.tip.term)
 
     async def _reset(self, snapshot: LogSnapshot) -> bool:
-        """Replaces the log, or waits a while for space to do it in. Meanwhile this server takes part
-        in nothing: without the snapshot it is of no use, and a vote can wait."""
+        """Replaces the log, or waits a while for space to do it in. Meanwhile this server takes
+        part in nothing: without the snapshot it is of no use, and a vote can wait."""
         try:
             await self._log.reset(snapshot)
         except DiskFull:

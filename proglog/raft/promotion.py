@@ -31,7 +31,7 @@ class CatchUp:
         self._began = now if match < last_index else None
         if self._began is None:
             # The next round has nothing to send: it is over as it begins. Without this a learner
-            # whose last round was slow (its dial took long) would stay one while nothing is written.
+            # whose last round was slow (its dial took long) would stay one until the next write.
             self._fast = True
 
     def caught_up(self, match: int, *, last_index: int, now: int, lag_max: int) -> bool:

@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Callable, Coroutine
 
 from proglog import limits
-from proglog.batch import HEADER_BYTES, BatchHeader, Buffer, Kind, walk
+from proglog.batch import HEADER_BYTES, BatchHeader, Buffer, Kind
 from proglog.errors import RangeCorrupt, Unavailable
 from proglog.log.format import Tip
-from proglog.log.log import Log
+from proglog.log.log import Log, Run
 from proglog.log.snapshot import Snapshot
 from proglog.news import News
 from proglog.replica.snapshots import Snapshots
@@ -104,11 +104,20 @@ class Applier:
             except Unavailable:
                 # A snapshot replaced the log, and what was to be applied with it.
                 continue
-            for header, body in walk(run.data):
-                self._apply_one(header, body)
+            self._apply_run(run)
             self.applied.tell()
             self.news.tell()
         self._replaying = False
+
+    def _apply_run(self, run: Run) -> None:
+        """Applies batches that were just read, and so were checked."""
+        at = 0
+        for header in run.headers:
+            body = b""
+            if header.kind:
+                body = run.data[at + HEADER_BYTES : at + header.size]
+            self._apply_one(header, body)
+            at += header.size
 
     def _apply_one(self, header: BatchHeader, body: Buffer) -> None:
         assert header.index == self.applied_index + 1

@@ -150,7 +150,8 @@ class Replica:
             own_uuid=self.identity.uuid,
             hand_over=self.hand_over,
         )
-        self.committed(self._driver.raft.status().commit)
+        self._committed_at_start = self._driver.raft.status().commit
+        self.committed(self._committed_at_start)
         for work in (self._tick(), self._retain(), self.repair.run(), self.repair.scrub()):
             self._spawn(work)
 
@@ -344,6 +345,7 @@ class Replica:
 
         Empty if `offset` is the next. Raises OffsetOutOfRange or RangeCorrupt.
         """
+        self._check_caught_up()
         self._check_offset(offset)
         while offset < self.next_offset:
             index = self.log.index_of_offset(offset)
@@ -373,6 +375,7 @@ class Replica:
 
     async def seek(self, timestamp: int) -> int:
         """Offset of the first record appended at or after a time (ms); the next one if none was."""
+        self._check_caught_up()
         index = self.log.index_of_time(timestamp)
         offset = self.next_offset if index > self.applied_index else self.log.base_offset(index)
         return max(min(offset, self.next_offset), self.earliest)
@@ -391,7 +394,18 @@ class Replica:
 
     # --- looking ---------------------------------------------------------------------------------
 
+    def _check_caught_up(self) -> None:
+        """Until a node that was started has applied what it knew to be committed, it would show an
+        end of the log that was passed long ago."""
+        if self.applied_index < max(self._committed_at_start, self._led_from()):
+            raise Unavailable("the node is still starting: it reads its log")
+
+    def _led_from(self) -> int:
+        return self.leadership.led_from if self.leadership.is_mine else 0
+
     def describe(self) -> Description:
+        """What the log holds. Raises Unavailable while the node is starting."""
+        self._check_caught_up()
         leader = self.leadership.leader
         return Description(
             log=self.name,

@@ -125,6 +125,11 @@ class Server:
                 return await asked.status()
         return None
 
+    async def is_deposed(self) -> bool:
+        """Whether it answers, and that it does not lead."""
+        status = await self.status()
+        return status is not None and status.role != "leader"
+
     @property
     def log(self) -> str:
         """The end of what it wrote."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
 
-from tests.cluster.harness import processes, rounds
+from tests.cluster.harness import processes, rounds, until
 from tests.cluster.load import load_on, verify
 
 pytestmark = pytest.mark.timeout(900)
@@ -43,4 +44,23 @@ async def test_nothing_is_lost_when_the_leader_is_paused(tmp_path: Path) -> None
             f"{len(load.acknowledged)} acknowledged, longest pause "
             f"{load.longest_pause_seconds:.2f} s, {load.unknown} unknown"
         )
+        await verify(cluster, load)
+
+
+async def test_what_a_leader_took_alone_was_not_acknowledged(tmp_path: Path) -> None:
+    """Its followers die under it, it goes on until it notices, and dies; then they come back
+    without it and with other batches at the indexes of its last ones."""
+    async with processes(tmp_path, options=OPTIONS) as cluster:
+        async with load_on(cluster) as load:
+            for _ in range(rounds(2)):
+                leader = await cluster.leader()
+                followers = [server for server in cluster.servers if server is not leader]
+                for follower in followers:
+                    follower.signal(signal.SIGKILL)
+                await until(leader.is_deposed, "the leader notices that it is alone")
+                await leader.kill()
+                await cluster.start(followers)
+                await load.progress()
+                await leader.start()
+                await cluster.healthy()
         await verify(cluster, load)

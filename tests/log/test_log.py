@@ -16,7 +16,8 @@ from proglog.errors import RangeCorrupt, StorageFailed
 from proglog.log import format as fmt
 from proglog.log.format import ORIGIN
 from proglog.log.segment import store_name
-from proglog.ports import File, RealFiles
+from proglog.ports import RealFiles
+from tests.log.disk import Disk
 from tests.log.support import CONFIG, Engine, build, stored
 
 
@@ -189,68 +190,24 @@ async def test_what_left_memory_is_read_from_disk(
         assert await engine.read_all() == [*values, b"last"]
 
 
-class _Uncached(RealFiles):
-    """No byte is ever in the page cache."""
-
-    def open(self, path: Path) -> File:
-        return _UncachedFile(super().open(path))
-
-    def create(self, path: Path) -> File:
-        return _UncachedFile(super().create(path))
-
-
-class _UncachedFile:
-    def __init__(self, file: File) -> None:
-        self._file = file
-        for name in (
-            *("pwritev", "fdatasync", "forget_cache", "reserve", "truncate", "size", "close"),
-            "pread",
-        ):
-            setattr(self, name, getattr(file, name))
-
-    def pread_cached(self, size: int, position: int) -> bytes | None:
-        return None
-
-
-class _FailingReads(_Uncached):
-    def open(self, path: Path) -> File:
-        return _FailingFile(super().open(path))
-
-
-class _FailingFile(_UncachedFile):
-    failing = False
-
-    def __init__(self, file: File) -> None:
-        super().__init__(file)
-        self.pread = self._pread
-        self.pread_cached = self._pread  # type: ignore[method-assign]
-
-    def _pread(self, size: int, position: int) -> bytes:
-        if self.failing:
-            raise OSError(errno.EIO, "Input/output error")
-        return self._file.pread(size, position)
-
-
 async def test_what_is_not_in_the_page_cache_is_read_by_the_reader(folder: Path) -> None:
-    async with Engine(folder, files=_Uncached()) as engine:
+    async with Engine(folder, files=Disk(caches=False)) as engine:
         values = await engine.fill(30)
         await engine.forget_tail()
         assert await engine.read_all() == values
 
 
 @pytest.mark.parametrize("cached", [True, False])
-async def test_an_unreadable_sector_is_named(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, cached: bool
-) -> None:
-    async with Engine(folder) as engine:
+async def test_an_unreadable_sector_is_named(folder: Path, cached: bool) -> None:
+    disk = Disk(caches=cached)
+    async with Engine(folder, files=disk) as engine:
         await engine.fill(30)
-    async with Engine(folder, files=_FailingReads()) as engine:
-        if not cached:
-            monkeypatch.setattr(_FailingFile, "pread_cached", lambda *_: None)
-        monkeypatch.setattr(_FailingFile, "failing", True)
+        await engine.forget_tail()
+        disk.failing = {"pread": errno.EIO}
         with pytest.raises(RangeCorrupt) as caught:
             await engine.log.read(1, 30, 100)
         assert caught.value.facts["file"].endswith(store_name(1))
+        disk.failing = {}
 
 
 async def test_rotten_bytes_are_never_served(engine: Engine) -> None:
@@ -272,7 +229,7 @@ async def test_rotten_bytes_are_never_served(engine: Engine) -> None:
 
 async def test_a_read_of_a_deleted_segment_ends_well(folder: Path) -> None:
     """Its file stays open until then: the descriptor's number would belong to another file."""
-    async with Engine(folder, files=_Uncached()) as engine:
+    async with Engine(folder, files=Disk(caches=False)) as engine:
         values = await engine.fill(20)
         await engine.settled()
         await engine.log.write_snapshot(engine.log.sealed_tips()[0], lambda: b"state")
@@ -297,7 +254,7 @@ async def test_a_read_of_a_deleted_segment_ends_well(folder: Path) -> None:
 
 
 async def test_a_read_whose_task_is_cancelled_still_keeps_its_file(folder: Path) -> None:
-    async with Engine(folder, files=_Uncached()) as engine:
+    async with Engine(folder, files=Disk(caches=False)) as engine:
         await engine.fill(20)
         await engine.forget_tail()
         reading = asyncio.ensure_future(engine.read(1, 8))
@@ -356,47 +313,17 @@ async def test_the_same_bytes_after_reopening_with_another_configuration(folder:
     assert await stored(folder) == values
 
 
-class _FailingWrites(RealFiles):
-    """Each kind of write fails as told."""
-
-    def __init__(self) -> None:
-        self.failing = ""
-
-    def open(self, path: Path) -> File:
-        return _Failing(super().open(path), self)
-
-    def create(self, path: Path) -> File:
-        return _Failing(super().create(path), self)
-
-
-class _Failing:
-    def __init__(self, file: File, owner: _FailingWrites) -> None:
-        self._file, self._owner = file, owner
-        for name in ("reserve", "truncate", "size", "close", "pread", "pread_cached"):
-            setattr(self, name, getattr(file, name))
-
-    def pwritev(self, parts: list[bytes], position: int) -> None:
-        if self._owner.failing == "pwritev":
-            raise OSError(errno.EIO, "Input/output error")
-        self._file.pwritev(parts, position)
-
-    def fdatasync(self) -> None:
-        if self._owner.failing == "fdatasync":
-            raise OSError(errno.EIO, "Input/output error")
-        self._file.fdatasync()
-
-
 @pytest.mark.parametrize("call", ["pwritev", "fdatasync"])
 async def test_a_failed_write_is_never_retried(folder: Path, call: str) -> None:
-    files = _FailingWrites()
+    files = Disk()
     async with Engine(folder, files=files) as engine:
         await engine.append(b"a")
         await engine.all_durable()
-        files.failing = call
+        files.failing = {call: errno.EIO}
         await engine.append(b"lost")
         with pytest.raises(StorageFailed, match=r"Input/output error.*stops"):
             await engine.all_durable()
-        files.failing = ""
+        files.failing = {}
         await engine.append(b"later")
         with pytest.raises(StorageFailed):
             await engine.log.run_job(lambda: None)
@@ -407,13 +334,13 @@ async def test_a_failed_write_is_never_retried(folder: Path, call: str) -> None:
 
 
 async def test_who_waits_for_room_hears_of_a_failed_disk(folder: Path) -> None:
-    files = _FailingWrites()
+    files = Disk()
     async with Engine(folder, files=files) as engine:
         engine.hold()
         await engine.append(b"a")
         waiting = asyncio.ensure_future(engine.log.make_room(100_000))
         await asyncio.sleep(0)
-        files.failing = "fdatasync"
+        files.failing = {"fdatasync": errno.EIO}
         engine.release()
         with pytest.raises(StorageFailed):
             await asyncio.wait_for(waiting, 5)

@@ -95,13 +95,17 @@ MUTANTS = [
         "directory not synced at a roll",
         (
             "log/writer.py",
-            "        self._files.sync_directory(self._folder)\n        self._store = roll.next_store\n",
-            "        self._store = roll.next_store\n",
+            "        self._files.sync_directory(self._folder)\n        self._store = store\n",
+            "        self._store = store\n",
         ),
     ),
     mutant(
         "new segment not synced before its rename",
-        ("log/writer.py", "        roll.next_store.fdatasync()\n", ""),
+        (
+            "log/writer.py",
+            "        store.fdatasync()\n        first_index = before.index + 1\n",
+            "        first_index = before.index + 1\n",
+        ),
     ),
     mutant(
         "a mark speaks of what is not synced yet",
@@ -351,8 +355,12 @@ MUTANTS = [
         ),
     ),
     mutant(
-        "a barrier does not wait to apply",
-        ("replica/replica.py", "        while self.applied_index < index:\n", "        while False:\n"),
+        "a linearizable read without a round",
+        (
+            "replica/replica.py",
+            "        index = await self._barriers.index()\n",
+            "        index = self.applied_index\n",
+        ),
     ),
     # --- membership ---
     mutant(
@@ -366,15 +374,19 @@ MUTANTS = [
 ]
 
 
+def check_edits(mutants: list[Mutant]) -> None:
+    """Raises SystemExit unless each text to be replaced is found exactly once."""
+    for each in mutants:
+        for edit in each.edits:
+            found = (ROOT / edit.file).read_text().count(edit.old)
+            if found != 1:
+                raise SystemExit(f"mutant {each.name!r}: {edit.file} has {found} x {edit.old!r}")
+
+
 def apply(mutant: Mutant, package_parent: Path) -> None:
-    """Raises SystemExit unless each text is found exactly once."""
     for edit in mutant.edits:
         path = package_parent / edit.file
-        text = path.read_text()
-        found = text.count(edit.old)
-        if found != 1:
-            raise SystemExit(f"mutant {mutant.name!r}: {edit.file} has {found} x {edit.old!r}")
-        path.write_text(text.replace(edit.old, edit.new))
+        path.write_text(path.read_text().replace(edit.old, edit.new))
 
 
 class Verdict(NamedTuple):
@@ -423,21 +435,26 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=1, help="first seed")
     parser.add_argument("names", nargs="*", help="part of a name; default: all")
     options = parser.parse_args()
-    survivors, seeds = 0, 1
-    for each in MUTANTS:
-        if options.names and not any(name in each.name for name in options.names):
-            continue
+    chosen = [
+        each
+        for each in MUTANTS
+        if not options.names or any(name in each.name for name in options.names)
+    ]
+    check_edits(chosen)
+    survivors = 0
+    for each in chosen:
         verdict = run(each, options.seconds, options.first)
         survivors += verdict.killed_by is None
-        seeds = max(seeds, verdict.seeds)
         print(
             f"{each.name:66} {verdict.killed_by or 'SURVIVED':26} "
             f"{verdict.seeds:4} seeds {verdict.cpu_seconds:6.1f} s",
             flush=True,
         )
         print(f"    {verdict.line[:200]}", flush=True)
-    print(f"{survivors} survived")
-    return 1 if survivors else 0
+    print(f"{survivors} of {len(chosen)} survived")
+    verdict = run(None, options.seconds, options.first)
+    print(f"unpatched: {verdict.killed_by or 'passes'} ({verdict.seeds} seeds) {verdict.line}")
+    return 1 if survivors or verdict.killed_by else 0
 
 
 if __name__ == "__main__":

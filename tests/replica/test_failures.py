@@ -5,78 +5,13 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from proglog.errors import DiskFull, OutcomeUnknown, StorageFailed, Unavailable
-from proglog.ports import File, RealFiles
+from tests.log.disk import NO_SPACE, Disk, DiskFile
 from tests.replica.support import Node, outcomes, proposed
-
-
-class Disk(RealFiles):
-    """Real files that fail as told: each call in `failing` raises its errno."""
-
-    def __init__(self) -> None:
-        self.failing: dict[str, int] = {}
-
-    def fail(self, call: str) -> None:
-        if number := self.failing.get(call):
-            raise OSError(number, os.strerror(number))
-
-    def open(self, path: Path) -> File:
-        return _DiskFile(super().open(path), self)
-
-    def create(self, path: Path) -> File:
-        self.fail("create")
-        return _DiskFile(super().create(path), self)
-
-    def rename(self, old: Path, new: Path) -> None:
-        self.fail("rename")
-        super().rename(old, new)
-
-    def sync_directory(self, path: Path) -> None:
-        self.fail("sync_directory")
-        super().sync_directory(path)
-
-
-class _DiskFile:
-    def __init__(self, file: File, disk: Disk) -> None:
-        self._file, self._disk = file, disk
-
-    def pwritev(self, parts: Sequence[bytes], position: int) -> None:
-        self._disk.fail("pwritev")
-        self._file.pwritev(parts, position)
-
-    def fdatasync(self) -> None:
-        self._disk.fail("fdatasync")
-        self._file.fdatasync()
-
-    def forget_cache(self, position: int) -> None:
-        self._file.forget_cache(position)
-
-    def reserve(self, size: int) -> None:
-        if size > self._file.size():
-            self._disk.fail("reserve")
-        self._file.reserve(size)
-
-    def pread(self, size: int, position: int) -> bytes:
-        self._disk.fail("pread")
-        return self._file.pread(size, position)
-
-    def pread_cached(self, size: int, position: int) -> bytes | None:
-        self._disk.fail("pread")
-        return self._file.pread_cached(size, position)
-
-    def truncate(self, size: int) -> None:
-        self._file.truncate(size)
-
-    def size(self) -> int:
-        return self._file.size()
-
-    def close(self) -> None:
-        self._file.close()
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
@@ -170,15 +105,15 @@ async def test_asking_a_full_disk_again_and_again_leaks_nothing(folder: Path) ->
     disk = Disk()
     async with Node(folder, files=disk) as node:
         # The index of the next segment can be had, its store cannot.
-        reserve = _DiskFile.reserve
+        reserve = DiskFile.reserve
 
-        def no_large(file: _DiskFile, size: int) -> None:
+        def no_large(file: DiskFile, size: int) -> None:
             if size >= 16 * 1024:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                raise NO_SPACE
             reserve(file, size)
 
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(_DiskFile, "reserve", no_large)
+            patched.setattr(DiskFile, "reserve", no_large)
             await until_refused(node)
             before = len(os.listdir("/proc/self/fd"))
             for _ in range(20):

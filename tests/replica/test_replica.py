@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import pytest
 from crc32c import crc32c
@@ -184,7 +186,7 @@ async def test_after_the_end_everything_is_refused(folder: Path, compress: bool)
         await node.fill(40)
         await node.restart()
     replica = node.replica
-    calls = [
+    calls: list[Callable[[], Coroutine[Any, Any, object]]] = [
         lambda: replica.propose(proposed(bytes(1000), compress=compress)),
         lambda: replica.read(0, 2**20),
         lambda: replica.wait_past(40),

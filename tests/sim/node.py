@@ -65,8 +65,7 @@ class SimNode:
         self.last_index = self.base_index = 0
         self.durable_seen = 0
         self.term_on_disk = 0
-        self._seen: tuple[Any, ...] = ()
-        self._commit_seen = 0
+        self._commit_seen = self._applied_seen = 0
         self._led_term = 0
 
     @property
@@ -284,17 +283,15 @@ class SimNode:
 
     def look(self) -> None:
         """After a turn of the loop: has anything happened that must not?"""
-        state = self.core._state
-        seen = (
-            state.term,
-            state.commit,
-            self.core._role,
-            self.replica.applied_index,
-        )
-        if seen == self._seen:
+        core, applied = self.replica._driver.raft, self.replica._applier.applied_index
+        term, commit, role = core._state.term, core._state.commit, core._role
+        if (
+            commit == self._commit_seen
+            and applied == self._applied_seen
+            and (role is not Role.LEADER or term == self._led_term)
+        ):
             return
-        self._seen = seen
-        term, commit, role, applied = seen
+        self._applied_seen = applied
         if commit != self._commit_seen:
             self.oracle.commits(self, self._commit_seen, commit)
             self.world.loop.trace.add(self.name, "commit", commit)

@@ -66,6 +66,8 @@ class Settings:
         chance = random.Random(f"{seed}/settings")
         segment_bytes = chance.choice((5, 6, 8, 16, 64)) * KiB
         nodes = nodes or chance.choice((3, 3, 3, 5))
+        # Fine ticks, or as coarse as a heartbeat, which simulates faster; the times are the same.
+        ticks = chance.choice((1, 5, 5))
         chosen = [kind for kind in FAULT_KINDS if chance.random() < chance.choice((0.3, 0.7))]
         return cls(
             seed=seed,
@@ -80,15 +82,18 @@ class Settings:
                 retention_check_seconds=chance.uniform(0.05, 1.0),
             ),
             raft=RaftConfig(
+                heartbeat_ticks=5 // ticks,
+                election_ticks=30 // ticks,
                 append_entries_max=chance.choice((1, 3, 1024)),
                 append_bytes_max=chance.choice((400, 1 << 20)),
                 inflight_messages_max=chance.choice((1, 3, 64)),
                 inflight_bytes_max=chance.choice((1 << 20, 16 << 20)),
                 uncommitted_bytes_max=chance.choice((1 << 20, 64 << 20)),
-                snapshot_ticks_max=chance.choice((60, 300)),
+                snapshot_ticks_max=chance.choice((60, 300)) // ticks,
                 promotion_lag_entries_max=chance.choice((2, 20, 1024)),
             ),
             limits={
+                "tick_seconds": 0.01 * ticks,
                 "tail_bytes_max": chance.choice((1, 5_000, 50_000, limits.tail_bytes_max)),
                 "read_batches_max": chance.choice((2, 50, limits.read_batches_max)),
                 "replay_bytes": chance.choice((200, 4_000, limits.replay_bytes)),
@@ -105,7 +110,7 @@ class Settings:
             window=chance.choice((1, 4, 16)),
             values_max=chance.choice((10, 100, 400)),
             records_max=chance.choice((1, 3)),
-            pause_seconds=chance.choice((0.02, 0.05, 0.2)),
+            pause_seconds=chance.choice((0.05, 0.1, 0.3)),
             faults=tuple(chosen),
             fault_seconds=chance.choice((0.15, 0.4, 1.0)),
         )

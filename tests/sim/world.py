@@ -26,7 +26,7 @@ from tests.sim.history import History
 from tests.sim.node import PORT, SimNode
 from tests.sim.oracle import Oracle, Violation, require
 from tests.sim.probe import Probe
-from tests.sim.processes import Gone, ProcessLoop, is_power_cut
+from tests.sim.processes import Gone, Process, ProcessLoop, is_power_cut
 from tests.sim.settings import ELECTION_SECONDS, Settings
 
 LEADER_SECONDS_MAX = 10 * 2 * ELECTION_SECONDS
@@ -35,7 +35,7 @@ CONVERGE_SECONDS_MAX = 40.0
 """and its followers are where it is within this time."""
 FORM_SECONDS_MAX = 20.0
 MEND_SECONDS_MAX = 120.0
-PROBE_SECONDS = 0.2
+PROBE_SECONDS = 0.3
 
 
 class World:
@@ -136,16 +136,8 @@ class World:
         for node in self.nodes:
             if node.is_open:
                 node.look()
-            process = node.process
-            if process is None:
-                continue
-            if not node.disk.powered:
-                node.power_cut(node.plan)
-            elif process.failure is not None:
-                why = node.explain()
-                if why:
-                    raise Violation("no node fails", why) from process.failure
-                node.kill()
+            if node.process is not None and (node.process.failure or not node.disk.powered):
+                self._bury(node, node.process)
         for failure in self.loop.failures:
             error = failure.get("exception")
             # Of a process that was ended; its tasks would have taken it.
@@ -153,6 +145,16 @@ class World:
             if not orphaned and not is_power_cut(error):
                 raise error or Violation("no node fails", str(failure))
         self.loop.failures.clear()
+
+    def _bury(self, node: SimNode, process: Process) -> None:
+        """The machine lost its power, or the daemon ended itself: is that how it should be?"""
+        if not node.disk.powered:
+            node.power_cut(node.plan)
+            return
+        why = node.explain()
+        if why:
+            raise Violation("no node fails", why) from process.failure
+        node.kill()
 
     def trace(self, *event: object) -> None:
         self.loop.trace.add(self.loop.now, *event)
