@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from proglog import limits
-from proglog.batch import HEADER_BYTES, BatchHeader, Buffer
+from proglog.batch import BatchHeader, Buffer
 from proglog.config import LogConfig
-from proglog.errors import DiskFull, RangeCorrupt, Unavailable
+from proglog.errors import RangeCorrupt, Unavailable
 from proglog.log import format as fmt
 from proglog.log import snapshot as snapshots
 from proglog.log.format import Tip
@@ -24,6 +24,7 @@ from proglog.log.index import Index
 from proglog.log.recovery import Recovered, check_follows
 from proglog.log.segment import Segment
 from proglog.log.snapshot import Snapshot
+from proglog.log.space import Space
 from proglog.log.tail import Tail, TailEntry
 from proglog.log.writer import (
     Append,
@@ -32,7 +33,6 @@ from proglog.log.writer import (
     Group,
     Job,
     Replace,
-    Reserve,
     Reserved,
     Reset,
     Roll,
@@ -91,13 +91,6 @@ class Log:
         self.tip = recovered.tip
         """After the last batch, durable or not."""
         self.durable_index = recovered.tip.index
-        self._reserved: Reserved | None = None
-        self._reserving = False
-        self._rolled_since = False
-        """Whether the reserved files were used after the reservation under way was asked for."""
-        self._refused_at = -limits.reserve_retry_seconds
-        self._refusal = ""
-        self._space: asyncio.Future[None] = self._loop.create_future()
         self._failure: BaseException | None = None
         # A write that was queued before a cut may be reported after it, when other batches have
         # taken its indexes (ABA). Each cut begins a generation; until the writer has done the
@@ -115,6 +108,7 @@ class Log:
             synced=self.tip,
             synced_end=self._active.index.end_position,
         )
+        self._space = Space(folder, config, self._writer.submit)
         self._writer.commit_hint = recovered.commit_hint
         self.reader = reader
 
@@ -164,7 +158,7 @@ class Log:
         """Whether so many batches of `size` bytes in all fit into space that is allocated already,
         whatever their term, if they are appended within the hour."""
         soon = max(self._clock.now_ms(), self.tip.timestamp) + 3_600_000
-        return self._fits_into_reserved(size, batches) or self._fits_into_active(
+        return self._space.fits(size, batches) or self._fits_into_active(
             size, batches, soon, self.tip.term + 1
         )
 
@@ -173,7 +167,7 @@ class Log:
         size, last = sum(header.size for header in headers), headers[-1]
         # Whatever active segment a cut leaves was sealed, and has given its space back.
         stays = self._last_kept(headers) >= self._active.index.before.index
-        return self._fits_into_reserved(size, len(headers)) or (
+        return self._space.fits(size, len(headers)) or (
             stays and self._fits_into_active(size, len(headers), last.timestamp, last.term)
         )
 
@@ -183,13 +177,6 @@ class Log:
             if self.term_at(header.index) != header.term:
                 return header.index - 1
         return self.tip.index
-
-    def _fits_into_reserved(self, size: int, batches: int) -> bool:
-        return (
-            self._reserved is not None
-            and _capacity_for(size) <= self._reserved.capacity
-            and batches <= self._config.segment_batches
-        )
 
     def _fits_into_active(self, size: int, batches: int, timestamp: int, term: int) -> bool:
         index = self._active.index
@@ -213,41 +200,11 @@ class Log:
 
     async def _make_room(self, size: int, is_there: Callable[[], bool]) -> None:
         while not is_there():
-            if self._failure is not None:
-                raise self._failure
-            if not self._may_ask():
-                raise DiskFull(self._refusal)
-            self._reserve(size)
-            await asyncio.shield(self._space)
+            await self._space.wait(size, self._active)
 
     def ask_for_room(self, size: int) -> None:
         """Has space allocated for `size` bytes, unless that is under way or was just refused."""
-        if self._may_ask():
-            self._reserve(size)
-
-    def _may_ask(self) -> bool:
-        """Whether the last refusal was long enough ago to ask for space again."""
-        return self._loop.time() - self._refused_at >= limits.reserve_retry_seconds
-
-    def _reserve(self, size: int) -> None:
-        if self._reserving:
-            return
-        self._reserving = True
-        self._rolled_since = False
-        active = self._active
-        self._writer.submit(
-            Reserve(
-                capacity=max(self._config.segment_bytes, _capacity_for(size)),
-                index_bytes=fmt.index_bytes_max(self._config.segment_batches),
-                active_index=active.index_path if active.index_file is None else None,
-            )
-        )
-
-    def _forget_reserved(self) -> None:
-        if self._reserved is not None:
-            self._reserved.store.close()
-            self._reserved.index_file.close()
-            self._reserved = None
+        self._space.ask(size, self._active)
 
     def append(self, header: BatchHeader, parts: tuple[Buffer, ...]) -> None:
         """Adds a batch, which must continue the log and for which there must be room.
@@ -267,18 +224,14 @@ class Log:
             Append(parts, size, self.tip, active.index.end_position, self._generation)
         )
         self._tail.evict(self.durable_index)
-        if self._reserved is None and _is_half_full(active, self._config) and self._may_ask():
-            self._reserve(0)
+        if self._space.reserved is None and _is_half_full(active, self._config):
+            self._space.ask(0, active)
 
     def _roll(self, size: int) -> Segment:
-        old, reserved = self._active, self._reserved
-        assert reserved is not None, "a batch was appended without room"
-        assert _capacity_for(size) <= reserved.capacity
+        old, reserved = self._active, self._space.take(size)
         new = Segment(
             self._folder, Index(self.tip), reserved.store, reserved.capacity, reserved.index_file
         )
-        self._reserved = None
-        self._rolled_since = True
         if len(old.index) == 0:
             # Nothing to seal: it was too small for its first batch and gives way to a larger one.
             self._segments[-1] = new
@@ -342,37 +295,15 @@ class Log:
             self._old_reports_hold_to = _NO_CUT
 
     def space_reserved(self, reserved: Reserved) -> None:
-        self._reserving = False
-        if self._rolled_since:
-            # It grew the file that became the active segment meanwhile; another one is to be made.
-            reserved.store.close()
-            reserved.index_file.close()
-        else:
-            # The same file, larger. What is reserved is never given up before: batches may have
-            # been admitted into it that are not appended yet.
-            self._forget_reserved()
-            self._reserved = reserved
-        if reserved.active_index is not None:
-            self._active.index_file = reserved.active_index
-        self._wake_waiting_for_space()
+        self._space.granted(reserved, self._active)
 
     def space_refused(self, error: OSError) -> None:
-        self._reserving = False
-        self._refused_at = self._loop.time()
-        self._refusal = (
-            f"no space for another segment in {self._folder}: {error.strerror}. What is stored "
-            "stays readable; free space and writing goes on by itself"
-        )
-        self._wake_waiting_for_space()
+        self._space.refused(error)
 
     def storage_failed(self, error: BaseException) -> None:
         self._failure = error
-        self._wake_waiting_for_space()
+        self._space.failed(error)
         self._events.failed(error)
-
-    def _wake_waiting_for_space(self) -> None:
-        self._space.set_result(None)
-        self._space = self._loop.create_future()
 
     # --- cutting ---------------------------------------------------------------------------------
 
@@ -500,7 +431,7 @@ class Log:
         # Every report of what was written before has come.
         self._old_reports_hold_to = _NO_CUT
         # The new segment was made of the reserved file.
-        self._forget_reserved()
+        self._space.forget()
         self._segments = [segment]
         self._snapshots = {snapshot.tip.index}
         self._tail = Tail(snapshot.tip.index + 1, limits.tail_bytes_max)
@@ -654,12 +585,7 @@ class Log:
             self._writer.stop()
             for segment in self._segments:
                 segment.retire()
-            self._forget_reserved()
-
-
-def _capacity_for(size: int) -> int:
-    """Space that a segment needs to hold one batch of `size` bytes."""
-    return fmt.PREAMBLE_BYTES + size + HEADER_BYTES
+            self._space.forget()
 
 
 def _is_half_full(segment: Segment, config: LogConfig) -> bool:

@@ -18,18 +18,11 @@ import structlog
 
 from proglog import limits
 from proglog.batch import (
-    HEADER_BYTES,
-    Codec,
     ProposedBatch,
-    check_body,
-    check_frame,
     data_only,
 )
 from proglog.config import LogConfig
 from proglog.errors import (
-    EarlierRefused,
-    NotLeader,
-    OffsetMismatch,
     OffsetOutOfRange,
     ProglogError,
     RangeCorrupt,
@@ -39,7 +32,6 @@ from proglog.log.format import Tip
 from proglog.log.log import Log
 from proglog.log.snapshot import Snapshot
 from proglog.log.writer import Group
-from proglog.news import News
 from proglog.ports import Offload, Ports
 from proglog.raft.config import RaftConfig
 from proglog.raft.configuration import Configuration
@@ -56,6 +48,7 @@ from proglog.replica.fitness import Fitness
 from proglog.replica.leadership import Leadership
 from proglog.replica.members import Members
 from proglog.replica.opening import FIRST_TERM, Opened, first_batch, open_directory
+from proglog.replica.proposer import Proposer
 from proglog.replica.repair import Repair
 from proglog.replica.retention import Retention
 from proglog.replica.state import ReplicatedState
@@ -103,29 +96,12 @@ class Replica:
         self._unlock = opened.unlock
         self.log = Log(opened.folder, opened.recovered, config, ports, self, self._offload)
         self._waiters = CommitWaiters()
-        self._inflight_bytes = 0
-        self._room = News()
         self._closing = False
         self._closed = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._adopting = asyncio.Lock()
-        self._applier = Applier(
-            self.log,
-            opened.state,
-            opened.applied,
-            self._waiters,
-            spawn=self._spawn,
-            on_start_moved=self._trim,
-            on_damage=self.damaged,
-        )
-        self.transport = Transport(
-            host=self,
-            log=self.log,
-            log_id=name,
-            rpc_addr=rpc_addr,
-            connect=connect,
-            chance=random.Random(ports.random.getrandbits(64)),
-        )
+        self._applier = self._make_applier(opened)
+        self.transport = self._make_transport(rpc_addr, connect)
         self.leadership = Leadership(
             opened.hard_state,
             opened.configurations[-1][1] if opened.configurations else Configuration(),
@@ -135,6 +111,7 @@ class Replica:
         self.transport.driver = self._driver
         self.transport.set_configuration(self.leadership.configuration)
         self.members = Members(self.leadership, self._driver, self.log, self._waiters)
+        self._proposer = self._make_proposer()
         self._retention = Retention(self.log, self._driver, self.members, config, ports.clock)
         self._barriers = Barriers(self._driver)
         self._fitness = Fitness(self.log, self._driver, self.leadership)
@@ -154,6 +131,40 @@ class Replica:
         self.committed(self._committed_at_start)
         for work in (self._tick(), self._retain(), self.repair.run(), self.repair.scrub()):
             self._spawn(work)
+
+    def _make_applier(self, opened: Opened) -> Applier:
+        return Applier(
+            self.log,
+            opened.state,
+            opened.applied,
+            self._waiters,
+            spawn=self._spawn,
+            on_start_moved=self._trim,
+            on_damage=self.damaged,
+        )
+
+    def _make_transport(self, rpc_addr: str, connect: Connect) -> Transport:
+        return Transport(
+            host=self,
+            log=self.log,
+            log_id=self.name,
+            rpc_addr=rpc_addr,
+            connect=connect,
+            chance=random.Random(self._ports.random.getrandbits(64)),
+        )
+
+    def _make_proposer(self) -> Proposer:
+        return Proposer(
+            log=self.log,
+            driver=self._driver,
+            leadership=self.leadership,
+            applier=self._applier,
+            waiters=self._waiters,
+            offload=self._offload,
+            clock=self._ports.clock,
+            check_open=self._check_open,
+            observe=self._observer.appended,
+        )
 
     def _make_driver(self, opened: Opened) -> Driver:
         return Driver(
@@ -225,98 +236,7 @@ class Replica:
         not in the log, else OutcomeUnknown. Batches proposed one after the other keep their order;
         nothing is appended if the batch `after` which it comes has failed by then.
         """
-        self._check_open()
-        check_body(batch.body)
-        if batch.body.codec != Codec.NONE:
-            await self._offload.run(lambda: check_frame(batch.body))
-        size = HEADER_BYTES + len(batch.body.data)
-        await self._admit(size)
-        if (undecided := self._undecided(batch)) is not None:
-            await self._applied(undecided)
-            await self._admit(size)
-        if after is not None and after.done() and (after.cancelled() or after.exception()):
-            raise EarlierRefused("an earlier batch was not appended, so this one was not either")
-        return self._append(batch, size)
-
-    def _undecided(self, batch: ProposedBatch) -> int | None:
-        """Compare-and-append against a suffix that may still be cut: the index at which it is
-        known whether the expected offset was taken."""
-        if batch.expected_offset in {None, self._driver.next_offset}:
-            return None
-        last = self.status().last_index
-        return last if last > self.applied_index else None
-
-    async def _applied(self, index: int) -> None:
-        """Until this leader has applied a batch. Raises what a caller is told if it ends."""
-        while self.applied_index < index:
-            if not self.leadership.is_mine:
-                raise self.leadership.refusal()
-            await self._applier.applied.wait()
-
-    async def _admit(self, size: int) -> None:
-        """Returns when a batch of `size` bytes may be appended in this very step."""
-        while True:
-            self._check_open()
-            if not self.leadership.is_mine:
-                raise self.leadership.refusal()
-            room = self._driver.pending_bytes + size + limits.control_bytes_reserved
-            count = self._driver.pending_batches + 1 + limits.control_batches_reserved
-            if self.applied_index < self.leadership.led_from:
-                # What came before this leadership is not known to be committed or not: until it
-                # is, a retried batch cannot be told from a new one.
-                await self._applier.applied.wait()
-            elif self._inflight_bytes and self._inflight_bytes + size > limits.inflight_bytes_max:
-                await self._room.wait()
-            elif self.log.has_room(room, count):
-                return
-            elif self._driver.pending_batches:
-                await self._driver.taken.wait()
-            else:
-                await self.log.make_room(room, count)
-
-    def _append(self, batch: ProposedBatch, size: int) -> asyncio.Future[Appended]:
-        producers = self._applier.state.producers
-        now = self._ports.clock.now_ms()
-        known = producers.find(batch, now) if batch.producer_id else None
-        deadline = self._loop.time() + limits.answer_seconds_max
-        if known is not None:
-            return self._answer_of_known(known.index, known.offset, deadline)
-        offset = self._driver.next_offset
-        if batch.expected_offset is not None and batch.expected_offset != offset:
-            raise OffsetMismatch(
-                f"the next offset is {offset}, not {batch.expected_offset}",
-                expected=batch.expected_offset,
-                next=offset,
-            )
-        try:
-            index, term = self._driver.propose(batch)
-        except NotLeader:
-            raise self.leadership.refusal() from None
-        if batch.producer_id:
-            producers.appended(batch, index, offset)
-        self._inflight_bytes += size
-        future = self._waiters.add(index, term, deadline)
-        began = self._ports.clock.stopwatch()
-        future.add_done_callback(lambda done: self._answered(done, batch.body.count, size, began))
-        return future
-
-    def _answered(
-        self, answer: asyncio.Future[Appended], records: int, size: int, began: float
-    ) -> None:
-        self._inflight_bytes -= size
-        self._room.tell()
-        if not answer.cancelled() and answer.exception() is None:
-            self._observer.appended(records, size, self._ports.clock.stopwatch() - began)
-
-    def _answer_of_known(
-        self, index: int, offset: int, deadline: float
-    ) -> asyncio.Future[Appended]:
-        """The answer to a batch that was appended before: its own, once that is committed."""
-        if index > self.applied_index:
-            return self._waiters.add(index, self.leadership.state.term, deadline)
-        future: asyncio.Future[Appended] = self._loop.create_future()
-        future.set_result(Appended(offset, 0))
-        return future
+        return await self._proposer.propose(batch, after)
 
     # --- reading ---------------------------------------------------------------------------------
 
@@ -498,7 +418,7 @@ class Replica:
             self._applier.state.producers.forget_overlay()
         leadership.changed.tell()
         self._applier.applied.tell()
-        self._room.tell()
+        self._proposer.room.tell()
 
     def configured(self, configuration: Configuration) -> None:
         self.leadership.configuration = configuration
@@ -603,7 +523,7 @@ class Replica:
         self._closing = True
         self._barriers.close(reason)
         for news in (
-            self._room,
+            self._proposer.room,
             self._applier.news,
             self._applier.applied,
             self.leadership.changed,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import signal
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -55,8 +55,7 @@ async def test_what_a_leader_took_alone_was_not_acknowledged(tmp_path: Path) -> 
             for _ in range(rounds(2)):
                 leader = await cluster.leader()
                 followers = [server for server in cluster.servers if server is not leader]
-                for follower in followers:
-                    follower.signal(signal.SIGKILL)
+                await asyncio.gather(*(follower.kill() for follower in followers))
                 await until(leader.is_deposed, "the leader notices that it is alone")
                 await leader.kill()
                 await cluster.start(followers)

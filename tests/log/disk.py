@@ -59,8 +59,8 @@ class DiskFile:
         self._disk.fail("pread")
         return self._file.pread_cached(size, position)
 
-    def forget_cache(self) -> None:
-        self._file.forget_cache()
+    def forget_cache(self, position: int) -> None:
+        self._file.forget_cache(position)
 
     def truncate(self, size: int) -> None:
         self._file.truncate(size)

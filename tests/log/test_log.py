@@ -161,6 +161,16 @@ async def test_reads_cross_segments_from_memory_and_from_disk(engine: Engine) ->
             assert await engine.read(first, last) == values[first - 1 : last]
 
 
+async def test_a_read_from_disk_ends_where_the_writer_may_not_have_been(engine: Engine) -> None:
+    """After a start the tail is empty; what is appended then is in memory, perhaps only there."""
+    values = await engine.fill(3)
+    await engine.forget_tail()
+    engine.hold()
+    values += await engine.fill(3)
+    assert len((await engine.log.read(1, 6, 2**20)).headers) == 3
+    assert await engine.read_all() == values
+
+
 async def test_reads_are_bounded_but_never_empty(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

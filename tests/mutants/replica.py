@@ -17,17 +17,29 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from textwrap import dedent, indent
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 class Edit(NamedTuple):
-    """One replacement in a file of the package."""
+    """One replacement in a file of the package. Texts of several lines are whole lines, without the
+    indentation that they have there."""
 
     file: str
     old: str
     new: str
+
+    def apply(self, text: str) -> str:
+        """Raises SystemExit unless the old text is there exactly once."""
+        for depth in range(24, -1, -4):
+            old = indent(self.old, " " * depth)
+            if (found := text.count(old)) == 1:
+                return text.replace(old, indent(self.new, " " * depth))
+            if found:
+                break
+        raise SystemExit(f"{self.file} does not have exactly once:\n{self.old}")
 
 
 class Mutant(NamedTuple):
@@ -38,7 +50,13 @@ class Mutant(NamedTuple):
 
 
 def mutant(name: str, *edits: tuple[str, str, str]) -> Mutant:
-    return Mutant(name, tuple(Edit(f"proglog/{file}", old, new) for file, old, new in edits))
+    return Mutant(
+        name, tuple(Edit(f"proglog/{file}", _plain(old), _plain(new)) for file, old, new in edits)
+    )
+
+
+def _plain(text: str) -> str:
+    return dedent(text.removeprefix("\n")).rstrip(" ") if "\n" in text else text
 
 
 MUTANTS = [
@@ -47,138 +65,235 @@ MUTANTS = [
         "ack before fsync",
         (
             "log/writer.py",
-            "        self._store.pwritev(parts, self._synced_end)\n        self._store.fdatasync()\n",
-            "        self._store.pwritev(parts, self._synced_end)\n",
+            """
+            self._store.pwritev(parts, self._synced_end)
+            self._store.fdatasync()
+            """,
+            """
+            self._store.pwritev(parts, self._synced_end)
+            """,
         ),
     ),
     mutant(
         "no fsync at the end of recovery",
         (
             "log/recovery.py",
-            "        # First what the mark will speak of, then the mark: never the other way round. Both "
-            "marks,\n        # since a cut flag must not come back if the newer one rots.\n"
-            "        store.fdatasync()\n",
+            """
+            # since a cut flag must not come back if the newer one rots.
+            store.fdatasync()
+            """,
+            """
+            # since a cut flag must not come back if the newer one rots.
+            """,
+        ),
+        (
+            "log/recovery.py",
+            """
+            store.fdatasync()
+            store.forget_cache(mark.position)
+            """,
             "",
         ),
         (
             "log/recovery.py",
-            "        store.fdatasync()\n        store.forget_cache(mark.position)\n",
-            "",
-        ),
-        (
-            "log/recovery.py",
-            "            store.pwritev([fmt.pack_mark(fresh)], fmt.mark_position(sequence))\n"
-            "            store.fdatasync()\n",
-            "            store.pwritev([fmt.pack_mark(fresh)], fmt.mark_position(sequence))\n",
+            """
+            store.pwritev([fmt.pack_mark(fresh)], fmt.mark_position(sequence))
+            store.fdatasync()
+            """,
+            """
+            store.pwritev([fmt.pack_mark(fresh)], fmt.mark_position(sequence))
+            """,
         ),
     ),
     mutant(
         "recovery trusts the page cache after a failed fsync",
-        ("log/recovery.py", "        store.forget_cache(mark.position)\n", ""),
+        (
+            "log/recovery.py",
+            """
+            store.forget_cache(mark.position)
+            """,
+            "",
+        ),
     ),
     mutant(
         "sealed before synced",
         (
             "log/writer.py",
-            "        self._store.pwritev(parts, self._synced_end)\n        self._store.fdatasync()\n",
-            "        self._store.pwritev(parts, self._synced_end)\n"
-            "        if not (self._queue and isinstance(self._queue[0], Roll)):\n"
-            "            self._store.fdatasync()\n",
+            """
+            self._store.pwritev(parts, self._synced_end)
+            self._store.fdatasync()
+            """,
+            """
+            self._store.pwritev(parts, self._synced_end)
+            if not (self._queue and isinstance(self._queue[0], Roll)):
+                self._store.fdatasync()
+            """,
         ),
         (
             "log/writer.py",
-            "        # its name: a segment that has a successor is sealed.\n        self._mark_if_due()\n",
-            "        # its name: a segment that has a successor is sealed.\n",
+            """
+            # its name: a segment that has a successor is sealed.
+            self._mark_if_due()
+            """,
+            """
+            # its name: a segment that has a successor is sealed.
+            """,
         ),
     ),
     mutant(
         "directory not synced at a roll",
         (
             "log/writer.py",
-            "        self._files.sync_directory(self._folder)\n        self._store = store\n",
-            "        self._store = store\n",
+            """
+            self._files.sync_directory(self._folder)
+            self._store = store
+            """,
+            """
+            self._store = store
+            """,
         ),
     ),
     mutant(
         "new segment not synced before its rename",
         (
             "log/writer.py",
-            "        store.fdatasync()\n        first_index = before.index + 1\n",
-            "        first_index = before.index + 1\n",
+            """
+            store.fdatasync()
+            first_index = before.index + 1
+            """,
+            """
+            first_index = before.index + 1
+            """,
         ),
     ),
     mutant(
         "a mark speaks of what is not synced yet",
         (
             "log/writer.py",
-            "            self._write_mark(self._synced, self._synced_end)\n"
-            "        self._store.pwritev(parts",
-            "            self._write_mark(last.tip, last.end)\n        self._store.pwritev(parts",
+            """
+            if not self._marked:
+                self._write_mark(self._synced, self._synced_end)
+            self._store.pwritev(parts, self._synced_end)
+            """,
+            """
+            self._write_mark(last.tip, last.end)
+            self._store.pwritev(parts, self._synced_end)
+            """,
         ),
     ),
     mutant(
         "a cut suffix is resurrected",
         (
             "log/writer.py",
-            "        self._write_mark(cut.tip, cut.position, cut=True)\n        self._store.fdatasync()\n",
+            """
+            self._write_mark(cut.tip, cut.position, cut=True)
+            self._store.fdatasync()
+            """,
             "",
         ),
-        ("log/writer.py", "        finish_cut(self._store, cut.position)\n", ""),
         (
             "log/writer.py",
-            "            self._write_mark(cut.tip, cut.position)\n            self._store.fdatasync()\n",
-            "            pass\n",
+            """
+            finish_cut(self._store, cut.position)
+            """,
+            "",
+        ),
+        (
+            "log/writer.py",
+            """
+            self._write_mark(cut.tip, cut.position)
+            self._store.fdatasync()
+            """,
+            """
+            pass
+            """,
         ),
     ),
     mutant(
         "later segments outlive a cut",
-        ("log/writer.py", "            self._delete_later_segments(cut)\n", "            pass\n"),
+        (
+            "log/writer.py",
+            """
+            self._delete_later_segments(cut)
+            """,
+            """
+            pass
+            """,
+        ),
     ),
     mutant(
         "recovery truncates at the first bad checksum",
         (
             "log/recovery.py",
-            "            raise self._refuse(path, index.end_position, f\"{failure}, in what was synced\")\n",
-            "            pass\n",
+            """
+            raise self._refuse(path, index.end_position, f"{failure}, in what was synced")
+            """,
+            """
+            pass
+            """,
         ),
         (
             "log/recovery.py",
-            "            raise self._refuse(path, index.end_position, f\"the log is not what {mark} says\")\n",
-            "            pass\n",
+            """
+            raise self._refuse(path, index.end_position, f"the log is not what {mark} says")
+            """,
+            """
+            pass
+            """,
         ),
     ),
     mutant(
         "index trusted over the store",
         (
             "log/format.py",
-            "    if len(view) < _TRAILER.size or not _is_sealed(view):\n        return None\n"
-            "    magic, count, run_count",
-            "    if len(view) < _TRAILER.size:\n        return None\n    magic, count, run_count",
+            """
+            if len(view) < _TRAILER.size or not _is_sealed(view):
+                return None
+            """,
+            """
+            if len(view) < _TRAILER.size:
+                return None
+            """,
         ),
     ),
     mutant(
         "suffix cut from the front",
         (
             "raft/driver.py",
-            "            self._log.cut_suffix(first - 1)\n",
-            "            self._log.drop_prefix(first)\n",
+            """
+            self._log.cut_suffix(first - 1)
+            """,
+            """
+            self._log.drop_prefix(first)
+            """,
         ),
     ),
     mutant(
         "index of an entry not asserted",
         (
             "raft/driver.py",
-            "            self._log.cut_suffix(first - 1)\n",
-            "            pass\n",
+            """
+            self._log.cut_suffix(first - 1)
+            """,
+            """
+            pass
+            """,
         ),
         (
             "log/recovery.py",
-            "        header.index != tip.index + 1\n        or header.chain != tip.chain\n",
-            "        False\n",
+            """
+            header.index != tip.index + 1
+            or header.chain != tip.chain
+            """,
+            """
+            False
+            """,
         ),
         (
             "log/tail.py",
-            "        assert entry.header.index == self.next_index\n",
+            """
+            assert entry.header.index == self.next_index
+            """,
             "",
         ),
     ),
@@ -186,110 +301,174 @@ MUTANTS = [
         "commit counts the leader's unsynced write",
         (
             "raft/driver.py",
-            "            self._report_durable(self._log.durable_index)\n",
-            "            self._report_durable(self._log.tip.index)\n",
+            """
+            self._report_durable(self._log.durable_index)
+            """,
+            """
+            self._report_durable(self._log.tip.index)
+            """,
         ),
     ),
     mutant(
         "apply before persist on a single node",
         (
             "raft/driver.py",
-            "            self._report_durable(self._log.durable_index)\n",
-            "            alone = len(self.raft.status().configuration.voters) == 1\n"
-            "            self._report_durable(\n"
-            "                self._log.tip.index if alone else self._log.durable_index\n"
-            "            )\n",
+            """
+            self._report_durable(self._log.durable_index)
+            """,
+            """
+            alone = len(self.raft.status().configuration.voters) == 1
+            self._report_durable(
+                self._log.tip.index if alone else self._log.durable_index
+            )
+            """,
         ),
     ),
     mutant(
         "hard-state copies written alternately",
         (
             "raft/hard_state.py",
-            "        for place in (0, 1):\n            self._write(place)\n\n    def _write",
-            "        self._write(self._sequence % 2)\n\n    def _write",
+            """
+            self._sequence += 1
+            for place in (0, 1):
+                self._write(place)
+            """,
+            """
+            self._sequence += 1
+            self._write(self._sequence % 2)
+            """,
         ),
     ),
     mutant(
         "both hard-state copies in one write",
         (
             "raft/hard_state.py",
-            "        self._file.pwritev([packed], place * _BLOCK_BYTES)\n        self._file.fdatasync()\n",
-            "        self._file.pwritev([packed], place * _BLOCK_BYTES)\n"
-            "        if place:\n            self._file.fdatasync()\n",
+            """
+            self._file.pwritev([packed], place * _BLOCK_BYTES)
+            self._file.fdatasync()
+            """,
+            """
+            self._file.pwritev([packed], place * _BLOCK_BYTES)
+            if place:
+                self._file.fdatasync()
+            """,
         ),
     ),
     mutant(
         "vote not persisted",
         (
             "raft/driver.py",
-            "        await self._log.run_job(lambda: self._hard_state.save(hard_state), urgent=True)\n",
-            "        self._hard_state.hard_state = hard_state\n",
+            """
+            await self._log.run_job(lambda: self._hard_state.save(hard_state), urgent=True)
+            """,
+            """
+            self._hard_state.hard_state = hard_state
+            """,
         ),
     ),
     mutant(
         "vote persisted after the reply",
         (
             "raft/driver.py",
-            "            if ready.hard_state is not None:\n"
-            "                await self._save(ready.hard_state)\n            self._do_durable(ready)\n",
-            "            self._do_durable(ready)\n            if ready.hard_state is not None:\n"
-            "                await self._save(ready.hard_state)\n",
+            """
+            if ready.hard_state is not None:
+                await self._save(ready.hard_state)
+            self._do_durable(ready)
+            """,
+            """
+            self._do_durable(ready)
+            if ready.hard_state is not None:
+                await self._save(ready.hard_state)
+            """,
         ),
     ),
     mutant(
         "a snapshot is named before it is synced",
         (
             "log/snapshot.py",
-            "        file.pwritev([data], 0)\n        file.fdatasync()\n",
-            "        file.pwritev([data], 0)\n",
+            """
+            file.pwritev([data], 0)
+            file.fdatasync()
+            """,
+            """
+            file.pwritev([data], 0)
+            """,
         ),
     ),
     mutant(
         "segments deleted without a snapshot at their end",
         (
             "log/log.py",
-            "        while count and self._segments[count - 1].last_index not in self._snapshots:\n",
-            "        while False:\n",
+            """
+            while count and self._segments[count - 1].last_index not in self._snapshots:
+            """,
+            """
+            while False:
+            """,
         ),
     ),
     mutant(
         "a read through a reused file descriptor",
-        ("log/log.py", "        segment.pin()\n", "        segment._pins += 0\n"),
         (
             "log/log.py",
-            "lambda: segment.file.pread(size, position), after=segment.unpin\n",
-            "lambda: segment.file.pread(size, position)\n",
+            """
+            segment.pin()
+            """,
+            """
+            segment._pins += 0
+            """,
+        ),
+        (
+            "log/log.py",
+            """
+            lambda: segment.file.pread(size, position), after=segment.unpin
+            """,
+            """
+            lambda: segment.file.pread(size, position)
+            """,
         ),
     ),
     # --- clients ---
     mutant(
         "waiter keyed by index only",
-        ("replica/waiters.py", "if waiter.term == header.term:", "if waiter.term:"),
+        (
+            "replica/waiters.py",
+            "if waiter.term == header.term:",
+            "if waiter.term:",
+        ),
     ),
     mutant(
         "truncation fails a waiter definitely",
         (
             "raft/driver.py",
-            "            self._log.cut_suffix(first - 1)\n",
-            "            self._log.cut_suffix(first - 1)\n"
-            "            for number in range(first, first + 10_000):\n"
-            "                for waiter in self._events._waiters._waiters.pop(number, ()):\n"
-            "                    if not waiter.future.done():\n"
-            "                        from proglog.errors import Unavailable\n"
-            "                        waiter.future.set_exception(Unavailable('cut'))\n",
+            """
+            self._log.cut_suffix(first - 1)
+            """,
+            """
+            self._log.cut_suffix(first - 1)
+            for number in range(first, first + 10_000):
+                for waiter in self._events._waiters._waiters.pop(number, ()):
+                    if not waiter.future.done():
+                        from proglog.errors import Unavailable
+                        waiter.future.set_exception(Unavailable('cut'))
+            """,
         ),
     ),
     mutant(
         "leadership lost fails a waiter definitely",
         (
             "replica/replica.py",
-            "            self._applier.state.producers.forget_overlay()\n",
-            "            self._applier.state.producers.forget_overlay()\n"
-            "            for waiters in self._waiters._waiters.values():\n"
-            "                for waiter in waiters:\n"
-            "                    if not waiter.future.done():\n"
-            "                        waiter.future.set_exception(Unavailable('not the leader'))\n"
-            "            self._waiters._waiters.clear()\n",
+            """
+            self._applier.state.producers.forget_overlay()
+            """,
+            """
+            self._applier.state.producers.forget_overlay()
+            for waiters in self._waiters._waiters.values():
+                for waiter in waiters:
+                    if not waiter.future.done():
+                        waiter.future.set_exception(Unavailable('not the leader'))
+            self._waiters._waiters.clear()
+            """,
         ),
     ),
     mutant(
@@ -301,13 +480,16 @@ MUTANTS = [
         ),
         (
             "replica/producers.py",
-            "        assert not window or window[-1].next_sequence == header.sequence\n",
+            """
+            assert not window or window[-1].next_sequence == header.sequence
+            """,
             "",
         ),
         (
             "replica/producers.py",
-            "            assert overlay[0] == batch, \"what was committed is not what this leader "
-            "appended\"\n",
+            """
+            assert overlay[0] == batch, "what was committed is not what this leader appended"
+            """,
             "",
         ),
     ),
@@ -315,13 +497,18 @@ MUTANTS = [
         "dedupe overlay not rolled back",
         (
             "replica/replica.py",
-            "            self._applier.state.producers.forget_overlay()\n",
-            "            pass\n",
+            """
+            self._applier.state.producers.forget_overlay()
+            """,
+            """
+            pass
+            """,
         ),
         (
             "replica/producers.py",
-            "            assert overlay[0] == batch, \"what was committed is not what this leader "
-            "appended\"\n",
+            """
+            assert overlay[0] == batch, "what was committed is not what this leader appended"
+            """,
             "",
         ),
     ),
@@ -329,12 +516,14 @@ MUTANTS = [
         "a new leader takes batches before it has applied what came before",
         (
             "replica/replica.py",
-            "            if self.applied_index < self.leadership.led_from:",
-            "            if False:",
+            "if self.applied_index < self.leadership.led_from:",
+            "if False:",
         ),
         (
             "replica/producers.py",
-            "        assert not window or window[-1].next_sequence == header.sequence\n",
+            """
+            assert not window or window[-1].next_sequence == header.sequence
+            """,
             "",
         ),
     ),
@@ -342,8 +531,12 @@ MUTANTS = [
         "compare-and-append with the committed end",
         (
             "replica/replica.py",
-            "        offset = self._driver.next_offset\n",
-            "        offset = self.next_offset\n",
+            """
+            offset = self._driver.next_offset
+            """,
+            """
+            offset = self.next_offset
+            """,
         ),
     ),
     mutant(
@@ -358,8 +551,12 @@ MUTANTS = [
         "a linearizable read without a round",
         (
             "replica/replica.py",
-            "        index = await self._barriers.index()\n",
-            "        index = self.applied_index\n",
+            """
+            index = await self._barriers.index()
+            """,
+            """
+            index = self.applied_index
+            """,
         ),
     ),
     # --- membership ---
@@ -367,8 +564,8 @@ MUTANTS = [
         "node uuid ignored",
         (
             "replica/opening.py",
-            "identity = Identity(\"\", new_id(ports.random), ",
-            "identity = Identity(\"\", str(uuid.uuid5(uuid.NAMESPACE_DNS, node_name)), ",
+            'identity = Identity("", new_id(ports.random), ',
+            'identity = Identity("", str(uuid.uuid5(uuid.NAMESPACE_DNS, node_name)), ',
         ),
     ),
 ]
@@ -377,16 +574,16 @@ MUTANTS = [
 def check_edits(mutants: list[Mutant]) -> None:
     """Raises SystemExit unless each text to be replaced is found exactly once."""
     for each in mutants:
-        for edit in each.edits:
-            found = (ROOT / edit.file).read_text().count(edit.old)
-            if found != 1:
-                raise SystemExit(f"mutant {each.name!r}: {edit.file} has {found} x {edit.old!r}")
+        apply(each, ROOT)
 
 
-def apply(mutant: Mutant, package_parent: Path) -> None:
+def apply(mutant: Mutant, package_parent: Path) -> dict[Path, str]:
+    """The changed files."""
+    changed: dict[Path, str] = {}
     for edit in mutant.edits:
         path = package_parent / edit.file
-        path.write_text(path.read_text().replace(edit.old, edit.new))
+        changed[path] = edit.apply(changed.get(path) or path.read_text())
+    return changed
 
 
 class Verdict(NamedTuple):
@@ -404,7 +601,8 @@ def run(mutant: Mutant | None, seconds: float, first: int = 1) -> Verdict:
         shutil.copytree(ROOT / "proglog", Path(folder) / "proglog")
         shutil.copytree(ROOT / "tests" / "sim", Path(folder) / "tests" / "sim")
         if mutant is not None:
-            apply(mutant, Path(folder))
+            for path, text in apply(mutant, Path(folder)).items():
+                path.write_text(text)
         simulator = subprocess.run(
             [
                 sys.executable,

@@ -180,6 +180,18 @@ async def test_closing_with_proposals_in_flight(folder: Path) -> None:
         assert await node.consume() == [b"%d" % n for n in range(20)]
 
 
+async def test_a_barrier_ends_with_the_replica(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Node(folder) as node:
+        monkeypatch.setattr(node.replica._driver, "request_read", lambda ticket: None)
+        waiting = asyncio.ensure_future(node.replica.barrier())
+        await asyncio.sleep(0)
+        await node.replica.close()
+        with pytest.raises(Unavailable):
+            await asyncio.wait_for(waiting, 5)
+
+
 @pytest.mark.parametrize("compress", [False, True])
 async def test_after_the_end_everything_is_refused(folder: Path, compress: bool) -> None:
     async with Node(folder) as node:

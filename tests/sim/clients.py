@@ -56,6 +56,10 @@ class Client:
         self.chance = world.loop.chance(f"client {name}")
         self.node = self.chance.choice(world.nodes)
 
+    async def run(self) -> None:
+        """The client's life."""
+        raise NotImplementedError
+
     @property
     def now(self) -> float:
         return self.world.loop.now

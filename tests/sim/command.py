@@ -1,4 +1,4 @@
-"""The command line of the simulator: seeds, one after the other, until time is over or one fails."""
+"""The command line of the simulator: seeds until time is over or one of them fails."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def attempt(
     world = World(Settings.draw(seed, nodes), kept)
     try:
         world.run()
-    except Exception as error:  # noqa: BLE001  # whatever it is, it is a find
+    except Exception as error:  # whatever it is, it is a find
         return world, error
     return world, None
 

@@ -16,7 +16,7 @@ from proglog.simulation import crash
 from proglog.simulation.disk import Kind, SimDisk
 from tests.sim.disks import FOLDER, files_of
 from tests.sim.node import SimNode
-from tests.sim.processes import Gone
+from tests.sim.processes import Gone, Process
 from tests.sim.settings import Settings
 
 if TYPE_CHECKING:
@@ -140,16 +140,16 @@ class Nemesis:
 
     async def _stop(self, fault: Fault, node: SimNode, _chance: random.Random) -> bool:
         """SIGTERM; then the power goes, and takes nothing with it."""
-        if not node.serves or node.process is None:
-            return False
         process = node.process
+        if process is None or not node.serves or process.is_stopping:
+            return False
+        process.is_stopping = True
         self._world.spawn(self._stopping(fault, node, process))
         return True
 
-    async def _stopping(self, fault: Fault, node: SimNode, process: object) -> None:
+    async def _stopping(self, fault: Fault, node: SimNode, process: Process) -> None:
         try:
-            assert node.process is not None
-            await node.process.call(node.replica.close)
+            await process.call(node.replica.close)
         except Gone:
             return
         if node.process is process:
@@ -206,11 +206,12 @@ class Nemesis:
             return False
         node.disk.flip_bit(path, chance.randrange(4096 * 8, size * 8))
         self._rotted = node.is_rotten = self._world.lost_disk = True
+        node.rotten_last = node.last_index
         return True
 
     async def _wipe(self, fault: Fault, node: SimNode, _chance: random.Random) -> bool:
-        """A disk is lost. Never a second one before the cluster is whole again: that may be the last
-        copy of what was acknowledged."""
+        """A disk is lost, one in the life of a world: a second might be the last copy of what was
+        acknowledged."""
         if self._world.lost_disk or not self._world.is_whole():
             return False
         self._world.lost_disk = True

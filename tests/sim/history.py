@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from tests.sim.oracle import Violation, require
 
@@ -130,9 +131,7 @@ class History:
             for value, offset in places.items()
             if self.appends[value].producer
         )
-        for (a, sequence_a, offset_a), (b, sequence_b, offset_b) in zip(
-            found, found[1:], strict=False
-        ):
+        for (a, sequence_a, offset_a), (b, sequence_b, offset_b) in pairwise(found):
             if a == b and (sequence_b == sequence_a or offset_b <= offset_a):
                 raise Violation(
                     "producer order",

@@ -1,4 +1,4 @@
-"""One simulated node: its disk, its process with a whole Replica, and what the oracle sees of it."""
+"""One simulated node: its disk, its process with a whole Replica, and what can be seen of it."""
 
 from __future__ import annotations
 
@@ -50,6 +50,8 @@ class SimNode:
         self.replica: Replica
         self.is_open = False
         self.is_rotten = False
+        self.rotten_last = 0
+        """The damage is at this batch or before."""
         self.uuid = ""
         self.plan: Callable[[SimDisk], crash.Plan] = lambda disk: next(
             crash.extremes(disk.unsynced())
@@ -100,7 +102,7 @@ class SimNode:
     async def _run(self, process: Process) -> None:
         try:
             await self._open(process)
-        except Exception as error:  # noqa: BLE001  # the world looks at it
+        except Exception as error:  # the world looks at it
             process.failure = error
 
     async def _open(self, process: Process) -> None:
@@ -331,8 +333,7 @@ class SimNode:
                 and parse_crc(data) == self.logged[number].crc
                 and data == inode.cached.data[start:stop]
             )
-            # Others have what is committed and rotten here.
-            if not whole and not (self.is_rotten and number <= len(self.oracle.committed)):
+            if not whole and not (self.is_rotten and number <= self.rotten_last):
                 return False
             self.durable_seen = number
         return True
@@ -375,7 +376,6 @@ class SimNode:
         if isinstance(failure, RangeCorrupt) and self.is_rotten and not self.is_open:
             return ""
         return f"{self.name} failed: {failure!r}"
-
 
     def describe(self) -> str:
         """One line, for whoever looks for what went wrong."""

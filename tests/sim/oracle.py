@@ -34,7 +34,7 @@ def require(holds: bool, check: str, what: str) -> None:
 
 
 class Known(NamedTuple):
-    """A batch somewhere: its checksum covers the one before, so it names all of the log up to it."""
+    """A batch somewhere. Its checksum covers the one before, so it names the log up to it."""
 
     term: int
     crc: int

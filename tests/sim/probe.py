@@ -130,7 +130,9 @@ class Probe:
                 try:
                     segment.check(segment.file.pread(size, position), position, index)
                 except ProglogError as error:
-                    require("rot in" in self._label and ".store" in self._label, "index", str(error))
+                    require(
+                        "rot in" in self._label and ".store" in self._label, "index", str(error)
+                    )
 
     def _check_promise(self) -> None:
         try:
@@ -144,4 +146,3 @@ class Probe:
             "promise is lost",
             f"{self._node.name} would forget {promised}, has {kept}: {self._label}",
         )
-

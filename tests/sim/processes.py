@@ -34,6 +34,7 @@ class Process:
         self.host = host
         self.is_alive = True
         self.is_paused = False
+        self.is_stopping = False
         self.failure: BaseException | None = None
         """Why it must be ended, by its own word."""
         self._loop = loop
@@ -94,7 +95,7 @@ class Process:
             if not task.done():
                 task._log_destroy_pending = False  # type: ignore[attr-defined]  # it ends here
                 with contextlib.suppress(BaseException):
-                    self._context.copy().run(task.get_coro().close)  # type: ignore[union-attr]
+                    self._context.copy().run(task.get_coro().close)
         self._loop.forget(self)
         for done in self._calls:
             if not done.done():
@@ -105,7 +106,7 @@ class Process:
 async def _report(serve: Callable[[], Awaitable[T]], done: asyncio.Future[T]) -> None:
     try:
         result = await serve()
-    except Exception as error:  # noqa: BLE001  # it is raised where it is awaited
+    except Exception as error:  # it is raised where it is awaited
         if not done.done():
             done.set_exception(error)
             done.exception()
@@ -127,7 +128,7 @@ class ProcessLoop(SimLoop):
         self.after_turn: Callable[[], None] = lambda: None
         self.turns = 0
         self.paused = 0
-        self.set_task_factory(_make_task)
+        self.set_task_factory(_make_task)  # type: ignore[arg-type]  # stubs want a protocol
 
     def run_soon(self, handles: list[asyncio.Handle]) -> None:
         self._ready.extend(handles)
@@ -156,7 +157,7 @@ class ProcessLoop(SimLoop):
         self.after_turn()
 
     def _run_handle(self, handle: asyncio.Handle) -> None:
-        if handle._cancelled:  # type: ignore[attr-defined]  # asyncio's own
+        if handle._cancelled:
             return
         if self.paused:
             process = handle._context.get(_process)  # type: ignore[attr-defined]  # asyncio's own
@@ -168,10 +169,10 @@ class ProcessLoop(SimLoop):
     def _prune(self) -> None:
         scheduled = self._scheduled
         if len(scheduled) > 200 and self._timer_cancelled_count * 2 > len(scheduled):  # type: ignore[has-type]
-            self._scheduled = [timer for timer in scheduled if not timer._cancelled]  # type: ignore[attr-defined]
+            self._scheduled = [timer for timer in scheduled if not timer._cancelled]
             heapq.heapify(self._scheduled)
             self._timer_cancelled_count = 0
-        while self._scheduled and self._scheduled[0]._cancelled:  # type: ignore[attr-defined]
+        while self._scheduled and self._scheduled[0]._cancelled:
             handle = heapq.heappop(self._scheduled)
             handle._scheduled = False
             self._timer_cancelled_count -= 1
@@ -181,7 +182,7 @@ class ProcessLoop(SimLoop):
         for task in asyncio.all_tasks(self):
             task._log_destroy_pending = False  # type: ignore[attr-defined]  # it ends here
             with contextlib.suppress(BaseException):
-                task.get_coro().close()  # type: ignore[union-attr]
+                task.get_coro().close()
         self._ready.clear()
         self._scheduled.clear()
         self.close()

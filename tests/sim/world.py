@@ -129,7 +129,7 @@ class World:
     def _after_turn(self) -> None:
         try:
             self._check()
-        except BaseException as error:  # noqa: BLE001  # all that goes wrong ends the world
+        except BaseException as error:  # all that goes wrong ends the world
             self.fail(error)
 
     def _check(self) -> None:
@@ -257,7 +257,7 @@ class World:
             self.oracle.counts["changes"] += 1
 
     async def _probe(self) -> None:
-        """Now and then: would a power cut at this moment, or a rotten bit, take what was promised?"""
+        """Would a power cut at this moment, or a rotten bit, take away what was promised?"""
         chance = self.loop.chance("probe")
         while not self.is_over:
             await asyncio.sleep(chance.expovariate(1 / PROBE_SECONDS))

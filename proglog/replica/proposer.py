@@ -1,0 +1,148 @@
+"""How a batch gets into the log: waits for its turn, then is checked and appended in one step."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from proglog import limits
+from proglog.batch import HEADER_BYTES, Codec, ProposedBatch, check_body, check_frame
+from proglog.errors import EarlierRefused, NotLeader, OffsetMismatch
+from proglog.log.log import Log
+from proglog.news import News
+from proglog.ports import Clock, Offload
+from proglog.raft.driver import Driver
+from proglog.replica.applier import Applier
+from proglog.replica.leadership import Leadership
+from proglog.replica.waiters import CommitWaiters
+from proglog.types import Appended
+
+Observe = Callable[[int, int, float], None]
+"""(records, bytes, seconds): a batch was committed, so long after it was proposed."""
+
+
+class Proposer:
+    """Belongs to a replica. See `Replica.propose` for what it promises."""
+
+    def __init__(
+        self,
+        *,
+        log: Log,
+        driver: Driver,
+        leadership: Leadership,
+        applier: Applier,
+        waiters: CommitWaiters,
+        offload: Offload,
+        clock: Clock,
+        check_open: Callable[[], None],
+        observe: Observe,
+    ) -> None:
+        self._log = log
+        self._driver = driver
+        self._leadership = leadership
+        self._applier = applier
+        self._waiters = waiters
+        self._offload = offload
+        self._clock = clock
+        self._check_open = check_open
+        self._observe = observe
+        self._loop = asyncio.get_running_loop()
+        self._inflight_bytes = 0
+        self.room = News()
+        """Told when less is in flight, or somebody else leads."""
+
+    async def propose(
+        self, batch: ProposedBatch, after: asyncio.Future[Appended] | None
+    ) -> asyncio.Future[Appended]:
+        self._check_open()
+        check_body(batch.body)
+        if batch.body.codec != Codec.NONE:
+            await self._offload.run(lambda: check_frame(batch.body))
+        size = HEADER_BYTES + len(batch.body.data)
+        await self._admit(size)
+        if (undecided := self._undecided(batch)) is not None:
+            await self._applied(undecided)
+            await self._admit(size)
+        if after is not None and after.done() and (after.cancelled() or after.exception()):
+            raise EarlierRefused("an earlier batch was not appended, so this one was not either")
+        return self._append(batch, size)
+
+    def _undecided(self, batch: ProposedBatch) -> int | None:
+        """Compare-and-append against a suffix that may still be cut: the index at which it is
+        known whether the expected offset was taken."""
+        if batch.expected_offset in {None, self._driver.next_offset}:
+            return None
+        last = self._driver.raft.status().last_index
+        return last if last > self._applier.applied_index else None
+
+    async def _applied(self, index: int) -> None:
+        """Until this leader has applied a batch. Raises what a caller is told if it ends."""
+        while self._applier.applied_index < index:
+            if not self._leadership.is_mine:
+                raise self._leadership.refusal()
+            await self._applier.applied.wait()
+
+    async def _admit(self, size: int) -> None:
+        """Returns when a batch of `size` bytes may be appended in this very step."""
+        while True:
+            self._check_open()
+            if not self._leadership.is_mine:
+                raise self._leadership.refusal()
+            room = self._driver.pending_bytes + size + limits.control_bytes_reserved
+            count = self._driver.pending_batches + 1 + limits.control_batches_reserved
+            if self._applier.applied_index < self._leadership.led_from:
+                # What came before this leadership is not known to be committed or not: until it
+                # is, a retried batch cannot be told from a new one.
+                await self._applier.applied.wait()
+            elif self._inflight_bytes and self._inflight_bytes + size > limits.inflight_bytes_max:
+                await self.room.wait()
+            elif self._log.has_room(room, count):
+                return
+            elif self._driver.pending_batches:
+                await self._driver.taken.wait()
+            else:
+                await self._log.make_room(room, count)
+
+    def _append(self, batch: ProposedBatch, size: int) -> asyncio.Future[Appended]:
+        producers = self._applier.state.producers
+        now = self._clock.now_ms()
+        known = producers.find(batch, now) if batch.producer_id else None
+        deadline = self._loop.time() + limits.answer_seconds_max
+        if known is not None:
+            return self._answer_of_known(known.index, known.offset, deadline)
+        offset = self._driver.next_offset
+        if batch.expected_offset is not None and batch.expected_offset != offset:
+            raise OffsetMismatch(
+                f"the next offset is {offset}, not {batch.expected_offset}",
+                expected=batch.expected_offset,
+                next=offset,
+            )
+        try:
+            index, term = self._driver.propose(batch)
+        except NotLeader:
+            raise self._leadership.refusal() from None
+        if batch.producer_id:
+            producers.appended(batch, index, offset)
+        self._inflight_bytes += size
+        future = self._waiters.add(index, term, deadline)
+        began = self._clock.stopwatch()
+        future.add_done_callback(lambda done: self._answered(done, batch.body.count, size, began))
+        return future
+
+    def _answered(
+        self, answer: asyncio.Future[Appended], records: int, size: int, began: float
+    ) -> None:
+        self._inflight_bytes -= size
+        self.room.tell()
+        if not answer.cancelled() and answer.exception() is None:
+            self._observe(records, size, self._clock.stopwatch() - began)
+
+    def _answer_of_known(
+        self, index: int, offset: int, deadline: float
+    ) -> asyncio.Future[Appended]:
+        """The answer to a batch that was appended before: its own, once that is committed."""
+        if index > self._applier.applied_index:
+            return self._waiters.add(index, self._leadership.state.term, deadline)
+        future: asyncio.Future[Appended] = self._loop.create_future()
+        future.set_result(Appended(offset, 0))
+        return future
