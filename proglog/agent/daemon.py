@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 import signal
 from collections.abc import Callable
 from typing import Any
@@ -28,7 +29,14 @@ def run(config: NodeConfig, announce: Callable[[Node], None]) -> int:
     if not __debug__:
         raise ConfigurationError("python -O drops the assertions that keep the log safe; unset it")
     logging.configure(config.log_level, config.log_format)
+    _allow_many_files()
     return uvloop.run(_run(config, announce))
+
+
+def _allow_many_files() -> None:
+    """Each sealed segment keeps its files open, and each connection is one: as many as may be."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def _run(config: NodeConfig, announce: Callable[[Node], None]) -> int:

@@ -19,14 +19,13 @@ async def find_damage(log: Log, index: int) -> list[tuple[int, int]]:
     last = min(segment.last_index, log.durable_index)
     bad: list[int] = []
     first = segment.first_index
-    segment.pin()
-    try:
-        while first <= last:
-            upto = min(first + limits.scan_batches, last)
-            bad += await log.reader.run(partial(_damaged, segment, first, upto))
-            first = upto + 1
-    finally:
-        segment.unpin()
+    while first <= last:
+        upto = min(first + limits.scan_batches, last)
+        # Unpinned when the thread is done, not when the waiting task is, which may be cancelled.
+        segment.pin()
+        part = partial(_damaged, segment, first, upto)
+        bad += await log.reader.run(part, after=segment.unpin)
+        first = upto + 1
     ranges: list[tuple[int, int]] = []
     for number in bad:
         if ranges and ranges[-1][1] == number - 1:
@@ -57,6 +56,8 @@ async def mend(log: Log, batches: Sequence[tuple[BatchHeader, Buffer]]) -> None:
     again. Raises RangeCorrupt if they do not fit.
     """
     first, last = batches[0][0].index, batches[-1][0].index
+    if first < log.first_index:
+        return
     segment = log.segment_of(first)
     before = await _header_crc(log, segment, first - 1)
     after = await _chain_after(log, segment, last)
@@ -69,7 +70,12 @@ async def mend(log: Log, batches: Sequence[tuple[BatchHeader, Buffer]]) -> None:
     end = segment.index.position(last + 1 - segment.first_index)
     if before != after or position != end:
         raise RangeCorrupt(f"what follows batch {last} does not fit to it")
-    await log.run_job(partial(_rewrite, segment, start, [data for _, data in batches]))
+    # Retention may drop the segment meanwhile: then what is written goes with it.
+    segment.pin()
+    try:
+        await log.run_job(partial(_rewrite, segment, start, [data for _, data in batches]))
+    finally:
+        segment.unpin()
 
 
 async def _header_crc(log: Log, segment: Segment, index: int) -> int:

@@ -473,25 +473,7 @@ MUTANTS = [
     ),
     mutant(
         "dedupe against committed state only",
-        (
-            "replica/producers.py",
-            "*self._overlay.get(producer_id, ())]",
-            "*()]",
-        ),
-        (
-            "replica/producers.py",
-            """
-            assert not window or window[-1].next_sequence == header.sequence
-            """,
-            "",
-        ),
-        (
-            "replica/producers.py",
-            """
-            assert overlay[0] == batch, "what was committed is not what this leader appended"
-            """,
-            "",
-        ),
+        ("replica/producers.py", "*self._overlay.get(producer_id, ())]", "*()]"),
     ),
     mutant(
         "dedupe overlay not rolled back",
@@ -504,39 +486,26 @@ MUTANTS = [
             pass
             """,
         ),
-        (
-            "replica/producers.py",
-            """
-            assert overlay[0] == batch, "what was committed is not what this leader appended"
-            """,
-            "",
-        ),
     ),
     mutant(
         "a new leader takes batches before it has applied what came before",
         (
-            "replica/replica.py",
-            "if self.applied_index < self.leadership.led_from:",
+            "replica/proposer.py",
+            "if self._applier.applied_index < self._leadership.led_from:",
             "if False:",
-        ),
-        (
-            "replica/producers.py",
-            """
-            assert not window or window[-1].next_sequence == header.sequence
-            """,
-            "",
         ),
     ),
     mutant(
         "compare-and-append with the committed end",
         (
-            "replica/replica.py",
-            """
-            offset = self._driver.next_offset
-            """,
-            """
-            offset = self.next_offset
-            """,
+            "replica/proposer.py",
+            "if batch.expected_offset in {None, self._driver.next_offset}:",
+            "if True:",
+        ),
+        (
+            "replica/proposer.py",
+            "batch.expected_offset != offset:",
+            "batch.expected_offset != self._applier.next_offset:",
         ),
     ),
     mutant(

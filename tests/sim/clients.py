@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-CALL_SECONDS_MAX = 2.0
 READ_BYTES_MAX = 4_000
 
 
@@ -71,7 +70,7 @@ class Client:
         if process is None or not node.is_open:
             raise EarlierRefused("nothing listens")
         try:
-            async with asyncio.timeout(CALL_SECONDS_MAX):
+            async with asyncio.timeout(self.world.settings.call_seconds):
                 result = await process.call(lambda: serve(node.replica))
         except (Gone, TimeoutError) as error:
             raise Lost from error
@@ -81,7 +80,7 @@ class Client:
     async def _travel(self) -> None:
         await asyncio.sleep(self.chance.expovariate(1 / self.world.settings.latency_seconds))
         if self.chance.random() < self.world.client_loss_rate:
-            await asyncio.sleep(self.chance.uniform(0, CALL_SECONDS_MAX))
+            await asyncio.sleep(self.chance.uniform(0, self.world.settings.call_seconds))
             raise Lost
 
     async def pause(self, seconds: float) -> None:
@@ -192,14 +191,14 @@ class Comparer(Client):
                 await self._try(value)
             except (Lost, ProglogError):
                 self.look_elsewhere()
-            await self.pause(self.world.settings.pause_seconds * 3)
+            await self.pause(self.world.settings.pause_seconds)
 
     async def _try(self, value: bytes) -> None:
         expected = await self.call(self.node, _next)
         if self.chance.random() < 0.2:
             expected += self.chance.choice((-1, 1))
         append = self.world.history.invoke(value, 0, 0, self.now)
-        plain = self.chance.random() < 0.2
+        plain = self.chance.random() < 0.5
         proposed = ProposedBatch(batches.encode([value]), 0, 0, None if plain else expected)
         try:
             (answer,) = await self.call(self.node, lambda replica: _produce(replica, [proposed]))
@@ -241,8 +240,10 @@ class Consumer(Client):
                     require(self.node.is_rotten, "no damage", f"{self.node.name}: {error}")
                 self.look_elsewhere()
                 await self.pause(0.05)
-            if self.chance.random() < 0.02:
+            if self.chance.random() < 0.03:
                 self.node = self.chance.choice(self.world.nodes)
+                # Sometimes all over again: the oldest segments are those that go.
+                self.position = self.chance.choice((self.position, self.position, 0))
 
     async def _read(self) -> bool:
         position = self.position

@@ -54,6 +54,10 @@ class Settings:
     window: int
     values_max: int
     records_max: int
+    call_seconds: float
+    """A client asks again, perhaps elsewhere, without an answer in this time."""
+    client_loss_rate: float
+    """Of requests, and of answers."""
     pause_seconds: float
     """Between two rounds of a producer, on average."""
     faults: tuple[str, ...]
@@ -110,6 +114,8 @@ class Settings:
             window=chance.choice((1, 4, 16)),
             values_max=chance.choice((10, 100, 400)),
             records_max=chance.choice((1, 3)),
+            call_seconds=chance.choice((0.1, 0.5, 2.0)),
+            client_loss_rate=chance.choice((0.0, 0.01, 0.05)),
             pause_seconds=chance.choice((0.05, 0.1, 0.3)),
             faults=tuple(chosen),
             fault_seconds=chance.choice((0.15, 0.4, 1.0)),

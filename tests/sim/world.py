@@ -48,7 +48,7 @@ class World:
         self.oracle = Oracle()
         self.history = History()
         self.chance = self.loop.chance("world")
-        self.client_loss_rate = 0.0
+        self.client_loss_rate = settings.client_loss_rate
         self.give_up_seconds = 20.0
         self.disk_errors = False
         self.lost_disk = False
@@ -90,8 +90,8 @@ class World:
         producers = [Producer(self, f"p{n}") for n in range(self.settings.producers)]
         clients = [
             *producers,
-            Comparer(self, "c0"),
-            *(Consumer(self, f"r{n}") for n in range(3)),
+            *(Comparer(self, f"c{n}") for n in range(3)),
+            *(Consumer(self, f"r{n}") for n in range(2)),
             Linearizer(self, "l0"),
         ]
         loads = [self.spawn(client.run()) for client in clients]
@@ -100,7 +100,7 @@ class World:
         await Nemesis(self).run(self.faults)
         await asyncio.sleep(max(self.settings.safety_seconds - self.loop.now, 0))
         await self._liveness()
-        await self._within(30.0, "the producers end", lambda: all(t.done() for t in loads[:-4]))
+        await self._within(30.0, "the producers end", lambda: all(load.done() for load in loads[: len(producers)]))
         await self._within(CONVERGE_SECONDS_MAX, "followers converge", self._is_converged)
         self.is_over = True
         for node in self._members():
@@ -178,7 +178,7 @@ class World:
         weather = self.loop.network.weather
         weather.latency_seconds_mean = self.settings.latency_seconds
         weather.latency_seconds_min = self.settings.latency_seconds / 10
-        self.client_loss_rate = 0.0
+        self.client_loss_rate = self.settings.client_loss_rate
 
     def is_whole(self) -> bool:
         """Whether the voters are those who are wanted, and all know it."""
