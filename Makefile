@@ -19,7 +19,7 @@ unexport PYTHON VENV ARGS
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install run test check format proto lock bench bench-cluster clean
+.PHONY: help install run test check format proto lock bench bench-cluster clean sim mutants
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name text; \
@@ -69,6 +69,16 @@ bench: install  ## measure one node, beside JetStream and Redis
 
 bench-cluster: install  ## measure three nodes, and their failures
 	$(BIN)/python -m scripts.bench cluster $(ARGS)
+
+SECONDS ?= 60
+unexport SECONDS
+
+sim: install  ## run simulated clusters for longer: make sim SECONDS=600
+	$(BIN)/python -m tests.sim --seconds $(SECONDS) $(ARGS)
+
+mutants: install  ## show that the simulators find faults that are put in
+	$(BIN)/python tests/mutants/raft_core.py --seconds $(SECONDS)
+	$(BIN)/python tests/mutants/replica.py --seconds $(SECONDS)
 
 clean:  ## remove environments and caches; never data
 	rm -rf .venv .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist

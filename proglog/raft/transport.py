@@ -79,7 +79,8 @@ class Transport:
         self._peers: dict[str, _Peer] = {}
         self._addresses: dict[str, str] = {}
         self._hints: dict[str, str] = {}
-        self._inbound: set[_Inbound] = set()
+        # In the order of their making, unlike a set: so that a simulated run is always the same.
+        self._inbound: dict[_Inbound, None] = {}
         self._closed = False
 
     def send(self, message: Message) -> None:
@@ -354,7 +355,7 @@ class _Outbound(asyncio.Protocol):
 class _Inbound(asyncio.Protocol):
     """One connection that another server dialled."""
 
-    def __init__(self, transport: Transport, connections: set[_Inbound]) -> None:
+    def __init__(self, transport: Transport, connections: dict[_Inbound, None]) -> None:
         self._owner = transport
         self._connections = connections
         self._loop = asyncio.get_running_loop()
@@ -367,11 +368,11 @@ class _Inbound(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._wire = cast("asyncio.Transport", transport)  # by its methods: uvloop has its own
-        self._connections.add(self)
+        self._connections[self] = None
         self._greeting = self._loop.call_later(limits.sniff_seconds_max, self._wire.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's
-        self._connections.discard(self)
+        self._connections.pop(self, None)
         if self._greeting is not None:
             self._greeting.cancel()
         if self._busy is not None:

@@ -98,7 +98,8 @@ class Replica:
         self._waiters = CommitWaiters()
         self._closing = False
         self._closed = False
-        self._tasks: set[asyncio.Task[None]] = set()
+        # In the order of their making, unlike a set: so that a simulated run is always the same.
+        self._tasks: dict[asyncio.Task[None], None] = {}
         self._adopting = asyncio.Lock()
         self._applier = self._make_applier(opened)
         self.transport = self._make_transport(rpc_addr, connect)
@@ -200,11 +201,11 @@ class Replica:
 
     def _spawn(self, coroutine: Coroutine[None, None, None]) -> None:
         task = self._loop.create_task(coroutine)
-        self._tasks.add(task)
+        self._tasks[task] = None
         task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
+        self._tasks.pop(task, None)
         if not task.cancelled() and (error := task.exception()) is not None:
             self.failed(error)
 

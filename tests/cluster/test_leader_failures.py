@@ -33,7 +33,7 @@ async def test_nothing_is_lost_when_the_leader_is_killed(tmp_path: Path) -> None
 async def test_nothing_is_lost_when_the_leader_is_paused(tmp_path: Path) -> None:
     async with processes(tmp_path, options=OPTIONS) as cluster:
         async with load_on(cluster) as load:
-            for _ in range(rounds(2)):
+            for _ in range(rounds(1)):
                 leader = await cluster.leader()
                 leader.pause()
                 # Only another leader can acknowledge these.
@@ -52,7 +52,7 @@ async def test_what_a_leader_took_alone_was_not_acknowledged(tmp_path: Path) -> 
     without it and with other batches at the indexes of its last ones."""
     async with processes(tmp_path, options=OPTIONS) as cluster:
         async with load_on(cluster) as load:
-            for _ in range(rounds(2)):
+            for _ in range(rounds(1)):
                 leader = await cluster.leader()
                 followers = [server for server in cluster.servers if server is not leader]
                 await asyncio.gather(*(follower.kill() for follower in followers))

@@ -140,8 +140,8 @@ class ProcessLoop(SimLoop):
                 handle.cancel()
 
     def _run_once(self) -> None:
-        ready, scheduled = self._ready, self._scheduled
         self._prune()
+        ready, scheduled = self._ready, self._scheduled
         if not ready:
             if not scheduled:
                 raise Deadlock("every task waits for another one")

@@ -15,7 +15,7 @@ from typing import Any
 import structlog
 
 from proglog.batch import ProposedBatch, decode_all
-from proglog.errors import OffsetOutOfRange, ProglogError, RangeCorrupt
+from proglog.errors import OffsetOutOfRange, ProglogError
 from proglog.raft.configuration import Server
 from proglog.types import Appended
 from tests.sim import faults as nemesis
@@ -100,7 +100,9 @@ class World:
         await Nemesis(self).run(self.faults)
         await asyncio.sleep(max(self.settings.safety_seconds - self.loop.now, 0))
         await self._liveness()
-        await self._within(30.0, "the producers end", lambda: all(load.done() for load in loads[: len(producers)]))
+        await self._within(
+            30.0, "the producers end", lambda: all(load.done() for load in loads[: len(producers)])
+        )
         await self._within(CONVERGE_SECONDS_MAX, "followers converge", self._is_converged)
         self.is_over = True
         for node in self._members():
@@ -334,29 +336,30 @@ class World:
 
     async def _drain(self, node: SimNode) -> None:
         """Everything that was acknowledged and is retained is served by every node."""
-        position = node.replica.earliest
+        position = 0
         deadline = self.loop.now + CONVERGE_SECONDS_MAX
-        while position < node.replica.next_offset:
-            assert node.process is not None
+        while not node.is_open or position < node.replica.next_offset:
+            require(self.loop.now < deadline, "liveness", f"{node.name} does not serve {position}")
             try:
-                chunk = await node.process.call(partial(node.replica.read, position, 64_000))
-            except RangeCorrupt:
-                # It mends itself from a peer.
-                require(self.loop.now < deadline, "liveness", f"{node.name} stays damaged")
+                position = await self._read_on(node, position)
+            except OffsetOutOfRange as error:
+                position = error.number("earliest") or 0
+            except (ProglogError, Gone):
+                # It is damaged and mends itself from a peer, or was just started.
                 await asyncio.sleep(0.1)
-                continue
-            except OffsetOutOfRange:
-                position = node.replica.earliest
-                continue
-            for records in decode_all(chunk.data):
-                self.history.read(records.base_offset, records.values, self.loop.now)
-            require(chunk.next_offset > position, "durability", f"{node.name} ends at {position}")
-            position = chunk.next_offset
         require(
             position >= self.next_acknowledged,
             "durability",
             f"{node.name} has {position} records, {self.next_acknowledged} were acknowledged",
         )
+
+    async def _read_on(self, node: SimNode, position: int) -> int:
+        if node.process is None or not node.is_open:
+            raise Gone
+        chunk = await node.process.call(partial(node.replica.read, position, 64_000))
+        for records in decode_all(chunk.data):
+            self.history.read(records.base_offset, records.values, self.loop.now)
+        return chunk.next_offset
 
     def _compare_stores(self) -> None:
         """The same bytes from the highest base to the lowest end, read past all of Proglog."""
