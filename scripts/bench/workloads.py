@@ -18,6 +18,7 @@ from scripts.bench.systems import Proglog, System
 
 PACE_PER_SECOND = 500
 READER_SECONDS_MAX = 30.0
+READER_END_SECONDS_MAX = 5.0
 
 
 class Cpu:
@@ -154,7 +155,13 @@ async def beside_readers(
         cpu = Cpu(server)
         latencies = await paced(client, size, seconds)
         _, busy = cpu.busy()
-        await _result(reader)
+        try:
+            async with asyncio.timeout(READER_END_SECONDS_MAX):
+                await _result(reader)
+        except TimeoutError:
+            # It hangs (JetStream's consumers do when they fall far behind). Whether it kept the
+            # server busy before is seen from the cores in use.
+            reader.kill()
     return latencies, busy
 
 

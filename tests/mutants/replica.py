@@ -182,7 +182,9 @@ MUTANTS = [
         ),
     ),
     mutant(
-        "a cut suffix is resurrected",
+        "an append resurrects a cut suffix",
+        ("log/writer.py", "parts.append(fmt.END_OF_LOG)", "pass"),
+        ("log/recovery.py", "or header.chain != tip.chain", "or False"),
         (
             "log/writer.py",
             """

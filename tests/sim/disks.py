@@ -50,11 +50,14 @@ def files_of(disk: SimDisk, folder: Path, *, durable: bool) -> dict[str, bytes]:
 def read_batches(disk: SimDisk, folder: Path, *, durable: bool = False) -> list[Batch]:
     """All batches from the oldest on, up to the first that is not whole or does not follow."""
     batches: list[Batch] = []
+    following: int | None = None
     for name, data in sorted(files_of(disk, folder, durable=durable).items()):
         if name.endswith(".store") and name[:20].isdigit():
-            if batches and batches[-1].index + 1 != int(name[:20]):
+            first = int(name[:20])
+            if following not in {None, first}:
                 break
-            batches += _read_store(data, int(name[:20]), batches[-1].crc if batches else None)
+            batches += _read_store(data, first, batches[-1].crc if batches else None)
+            following = batches[-1].index + 1 if batches else first
     return batches
 
 

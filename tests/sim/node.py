@@ -49,6 +49,8 @@ class SimNode:
         self.process: Process | None = None
         self.replica: Replica
         self.is_open = False
+        self.spoken = Promise(0, "")
+        """The latest term in which it sent anything, and the vote that it told of then."""
         self.is_rotten = False
         self.rotten_last = 0
         """The damage is at this batch or before."""
@@ -66,7 +68,6 @@ class SimNode:
         self.logged: dict[int, Known] = {}
         self.last_index = self.base_index = 0
         self.durable_seen = 0
-        self.term_on_disk = 0
         self._commit_seen = self._applied_seen = 0
         self._led_term = 0
 
@@ -180,6 +181,7 @@ class SimNode:
         self.disk = SimDisk(self.chance.getrandbits(32))
         self.disk.faults.uncached_rate = self.world.settings.uncached_rate
         self.uuid = ""
+        self.spoken = Promise(0, "")
         self.is_rotten = False
         self._forget()
 
@@ -199,7 +201,7 @@ class SimNode:
 
     def _opened(self, replica: Replica) -> None:
         before, last_before = self.logged, self.last_index
-        durable_before, term_before = self.durable_seen, self.term_on_disk
+        durable_before = self.durable_seen
         uuid_before = self.uuid
         self._forget()
         self.replica = replica
@@ -223,11 +225,10 @@ class SimNode:
         self._kept_promises(before, last_before, durable_before)
         status = self.core.status()
         require(
-            status.term >= term_before,
+            status.term >= self.spoken.term,
             "term goes back",
-            f"{self.name} forgets term {term_before}, has {status.term}",
+            f"{self.name} forgets term {self.spoken.term}, has {status.term}",
         )
-        self.term_on_disk = status.term
         self._commit_seen = 0
         self._hook(replica)
         self.is_open = True
@@ -347,9 +348,13 @@ class SimNode:
     def is_mended(self) -> bool:
         """Whether the stores can be read from end to end."""
         if self.is_rotten:
-            found = read_batches(self.disk, FOLDER)
-            self.is_rotten = not found or found[-1].index < self.last_index
+            self.is_rotten = self.first_damaged() <= self.last_index
         return not self.is_rotten
+
+    def first_damaged(self) -> int:
+        """The first batch that the stores do not hold whole, or the next one."""
+        found = read_batches(self.disk, FOLDER)
+        return (found[-1].index if found else self.base_index) + 1
 
     def promised(self) -> Promise | None:
         return read_promise(self.disk, FOLDER / "hard-state")

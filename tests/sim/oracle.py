@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from proglog.batch import BatchHeader, Kind
 from proglog.raft.messages import AppendResponse, Message, Role, VoteRequest, VoteResponse
+from tests.sim.disks import Promise
 
 if TYPE_CHECKING:
     from tests.sim.node import SimNode
@@ -166,20 +167,18 @@ class Oracle:
             f"{node.name} leads term {term} without the committed batch {last}",
         )
 
-    def _votes_for(self, node: SimNode, term: int, vote: str) -> None:
+    def _votes_for(self, node: SimNode, vote: Promise) -> None:
         """Somebody hears of a vote."""
-        before = self.votes.setdefault((node.uuid, term), vote)
-        require(
-            before == vote,
-            "one vote a term",
-            f"{node.name} votes for {vote} and {before} in term {term}",
-        )
+        before = self.votes.setdefault((node.uuid, vote.term), vote.vote)
+        require(before == vote.vote, "one vote a term", f"{node.name}: {vote} after {before}")
         promised = node.promised()
         require(
-            promised is not None and (promised == (term, vote) or promised.term > term),
+            promised is not None and (promised == vote or promised.term > vote.term),
             "vote before durable",
-            f"{node.name} votes for {vote} in term {term}, on disk: {promised}",
+            f"{node.name} tells of {vote}, on disk: {promised}",
         )
+        if vote.term == node.spoken.term:
+            node.spoken = vote
 
     def sent(self, node: SimNode, message: Message) -> None:
         """A message leaves a node: what it says must be on the disk already."""
@@ -191,20 +190,19 @@ class Oracle:
                     "ack before durable",
                     f"{node.name} acknowledges batch {message.index} that its disk may lose",
                 )
-        elif isinstance(message, VoteResponse | VoteRequest) and not message.pre_vote:
-            if isinstance(message, VoteRequest):
-                self._votes_for(node, message.term, node.uuid)
-            elif message.granted:
-                self._votes_for(node, message.term, message.to)
-        if message.term > node.term_on_disk:
-            asks = isinstance(message, VoteRequest | VoteResponse) and message.pre_vote
+        asks = isinstance(message, VoteRequest | VoteResponse) and message.pre_vote
+        if message.term > node.spoken.term and not asks:
             promised = node.promised()
-            node.term_on_disk = promised.term if promised else 0
             require(
-                asks or message.term <= node.term_on_disk,
+                promised is not None and message.term <= promised.term,
                 "term before durable",
                 f"{node.name} speaks in term {message.term}, on disk: {promised}",
             )
+            node.spoken = Promise(message.term, "")
+        if isinstance(message, VoteRequest) and not asks:
+            self._votes_for(node, Promise(message.term, node.uuid))
+        elif isinstance(message, VoteResponse) and message.granted and not asks:
+            self._votes_for(node, Promise(message.term, message.to))
 
     # --- state -----------------------------------------------------------------------------------
 

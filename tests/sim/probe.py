@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from proglog.errors import CorruptionError, ProglogError
 from proglog.log.format import PREAMBLE_BYTES, parse_marks
 from proglog.log.recovery import Recovered, recover
+from proglog.log.segment import Segment
 from proglog.raft.hard_state import HardStateFile
 from proglog.simulation import crash
 from proglog.simulation.files import SimFiles
@@ -36,7 +37,7 @@ class Probe:
         self._chance = chance
         self._log = node.replica.log
         self._durable = node.replica.log.durable_index
-        self._promised = node.promised()
+        self._promised = node.spoken
         changes = node.disk.unsynced()
         plan = crash.subset(changes, chance)
         self._label = plan.label
@@ -75,7 +76,7 @@ class Probe:
             for name in sorted(self._disk.names[self._folder])
             if name.endswith((".store", ".index", "hard-state"))
         ]
-        path = self._folder / self._chance.choice([*names[-3:], "hard-state"])
+        path = self._folder / self._chance.choice([*names[-8:], "hard-state"])
         first, last = self._rottable(path)
         if last > first:
             self._label += f", rot in {path.name}"
@@ -119,20 +120,21 @@ class Probe:
                     f"{node.name} would have a batch {index} that it cut: {self._label}",
                 )
         for segment in recovered.segments:
-            self._check_index(recovered, segment.first_index)
+            self._check_index(segment)
 
-    def _check_index(self, recovered: Recovered, first_index: int) -> None:
-        """The first and last batch are where the index says, unless they are rotten."""
-        segment = next(each for each in recovered.segments if each.first_index == first_index)
-        for index in {segment.first_index, segment.last_index}:
-            if segment.first_index <= index <= segment.last_index:
-                position, size = segment.extent(index, index, 1)
-                try:
-                    segment.check(segment.file.pread(size, position), position, index)
-                except ProglogError as error:
-                    require(
-                        "rot in" in self._label and ".store" in self._label, "index", str(error)
-                    )
+    def _check_index(self, segment: Segment) -> None:
+        """Batches are where the index says, all of them if it was damaged, unless they are."""
+        if segment.store_path.name in self._label:
+            return
+        damaged = segment.index_path.name in self._label
+        for index in range(segment.first_index, segment.last_index + 1, 1 if damaged else 8):
+            position, size = segment.extent(index, index, 1)
+            try:
+                headers = segment.check(segment.file.pread(size, position), position, index)
+            except ProglogError as error:
+                raise Violation("index", f"{self._label}: {error}") from error
+            offset = segment.index.base_offset(index - segment.first_index)
+            require(headers[0].base_offset == offset, "index", f"{self._label}: {index}")
 
     def _check_promise(self) -> None:
         try:
@@ -141,8 +143,8 @@ class Probe:
             raise Violation("promise is lost", f"{self._label}: {error}") from error
         promised = self._promised
         require(
-            promised is not None
-            and (kept.term > promised.term or (kept.term, kept.voted_for or "") == promised),
+            kept.term > promised.term
+            or (kept.term == promised.term and promised.vote in {"", kept.voted_for}),
             "promise is lost",
             f"{self._node.name} would forget {promised}, has {kept}: {self._label}",
         )

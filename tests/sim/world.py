@@ -230,10 +230,20 @@ class World:
         phase also starts what has stopped."""
         while True:
             await asyncio.sleep(self.chance.uniform(0.1, 0.4))
-            for node in self.nodes:
-                if self._healed and not node.is_up:
+            for node in self.nodes if self._healed else ():
+                if self._is_beyond_repair(node):
+                    node.wipe()
+                if not node.is_up:
                     node.start()
             await self._reconcile()
+
+    def _is_beyond_repair(self, node: SimNode) -> bool:
+        """Its damage is where the others do not hold the log any more: only they can tell that, so
+        somebody has to replace it."""
+        if not node.is_rotten or not node.is_open or node.is_mended():
+            return False
+        others = [each for each in self.nodes if each.is_open and each is not node]
+        return all(each.base_index >= node.first_damaged() for each in others)
 
     async def _reconcile(self) -> None:
         leaders = [node for node in self.nodes if node.leads]
