@@ -164,7 +164,7 @@ client_dial_seconds_max = 3.0
 client_close_seconds_max = 1.0
 """A stream with nothing under way waits this long for the server's good-bye."""
 client_backoff_seconds_first = 0.02
-client_backoff_seconds_max = 0.25
+client_backoff_seconds_max = 0.1
 """A failover takes about half a second; longer pauses would only add to it."""
 client_keepalive_seconds = 2.0
 """A connection with calls is pinged this often, and given up when no answer comes as long: a leader

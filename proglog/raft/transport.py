@@ -115,6 +115,13 @@ class Transport:
             if uuid not in self._hints:
                 self._peers.pop(uuid).close()
 
+    def keep_warm(self) -> None:
+        """Has the connections to all other servers ready, as far as they can be reached: a new
+        leader that had to dial first would lose a heartbeat or two before it can commit."""
+        for uuid in self._addresses:
+            if uuid != self.host.identity.uuid:
+                self._peer(uuid).dial_soon()
+
     def hint(self, uuid: str, address: str) -> None:
         """Someone told where a server can be reached. The handshake proves who answers there."""
         if address and self._hints.get(uuid) != address:
@@ -147,6 +154,11 @@ class _Peer:
         self._bulk = _Outbound(transport, uuid, Lane.BULK)
         self._queue: deque[AppendRequest | InstallSnapshot] = deque()
         self._feeding: asyncio.Task[None] | None = None
+
+    def dial_soon(self) -> None:
+        """Begins to connect where that is not done."""
+        self._control.dial_soon()
+        self._bulk.dial_soon()
 
     def send(self, message: Message) -> None:
         if not isinstance(message, AppendRequest | InstallSnapshot):

@@ -210,12 +210,17 @@ class Replica:
             self.failed(error)
 
     async def _tick(self) -> None:
+        due = self._loop.time()
         while True:
-            # However late this wakes, it is one tick: see Raft.tick.
-            await asyncio.sleep(limits.tick_seconds)
+            # At a steady pace, not so long after the last one: timers are late by a millisecond or
+            # two, and thirty of them make an election timeout. But however late this wakes, it is
+            # one tick: see Raft.tick.
+            due = max(due + limits.tick_seconds, self._loop.time())
+            await asyncio.sleep(due - self._loop.time())
             self._driver.tick()
             self._waiters.expire(self._loop.time())
             self.members.promote()
+            self.transport.keep_warm()
             self._look_at_fitness()
 
     def _look_at_fitness(self) -> None:
