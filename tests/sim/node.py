@@ -17,7 +17,7 @@ from proglog.raft.core import Raft
 from proglog.raft.messages import Message, Role
 from proglog.replica.replica import Replica, open_replica
 from proglog.simulation import crash
-from proglog.simulation.disk import SimDisk
+from proglog.simulation.disk import Operation, SimDisk
 from proglog.simulation.files import SimFiles
 from proglog.simulation.loop import SimClock
 from proglog.simulation.worker import SimWorker
@@ -97,6 +97,7 @@ class SimNode:
         self.world.loop.network.power_on(self.name)
         self.process = Process(self.world.loop, self.name)
         self._files = SimFiles(self.disk)
+        self._watch(self.disk)
         self._workers = []
         self.process.spawn(self._run(self.process))
 
@@ -136,6 +137,16 @@ class SimNode:
         self._workers.append(worker)
         return worker
 
+    def _watch(self, disk: SimDisk) -> None:
+        perform = SimDisk.perform
+
+        def on_perform(operation: Operation) -> None:
+            if self.is_open:
+                self.world.probe(self, operation)
+            perform(disk, operation)
+
+        disk.perform = on_perform  # type: ignore[method-assign]
+
     def set_disk_seconds(self, seconds: float) -> None:
         self.disk_seconds = seconds
         for worker in self._workers:
@@ -174,6 +185,11 @@ class SimNode:
 
     def wipe(self) -> None:
         """The disk is lost: what comes back is another server."""
+        # Acks that it gave are perhaps still on their way, and count: nobody can know.
+        last = self.durable_seen
+        while last < max(self.logged, default=0) and self.is_durable(last + 1):
+            last += 1
+        self.world.lost_with[self.uuid] = last
         if self.process is not None:
             self.kill()
         self.wipes += 1

@@ -17,6 +17,8 @@ import structlog
 from proglog.batch import ProposedBatch, decode_all
 from proglog.errors import OffsetOutOfRange, ProglogError
 from proglog.raft.configuration import Server
+from proglog.raft.hard_state import FILE_NAME
+from proglog.simulation.disk import Operation
 from proglog.types import Appended
 from tests.sim import faults as nemesis
 from tests.sim.clients import Comparer, Consumer, Linearizer, Producer
@@ -35,7 +37,10 @@ CONVERGE_SECONDS_MAX = 40.0
 """and its followers are where it is within this time."""
 FORM_SECONDS_MAX = 20.0
 MEND_SECONDS_MAX = 120.0
-PROBE_SECONDS = 0.3
+"""Damage is found by reading everything now and then."""
+PROBE_RATE = 0.003
+PROBE_RATE_HARD_STATE = 0.2
+"""How many operations of a disk are looked at more closely."""
 
 
 class World:
@@ -47,7 +52,10 @@ class World:
         self.loop.after_turn = self._after_turn
         self.oracle = Oracle()
         self.history = History()
+        self.lost_with: dict[str, int] = {}
+        """By uuid of a server whose disk was wiped: up to which batch it had been durable there."""
         self.chance = self.loop.chance("world")
+        self._probes = self.loop.chance("probes")
         self.client_loss_rate = settings.client_loss_rate
         self.give_up_seconds = 20.0
         self.disk_errors = False
@@ -96,7 +104,6 @@ class World:
         ]
         loads = [self.spawn(client.run()) for client in clients]
         self.spawn(self._operate())
-        self.spawn(self._probe())
         await Nemesis(self).run(self.faults)
         await asyncio.sleep(max(self.settings.safety_seconds - self.loop.now, 0))
         await self._liveness()
@@ -203,6 +210,7 @@ class World:
     def require_majority_durable(self, node: SimNode, index: int) -> None:
         """A batch is just being committed: a majority of the disks must have it for good."""
         holders = {each.uuid for each in self.nodes if each.uuid and each.is_durable(index)}
+        holders |= {uuid for uuid, last in self.lost_with.items() if index <= last}
         sets = [c.voter_ids for _, c in node.core._state.configurations.entries()]
         require(
             any(2 * len(holders.intersection(voters)) > len(voters) for voters in sets),
@@ -268,14 +276,15 @@ class World:
                 await leader.process.call(change)
             self.oracle.counts["changes"] += 1
 
-    async def _probe(self) -> None:
-        """Would a power cut at this moment, or a rotten bit, take away what was promised?"""
-        chance = self.loop.chance("probe")
-        while not self.is_over:
-            await asyncio.sleep(chance.expovariate(1 / PROBE_SECONDS))
-            node = chance.choice(self.nodes)
-            if node.is_open and not node.is_rotten:
-                Probe(node, chance).run()
+    def probe(self, node: SimNode, operation: Operation) -> None:
+        """Before some operations of a disk: would a power cut here, or a rotten bit, take away what
+        was promised?"""
+        rate = PROBE_RATE_HARD_STATE if operation.path.name == FILE_NAME else PROBE_RATE
+        if self._probes.random() < rate and not node.is_rotten and not self.is_over:
+            try:
+                Probe(node, self._probes).run()
+            except BaseException as error:  # it must not end in the node's hands
+                self.fail(error)
 
     # --- liveness --------------------------------------------------------------------------------
 
