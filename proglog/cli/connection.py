@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -16,12 +18,36 @@ if TYPE_CHECKING:
     from proglog.client.client import Log
 
 FIRST_ANSWER_SECONDS_MAX = 2.0
+INTERRUPTED_SECONDS_MAX = 5.0
+INTERRUPTED = 130
+"""Exit status after Ctrl-C."""
 
 
 def run_on_loop(main: Coroutine[Any, Any, int]) -> int:
-    """Runs `main` to its end. Ctrl-C cancels it and raises KeyboardInterrupt."""
+    """Runs `main` to its end; its exit status. Ctrl-C cancels it, and ends the process soon even if
+    something does not let itself be cancelled."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(main)
+        return runner.run(_interruptible(main))
+
+
+async def _interruptible(main: Coroutine[Any, Any, int]) -> int:
+    loop = asyncio.get_running_loop()
+    task = loop.create_task(main)
+    interrupted = False
+
+    def on_interrupt() -> None:
+        nonlocal interrupted
+        interrupted = True
+        task.cancel()
+        loop.call_later(INTERRUPTED_SECONDS_MAX, os._exit, INTERRUPTED)
+
+    loop.add_signal_handler(signal.SIGINT, on_interrupt)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        if not interrupted:
+            raise
+        return INTERRUPTED
 
 
 @asynccontextmanager
