@@ -361,7 +361,8 @@ async def test_a_forgotten_producer_comes_as_a_new_one(log, backend):
 
 async def test_each_producer_has_an_id_of_its_own(backend):
     for _ in range(3):
-        await Log(backend).produce(b"a")
+        async with Log(backend) as log:
+            await log.produce(b"a")
     assert len({each.producer_id for each in backend.submitted}) == 3
     assert all(0 < each.producer_id < 2**63 for each in backend.submitted)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from proglog import batch as batches
@@ -86,6 +87,36 @@ class Client:
     async def pause(self, seconds: float) -> None:
         await asyncio.sleep(self.chance.expovariate(1 / seconds))
 
+    async def _produce(
+        self, replica: Replica, proposed: list[ProposedBatch], only: Append | None = None
+    ) -> list[Appended | BaseException]:
+        """One stream, at the server: the first refused batch fails all later ones unappended. What
+        it answers must be true, whether the client hears it or not; `only` is tried only once."""
+        futures: list[asyncio.Future[Appended]] = []
+        refusal: list[Appended | BaseException] = []
+        for each in proposed:
+            try:
+                before = futures[-1] if futures else None
+                futures.append(await replica.propose(each, before))
+            except ProglogError as error:
+                refusal = [error]
+                break
+            futures[-1].add_done_callback(partial(self._answered, each, only))
+        answers = await asyncio.gather(*futures, return_exceptions=True)
+        return [*answers, *refusal]
+
+    def _answered(
+        self, proposed: ProposedBatch, only: Append | None, answer: asyncio.Future[Appended]
+    ) -> None:
+        if answer.cancelled():
+            return
+        error = answer.exception()
+        if error is None:
+            body, offset = proposed.body, answer.result().offset
+            self.world.oracle.acknowledged(offset, body.count, body.crc)
+        elif only is not None and not isinstance(error, OutcomeUnknown):
+            self.world.history.refuse(only)
+
     def look_elsewhere(self) -> None:
         """The leader, as far as this client hears, or anybody."""
         leaders = [node for node in self.world.nodes if node.leads]
@@ -137,7 +168,8 @@ class Producer(Client):
         answers: list[Appended | BaseException] = []
         try:
             answers = await self.call(
-                self.node, lambda replica: _produce(replica, [each.proposed for each in sent])
+                self.node,
+                lambda replica: self._produce(replica, [each.proposed for each in sent]),
             )
         except (Lost, ProglogError):
             self.look_elsewhere()
@@ -162,23 +194,6 @@ class Producer(Client):
         self.look_elsewhere()
 
 
-async def _produce(
-    replica: Replica, proposed: list[ProposedBatch]
-) -> list[Appended | BaseException]:
-    """One stream: the first refused batch fails all later ones unappended."""
-    futures: list[asyncio.Future[Appended]] = []
-    refusal: list[Appended | BaseException] = []
-    for each in proposed:
-        try:
-            before = futures[-1] if futures else None
-            futures.append(await replica.propose(each, before))
-        except ProglogError as error:
-            refusal = [error]
-            break
-    answers = await asyncio.gather(*futures, return_exceptions=True)
-    return [*answers, *refusal]
-
-
 class Comparer(Client):
     """Appends only at the offset that it expects; each attempt is another record."""
 
@@ -201,7 +216,9 @@ class Comparer(Client):
         plain = self.chance.random() < 0.5
         proposed = ProposedBatch(batches.encode([value]), 0, 0, None if plain else expected)
         try:
-            (answer,) = await self.call(self.node, lambda replica: _produce(replica, [proposed]))
+            (answer,) = await self.call(
+                self.node, lambda replica: self._produce(replica, [proposed], append)
+            )
         except EarlierRefused:
             self.world.history.refuse(append)
             raise
@@ -226,9 +243,11 @@ async def _next(replica: Replica) -> int:
 class Consumer(Client):
     """Reads everything, from one node after the other, in order."""
 
-    def __init__(self, world: World, name: str) -> None:
+    def __init__(self, world: World, name: str, restart_rate: float) -> None:
         super().__init__(world, name)
         self.position = 0
+        self._restart_rate = restart_rate
+        """How often it begins again: the oldest segments are those that go."""
 
     async def run(self) -> None:
         while not self.world.is_over:
@@ -240,10 +259,10 @@ class Consumer(Client):
                     require(self.node.is_rotten, "no damage", f"{self.node.name}: {error}")
                 self.look_elsewhere()
                 await self.pause(0.05)
-            if self.chance.random() < 0.03:
+            if self.chance.random() < 0.02:
                 self.node = self.chance.choice(self.world.nodes)
-                # Sometimes all over again: the oldest segments are those that go.
-                self.position = self.chance.choice((self.position, self.position, 0))
+            if self.chance.random() < self._restart_rate:
+                self.position = 0
 
     async def _read(self) -> bool:
         position = self.position

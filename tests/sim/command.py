@@ -123,7 +123,11 @@ def main() -> int:
                 print("the seed does not fail again: the simulator is not deterministic")
                 return 1
             kept = shrink(failed, options.nodes, check_of(error))
-            print(f"fewer faults: --keep {','.join(map(str, kept))}")
+            option = f" --nodes {options.nodes}" if options.nodes else ""
+            numbers = ",".join(map(str, kept))
+            print(
+                f"with fewer faults: python -m tests.sim --seed {failed}{option} --keep {numbers}"
+            )
         return 1
     return _run_one(options)
 

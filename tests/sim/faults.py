@@ -94,6 +94,18 @@ class Nemesis:
         self._later(fault.seconds, self._network.heal)
         return True
 
+    async def _isolate_leader(self, fault: Fault, node: SimNode, chance: random.Random) -> bool:
+        """Long enough for another to be elected, while clients still talk to this one: what it
+        appends meanwhile is cut when it comes back."""
+        leader = next((each for each in self._world.nodes if each.leads), node)
+        held = chance.sample(self._world.nodes, chance.choice((0, 0, 1)))
+        for other in self._world.nodes:
+            if other is not leader and other not in held:
+                self._network.block(leader.name, other.name)
+                self._network.block(other.name, leader.name)
+        self._later(max(fault.seconds, chance.uniform(0.5, 1.5)), self._network.heal)
+        return True
+
     async def _cut(self, _fault: Fault, node: SimNode, _chance: random.Random) -> bool:
         for other in self._world.nodes:
             if other is not node:
@@ -176,9 +188,10 @@ class Nemesis:
         self._later(fault.seconds, node.set_disk_seconds, self._world.settings.disk_seconds)
         return True
 
-    async def _disk_full(self, fault: Fault, node: SimNode, _chance: random.Random) -> bool:
-        node.disk.faults.capacity_bytes = node.disk._space_used()
-        self._later(fault.seconds, node.has_space)
+    async def _disk_full(self, fault: Fault, node: SimNode, chance: random.Random) -> bool:
+        left = chance.choice((0, 3_000, 2 * self._world.settings.log.segment_bytes))
+        node.disk.faults.capacity_bytes = node.disk._space_used() + left
+        self._later(fault.seconds * 4, node.has_space)
         return True
 
     async def _disk_error(self, fault: Fault, node: SimNode, chance: random.Random) -> bool:

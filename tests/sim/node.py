@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from proglog.batch import HEADER_BYTES, BatchHeader, parse_header
 from proglog.config import Address
 from proglog.errors import RangeCorrupt, StorageFailed
+from proglog.log.log import Run
 from proglog.log.snapshot import Snapshot
 from proglog.ports import Ports
 from proglog.raft.core import Raft
@@ -21,6 +22,7 @@ from proglog.simulation.disk import Operation, SimDisk
 from proglog.simulation.files import SimFiles
 from proglog.simulation.loop import SimClock
 from proglog.simulation.worker import SimWorker
+from proglog.types import Appended
 from tests.sim.disks import FOLDER, Promise, read_batches, read_promise
 from tests.sim.oracle import Known, Oracle, Violation, require
 from tests.sim.processes import Process, is_power_cut
@@ -60,6 +62,7 @@ class SimNode:
         )
         """What a power cut at an operation leaves."""
         self._workers: list[SimWorker] = []
+        self._readers: list[SimWorker] = []
         self._files: SimFiles
         self._forget()
 
@@ -98,7 +101,7 @@ class SimNode:
         self.process = Process(self.world.loop, self.name)
         self._files = SimFiles(self.disk)
         self._watch(self.disk)
-        self._workers = []
+        self._workers, self._readers = [], []
         self.process.spawn(self._run(self.process))
 
     async def _run(self, process: Process) -> None:
@@ -133,8 +136,10 @@ class SimNode:
 
     def _worker(self, name: str) -> SimWorker:
         chance = random.Random(f"{self.world.settings.seed}/{self.name}/{self.lives}/{name}")
-        worker = SimWorker(name, chance=chance, delay_seconds_max=self.disk_seconds)
-        self._workers.append(worker)
+        reads = name == "proglog-reader"
+        seconds = self.world.settings.reader_seconds if reads else self.disk_seconds
+        worker = SimWorker(name, chance=chance, delay_seconds_max=seconds)
+        (self._readers if reads else self._workers).append(worker)
         return worker
 
     def _watch(self, disk: SimDisk) -> None:
@@ -169,7 +174,7 @@ class SimNode:
         process, self.process = self.process, None
         self.is_open = False
         self._files.kill()
-        for worker in self._workers:
+        for worker in self._workers + self._readers:
             worker.kill()
         process.kill()
         self.world.loop.network.crash(self.name)
@@ -265,8 +270,9 @@ class SimNode:
     def _hook(self, replica: Replica) -> None:
         log, transport, hidden = replica.log, replica.transport, replica._applier
         append, cut, reset, send = log.append, log.cut_suffix, log.reset, transport.send
-        apply_one, drop = hidden._apply_one, log.drop_prefix
+        apply_one, drop, read = hidden._apply_one, log.drop_prefix, log.read
         oracle, driver = self.oracle, replica._driver
+        wait = replica._waiters.add
 
         def on_append(header: BatchHeader, parts: Any) -> None:
             append(header, parts)
@@ -289,12 +295,27 @@ class SimNode:
             apply_one(header, body)
             oracle.applied(self, header.index)
 
+        async def on_read(first: int, last: int, bytes_max: int) -> Run:
+            try:
+                return await read(first, last, bytes_max)
+            except RangeCorrupt as error:
+                if not self.is_rotten:
+                    self.world.fail(Violation("no damage", f"{self.name}: {error}"))
+                raise
+
+        def on_wait(index: int, term: int, deadline: float) -> asyncio.Future[Appended]:
+            answer = wait(index, term, deadline)
+            answer.add_done_callback(lambda told: oracle.told(self, index, term, told))
+            return answer
+
         def on_drop(first_index: int) -> int:
             count = drop(first_index)
             self.base_index = log.before.index
             return count
 
         log.append, log.cut_suffix, log.reset = on_append, on_cut, on_reset  # type: ignore[method-assign]
+        replica._waiters.add = on_wait  # type: ignore[method-assign]
+        log.read = on_read  # type: ignore[method-assign]
         log.drop_prefix = on_drop  # type: ignore[method-assign]
         transport.send = on_send  # type: ignore[method-assign]
         driver._send = on_send

@@ -6,12 +6,15 @@ check has a name, by which reports and the table of mutants call it.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
 from proglog.batch import BatchHeader, Kind
+from proglog.errors import OutcomeUnknown
 from proglog.raft.messages import AppendResponse, Message, Role, VoteRequest, VoteResponse
+from proglog.types import Appended
 from tests.sim.disks import Promise
 
 if TYPE_CHECKING:
@@ -88,6 +91,7 @@ class Oracle:
             "leader append-only",
             f"{node.name} leads and cuts to {last_index}",
         )
+        self.counts["cuts"] += 1
         for index in range(last_index + 1, node.last_index + 1):
             node.logged.pop(index, None)
         node.last_index = last_index
@@ -150,6 +154,18 @@ class Oracle:
             header is not None and header.count == count and header.body_crc == body_crc,
             "acked is committed",
             f"a batch of {count} records was acknowledged at {offset}, where {header} is committed",
+        )
+
+    def told(self, node: SimNode, index: int, term: int, answer: asyncio.Future[Appended]) -> None:
+        """Whoever waits for a batch is told what became of it: only what is decided."""
+        if answer.cancelled() or isinstance(answer.exception(), OutcomeUnknown):
+            return
+        at_index = self.committed[index - 1].term if index <= len(self.committed) else None
+        decided = at_index == term if answer.exception() is None else at_index not in {None, term}
+        require(
+            decided,
+            "answers are decided",
+            f"{node.name} answers {answer} for batch {index} of term {term}, where {at_index} is",
         )
 
     # --- roles and promises ----------------------------------------------------------------------

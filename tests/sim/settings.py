@@ -16,6 +16,7 @@ from proglog.raft.config import RaftConfig
 ELECTION_SECONDS = 0.3
 FAULT_KINDS = (
     "partition",
+    "isolate_leader",
     "cut",
     "slow_network",
     "power_cut",
@@ -49,6 +50,8 @@ class Settings:
     limits: dict[str, float] = field(default_factory=dict)
     latency_seconds: float
     disk_seconds: float
+    reader_seconds: float
+    """Likewise of reads that miss the cache."""
     uncached_rate: float
     producers: int
     window: int
@@ -109,6 +112,7 @@ class Settings:
             },
             latency_seconds=chance.choice((0.0003, 0.001, 0.01)),
             disk_seconds=chance.choice((0.0, 0.001, 0.01)),
+            reader_seconds=chance.choice((0.0, 0.01, 0.2)),
             uncached_rate=chance.choice((0.0, 0.1, 0.5)),
             producers=chance.randint(2, 6),
             window=chance.choice((1, 4, 16)),

@@ -99,7 +99,8 @@ class World:
         clients = [
             *producers,
             *(Comparer(self, f"c{n}") for n in range(3)),
-            *(Consumer(self, f"r{n}") for n in range(2)),
+            Consumer(self, "r0", 0.0),
+            Consumer(self, "r1", 0.3),
             Linearizer(self, "l0"),
         ]
         loads = [self.spawn(client.run()) for client in clients]
