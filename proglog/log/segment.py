@@ -33,13 +33,27 @@ class Segment:
     the index of an active segment; None once sealed, or while it could not be allocated.
     """
 
-    __slots__ = ("_pins", "_retired", "capacity", "file", "folder", "index", "index_file")
+    __slots__ = (
+        "_pins",
+        "_retired",
+        "capacity",
+        "file",
+        "first_index",
+        "folder",
+        "index",
+        "index_file",
+        "index_path",
+        "store_path",
+    )
 
     def __init__(
         self, folder: Path, index: Index, file: File, capacity: int, index_file: File | None = None
     ) -> None:
         self.folder = folder
         self.index = index
+        self.first_index = index.before.index + 1
+        self.store_path = folder / store_name(self.first_index)
+        self.index_path = folder / index_name(self.first_index)
         self.file = file
         self.capacity = capacity
         self.index_file = index_file
@@ -47,20 +61,8 @@ class Segment:
         self._retired = False
 
     @property
-    def first_index(self) -> int:
-        return self.index.before.index + 1
-
-    @property
     def last_index(self) -> int:
         return self.index.last.index
-
-    @property
-    def store_path(self) -> Path:
-        return self.folder / store_name(self.first_index)
-
-    @property
-    def index_path(self) -> Path:
-        return self.folder / index_name(self.first_index)
 
     def has_room(self, size: int) -> bool:
         """Whether a batch of `size` bytes and the end behind it fit into allocated space."""

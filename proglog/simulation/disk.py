@@ -99,24 +99,38 @@ class Faults:
 
 
 class Content:
-    """The bytes of a file. Those from the end of `data` to `size` are zeros, held nowhere."""
+    """The bytes of a file. Those from the end of `data` to `size` are zeros, held nowhere.
 
-    __slots__ = ("data", "size")
+    Copies share their bytes until one of them is changed.
+    """
+
+    __slots__ = ("_shared", "data", "size")
 
     def __init__(self, data: bytes | bytearray = b"", size: int = 0) -> None:
         self.data = bytearray(data)
         self.size = size
+        self._shared = False
 
     def copy(self) -> Content:
-        return Content(self.data, self.size)
+        twin = Content(size=self.size)
+        twin.data = self.data
+        twin._shared = self._shared = True
+        return twin
+
+    def _own(self) -> None:
+        if self._shared:
+            self.data = bytearray(self.data)
+            self._shared = False
 
     def read(self, size: int, position: int) -> bytes:
         stop = min(position + size, self.size)
         found = bytes(memoryview(self.data)[position:stop])
-        return found + bytes(max(stop - position - len(found), 0))
+        missing = stop - position - len(found)
+        return found + bytes(missing) if missing > 0 else found
 
     def write(self, data: Buffer, position: int) -> None:
         """Writes as much as lies within the size."""
+        self._own()
         data = memoryview(data)[: max(self.size - position, 0)]
         if data and position > len(self.data):
             self.data.extend(bytes(position - len(self.data)))
@@ -128,6 +142,7 @@ class Content:
         if change.kind is Kind.GROW:
             self.size = max(self.size, change.position)
         elif change.kind is Kind.TRUNCATE:
+            self._own()
             self.size = change.position
             del self.data[self.size :]
         elif isinstance(fate, Torn):
@@ -188,19 +203,28 @@ class Inode:
         self.unsynced.clear()
 
 
-Names: TypeAlias = dict[Path, dict[str, int]]
-"""Folder -> name -> number of the file. A folder that is no key does not exist."""
+Names: TypeAlias = dict[str, dict[str, int]]
+"""Folder -> name -> number of the file. A folder that is no key does not exist. Strings, since
+comparing and hashing paths was a tenth of all that a simulation did."""
+
+
+def split(path: Path) -> tuple[str, str]:
+    """The folder, as a key of `Names`, and the name in it."""
+    text = str(path)
+    folder, slash, name = text.rpartition("/")
+    return folder or slash or ".", name
 
 
 def _rename(names: Names, change: Operation) -> None:
     """Takes a name away from the file, gives it another, or both."""
-    folder = names[change.path.parent]
+    folder_name, name = split(change.path)
+    folder = names[folder_name]
     if change.kind is Kind.CREATE:
-        folder[change.path.name] = change.inode
+        folder[name] = change.inode
         return
     # By the file, not by the name: an earlier change may be lost and the name be another file's.
-    if folder.get(change.path.name) == change.inode:
-        del folder[change.path.name]
+    if folder.get(name) == change.inode:
+        del folder[name]
     if change.target is not None:
         folder[change.target.name] = change.inode
 
@@ -222,10 +246,11 @@ class SimDisk:
         self.random = random.Random(seed)
         self.locks: dict[Path, object] = {}
         self.inodes: dict[int, Inode] = {}
-        self.names: Names = {Path("/"): {}, Path(): {}}
-        self._durable_names: Names = {Path("/"): {}, Path(): {}}
+        self.names: Names = {"/": {}, ".": {}}
+        self._durable_names: Names = {"/": {}, ".": {}}
         self._unsynced_names: list[Operation] = []
         self._inode_last = 0
+        self._orphans_due = 16
         self._trace: list[Operation] | None = None
 
     # --- operations ------------------------------------------------------------------------------
@@ -246,8 +271,9 @@ class SimDisk:
 
     def check_read(self, path: Path) -> None:
         self.check_power(Kind.READ)
-        number = self.faults.next_error.pop(Kind.READ, 0)
-        if number or self._chance(self.faults.read_error_rate):
+        faults = self.faults
+        number = faults.next_error.pop(Kind.READ, 0) if faults.next_error else 0
+        if number or self._chance(faults.read_error_rate):
             raise _os_error(number or errno.EIO, path)
 
     def chance_uncached(self) -> bool:
@@ -262,20 +288,21 @@ class SimDisk:
 
     def _fail_if_due(self, operation: Operation) -> None:
         kind, faults = operation.kind, self.faults
-        number = faults.next_error.pop(kind, 0)
+        number = faults.next_error.pop(kind, 0) if faults.next_error else 0
         if kind is Kind.WRITE and self._chance(faults.write_error_rate):
             number = number or errno.EIO
         if kind is Kind.SYNC and self._chance(faults.sync_error_rate):
             number = number or errno.EIO
-        wanted = self._space_wanted(operation)
-        if not number and faults.capacity_bytes is not None and wanted:
-            number = errno.ENOSPC if wanted > faults.capacity_bytes - self._space_used() else 0
+        if not number and faults.capacity_bytes is not None:
+            wanted = self._space_wanted(operation)
+            full = wanted and wanted > faults.capacity_bytes - self._space_used()
+            number = errno.ENOSPC if full else 0
         if number:
             self._do_partly(operation)
             raise _os_error(number, operation.path)
 
     def _space_wanted(self, operation: Operation) -> int:
-        if operation.kind not in {Kind.WRITE, Kind.GROW}:
+        if operation.kind is not Kind.WRITE and operation.kind is not Kind.GROW:
             return 0
         end = operation.position + len(operation.data)
         return max(end - self.inodes[operation.inode].cached.size, 0)
@@ -304,11 +331,11 @@ class SimDisk:
             self._trace.append(operation)
         kind, path = operation.kind, operation.path
         if kind is Kind.MKDIR:
-            self.names.setdefault(path, {})
-            self._durable_names.setdefault(path, {})
+            self.names.setdefault(str(path), {})
+            self._durable_names.setdefault(str(path), {})
         elif kind is Kind.SYNC_DIRECTORY:
-            self._sync_directory(path)
-        elif kind in {Kind.CREATE, Kind.RENAME, Kind.UNLINK}:
+            self._sync_directory(str(path))
+        elif kind is Kind.CREATE or kind is Kind.RENAME or kind is Kind.UNLINK:
             self._change_names(operation)
         elif (inode := self.inodes.get(operation.inode)) is not None:
             self._change_file(inode, operation)
@@ -333,15 +360,16 @@ class SimDisk:
         else:
             inode.change(operation)
 
-    def _sync_directory(self, folder: Path) -> None:
+    def _sync_directory(self, folder: str) -> None:
         rest: list[Operation] = []
         for change in self._unsynced_names:
-            if change.path.parent == folder:
+            if split(change.path)[0] == folder:
                 _rename(self._durable_names, change)
             else:
                 rest.append(change)
         self._unsynced_names = rest
-        self.forget_orphans()
+        if len(self.inodes) >= self._orphans_due:
+            self.forget_orphans()
 
     def forget_orphans(self) -> None:
         """Frees the files that neither a name, nor a power cut, nor an open file can bring back."""
@@ -349,6 +377,8 @@ class SimDisk:
         self.inodes = {
             n: inode for n, inode in self.inodes.items() if n in alive or inode.open_count
         }
+        # Not at each sync, for it looks at every file; orphans are in nobody's way.
+        self._orphans_due = 2 * len(self.inodes) + 16
 
     def _named(self) -> set[int]:
         return {
@@ -411,9 +441,15 @@ class SimDisk:
 
     # --- for tests -------------------------------------------------------------------------------
 
+    def listing(self, folder: Path, *, durable: bool = False) -> dict[str, int]:
+        """Names in a folder and the numbers of their files, as processes see them, or as they are
+        if nothing unsynced survives. Empty without such a folder."""
+        return (self._durable_names if durable else self.names).get(str(folder), {})
+
     def find(self, path: Path) -> Inode:
         """The file of this name as processes see it. Raises FileNotFoundError."""
-        number = self.names.get(path.parent, {}).get(path.name)
+        folder, name = split(path)
+        number = self.names.get(folder, {}).get(name)
         if number is None:
             raise _os_error(errno.ENOENT, path)
         return self.inodes[number]
@@ -421,7 +457,7 @@ class SimDisk:
     def files(self) -> dict[Path, bytes]:
         """Every file as processes see it."""
         return {
-            folder / name: self.inodes[number].cached.read(self.inodes[number].cached.size, 0)
+            Path(folder, name): self.inodes[number].cached.read(self.inodes[number].cached.size, 0)
             for folder, names in sorted(self.names.items())
             for name, number in sorted(names.items())
         }
@@ -429,12 +465,12 @@ class SimDisk:
     def put(self, path: Path, data: bytes) -> None:
         """Makes a durable file of these bytes, or gives them to the one that is there."""
         self._do(Operation(Kind.MKDIR, path.parent))
-        if path.name not in self.names[path.parent]:
+        if path.name not in self.listing(path.parent):
             self._do(Operation(Kind.CREATE, path, self.new_inode()))
         inode = self.find(path)
         inode.cached, inode.durable = Content(data, len(data)), Content(data, len(data))
         inode.unsynced.clear()
-        self._sync_directory(path.parent)
+        self._sync_directory(str(path.parent))
 
     def flip_bit(self, path: Path, bit: int) -> None:
         """Rots one bit, counted from the start of the file, in the cache and on the disk."""
@@ -447,12 +483,12 @@ class SimDisk:
     def lose(self, path: Path) -> None:
         """Takes a file away, durably."""
         self._do(Operation(Kind.UNLINK, path, self.find(path).number))
-        self._sync_directory(path.parent)
+        self._sync_directory(str(path.parent))
 
     def digest(self) -> bytes:
         """Equal only for disks on which processes see the same files."""
         digest = blake2b(digest_size=16)
-        for folder, names in sorted((str(folder), names) for folder, names in self.names.items()):
+        for folder, names in sorted(self.names.items()):
             for name, number in sorted(names.items()):
                 content = self.inodes[number].cached
                 data = content.data.rstrip(b"\0")

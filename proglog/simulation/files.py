@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from proglog.batch import Buffer
-from proglog.simulation.disk import Inode, Kind, Mapping, Operation, PowerCut, SimDisk
+from proglog.simulation.disk import Inode, Kind, Mapping, Operation, PowerCut, SimDisk, split
 
 
 class SimFile:
@@ -123,12 +123,16 @@ class SimFiles:
 
     def exists(self, path: Path) -> bool:
         self._check_read()
-        return path in self.disk.names or path.name in self.disk.names.get(path.parent, {})
+        names = self.disk.names
+        folder, name = split(path)
+        return name in names.get(folder, ()) or str(path) in names
 
     def listdir(self, path: Path) -> list[str]:
         self._check_folder(path)
-        folders = [folder.name for folder in self.disk.names if folder.parent == path != folder]
-        return sorted([*self.disk.names[path], *folders])
+        above = str(path)
+        splits = (split(Path(folder)) for folder in self.disk.names if folder != above)
+        folders = [name for folder, name in splits if folder == above]
+        return sorted([*self.disk.listing(path), *folders])
 
     def mkdir(self, path: Path) -> None:
         if not self.exists(path):
@@ -176,5 +180,5 @@ class SimFiles:
 
     def _check_folder(self, path: Path) -> None:
         self._check_read()
-        if path not in self.disk.names:
+        if str(path) not in self.disk.names:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))

@@ -10,10 +10,9 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
-import math
 import random
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine
 from contextvars import Context
 from hashlib import blake2b
 from typing import Any, TypeVar, TypeVarTuple
@@ -47,37 +46,6 @@ class TraceHash:
         return self._hash.hexdigest()
 
 
-class _Timer(asyncio.TimerHandle):
-    """A timer that comes after those of the same time which were set before it: asyncio's heap does
-    not promise that, but a stream of bytes needs it."""
-
-    __slots__ = ("_number",)
-    _when: float
-    _scheduled: bool
-
-    def __init__(self, number: int, *args: Any) -> None:
-        super().__init__(*args)
-        self._number = number
-
-    def __lt__(self, other: object) -> bool:
-        assert isinstance(other, _Timer)
-        return (self._when, self._number) < (other._when, other._number)
-
-
-class _Selector:
-    """Waits by moving the clock."""
-
-    def __init__(self, loop: SimLoop) -> None:
-        self._loop = loop
-
-    def select(self, timeout: float | None) -> list[Any]:
-        if timeout is None:
-            raise Deadlock("every task waits for another one")
-        if timeout > 0:
-            self._loop.advance()
-        return []
-
-
 class SimLoop(asyncio.BaseEventLoop):
     """The loop of one simulated world.
 
@@ -88,20 +56,21 @@ class SimLoop(asyncio.BaseEventLoop):
         failures: what was reported to the exception handler; `run` raises the first.
     """
 
-    _scheduled: list[_Timer]
     _ready: deque[asyncio.Handle]
+    _stopping: bool
 
     def __init__(self, seed: int = 0, *, shuffle: bool = False) -> None:
         super().__init__()
         self.now = 0.0
-        self._clock_resolution = math.ulp(self.now)
         self.seed = seed
         self.trace = TraceHash()
         self.failures: list[dict[str, Any]] = []
         self._chance = self.chance("loop")
         self._shuffle = shuffle
-        self._timers = itertools.count()
-        self._selector = _Selector(self)
+        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        """A heap. The numbers keep timers of one moment in their order: asyncio does not promise
+        that, but a stream of bytes needs it."""
+        self._numbers = itertools.count()
         self.network = SimNetwork(self, self.chance("network"), self.trace.add)
         self.set_exception_handler(lambda _, context: self.failures.append(context))
 
@@ -110,16 +79,31 @@ class SimLoop(asyncio.BaseEventLoop):
         the others as they were."""
         return random.Random(f"{self.seed}/{name}")
 
-    # --- what BaseEventLoop asks of a loop -------------------------------------------------------
+    # --- in place of asyncio's own, which would wait for sockets ---------------------------------
 
     def time(self) -> float:
         return self.now
 
-    def advance(self) -> None:
-        """Moves the clock to the next timer."""
-        self.now = max(self.now, self._scheduled[0]._when)
-        # So that asyncio runs this timer, but none that is due later.
-        self._clock_resolution = math.ulp(self.now)
+    def call_soon(
+        self,
+        callback: Callable[[*_Ts], object],
+        *args: *_Ts,
+        context: Context | None = None,
+    ) -> asyncio.Handle:
+        handle = asyncio.Handle(callback, args, self, context)
+        self._ready.append(handle)
+        return handle
+
+    call_soon_threadsafe = call_soon
+
+    def call_later(
+        self,
+        delay: float,
+        callback: Callable[[*_Ts], object],
+        *args: *_Ts,
+        context: Context | None = None,
+    ) -> asyncio.TimerHandle:
+        return self.call_at(self.now + delay, callback, *args, context=context)
 
     def call_at(
         self,
@@ -129,15 +113,35 @@ class SimLoop(asyncio.BaseEventLoop):
         context: Context | None = None,
     ) -> asyncio.TimerHandle:
         assert not self.is_closed(), "the world has ended"
-        timer = _Timer(next(self._timers), when, callback, args, self, context)
-        heapq.heappush(self._scheduled, timer)
-        timer._scheduled = True
+        timer = asyncio.TimerHandle(when, callback, args, self, context)
+        heapq.heappush(self._timers, (when, next(self._numbers), timer))
         return timer
 
     def _run_once(self) -> None:
+        """One turn: everything that is ready or due, and if nothing is, what is due next."""
+        ready, timers = self._ready, self._timers
+        if not ready and not self._stopping:
+            self._advance()
+        while timers and timers[0][0] <= self.now:
+            ready.append(heapq.heappop(timers)[2])
         if self._shuffle:
             self._shuffle_tasks()
-        super()._run_once()  # type: ignore[misc]  # asyncio's step, which its stubs leave out
+        for _ in range(len(ready)):
+            handle = ready.popleft()
+            if not handle._cancelled:
+                self._run_handle(handle)
+
+    def _advance(self) -> None:
+        """Sleeps, by moving the clock to the next timer."""
+        timers = self._timers
+        while timers and timers[0][2]._cancelled:
+            heapq.heappop(timers)
+        if not timers:
+            raise Deadlock("every task waits for another one")
+        self.now = max(self.now, timers[0][0])
+
+    def _run_handle(self, handle: asyncio.Handle) -> None:
+        handle._run()
 
     def _shuffle_tasks(self) -> None:
         """Lets ready tasks run in any order. All other callbacks keep their places: protocols are
@@ -148,12 +152,6 @@ class SimLoop(asyncio.BaseEventLoop):
         self._chance.shuffle(handles)
         for place, handle in zip(places, handles, strict=True):
             ready[place] = handle
-
-    def _process_events(self, event_list: Iterable[Any]) -> None:
-        """There are none."""
-
-    def _write_to_self(self) -> None:
-        """Nothing sleeps that had to be woken."""
 
     # --- threads and sockets ---------------------------------------------------------------------
 
@@ -224,17 +222,23 @@ def _raise_first(failures: list[dict[str, Any]]) -> None:
 
 
 class SimClock:
-    """`ports.Clock` on the time of the running loop.
+    """`ports.Clock` on the time of a loop: the running one, unless one is given.
 
     Attributes:
         offset_ms: may be changed at any time: a wall clock jumps.
     """
 
-    def __init__(self, offset_ms: int = 1_700_000_000_000) -> None:
+    def __init__(
+        self,
+        offset_ms: int = 1_700_000_000_000,
+        *,
+        loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
         self.offset_ms = offset_ms
+        self._loop = loop
 
     def now_ms(self) -> int:
-        return self.offset_ms + int(asyncio.get_running_loop().time() * 1000)
+        return self.offset_ms + int(self.stopwatch() * 1000)
 
     def stopwatch(self) -> float:
-        return asyncio.get_running_loop().time()
+        return (self._loop or asyncio.get_running_loop()).time()

@@ -121,6 +121,7 @@ class SimTransport(_FlowControlMixin):
     # Of asyncio's mixin, whose stubs leave them out.
     _loop: asyncio.AbstractEventLoop
     _maybe_pause_protocol: Callable[[], None]
+    _protocol_paused: bool
     _maybe_resume_protocol: Callable[[], None]
 
     def __init__(self, network: SimNetwork, local: Address, remote: Address) -> None:
@@ -247,7 +248,7 @@ class SimTransport(_FlowControlMixin):
 
     def delivered(self) -> None:
         """Some of what was written has left."""
-        if self._lost:
+        if self._lost or not (self._closing or self._protocol_paused):
             return
         self._loop.call_soon(self._after_delivery, context=self.context)
 

@@ -252,19 +252,18 @@ class Consumer(Client):
     async def run(self) -> None:
         while not self.world.is_over:
             try:
-                if not await self._read():
-                    await self.pause(self.world.settings.pause_seconds)
+                await self._read()
             except (Lost, ProglogError) as error:
                 if isinstance(error, RangeCorrupt):
                     require(self.node.is_rotten, "no damage", f"{self.node.name}: {error}")
                 self.look_elsewhere()
-                await self.pause(0.05)
+            await self.pause(self.world.settings.pause_seconds)
             if self.chance.random() < 0.02:
                 self.node = self.chance.choice(self.world.nodes)
             if self.chance.random() < self._restart_rate:
                 self.position = 0
 
-    async def _read(self) -> bool:
+    async def _read(self) -> None:
         position = self.position
         try:
             chunk = await self.call(
@@ -275,7 +274,7 @@ class Consumer(Client):
             if earliest is not None and earliest > position:
                 self.world.history.counts["overtaken"] += 1
                 self.position = earliest
-            return False
+            return
         for records in batches.decode_all(chunk.data):
             wanted = records.between(position)
             require(
@@ -286,7 +285,6 @@ class Consumer(Client):
             self.world.history.read(wanted.base_offset, wanted.values, self.now)
             position = max(position, records.next_offset)
         self.position = position
-        return bool(chunk.data)
 
 
 class Linearizer(Client):

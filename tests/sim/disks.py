@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,33 +36,31 @@ class Promise(NamedTuple):
     vote: str
 
 
-def files_of(disk: SimDisk, folder: Path, *, durable: bool) -> dict[str, bytes]:
-    """Names and bytes of a folder: as processes see it, or as no power cut can change it if
-    nothing of what is unsynced survives."""
-    names = (disk._durable_names if durable else disk.names).get(folder, {})
-    found = {}
-    for name, number in names.items():
-        inode = disk.inodes[number]
-        content = inode.durable if durable else inode.cached
-        found[name] = bytes(content.data).ljust(min(content.size, 8 * _BLOCK_BYTES), b"\0")
-    return found
+def content_of(disk: SimDisk, number: int, *, durable: bool) -> bytes:
+    """Bytes of a file: as processes see it, or as no power cut can change it if nothing of what is
+    unsynced survives."""
+    inode = disk.inodes[number]
+    content = inode.durable if durable else inode.cached
+    return bytes(content.data).ljust(min(content.size, 8 * _BLOCK_BYTES), b"\0")
 
 
 def read_batches(disk: SimDisk, folder: Path, *, durable: bool = False) -> list[Batch]:
     """All batches from the oldest on, up to the first that is not whole or does not follow."""
     batches: list[Batch] = []
     following: int | None = None
-    for name, data in sorted(files_of(disk, folder, durable=durable).items()):
+    for name, number in sorted(disk.listing(folder, durable=durable).items()):
         if name.endswith(".store") and name[:20].isdigit():
             first = int(name[:20])
             if following not in {None, first}:
                 break
+            data = content_of(disk, number, durable=durable)
             batches += _read_store(data, first, batches[-1].crc if batches else None)
             following = batches[-1].index + 1 if batches else first
     return batches
 
 
-def _read_store(data: bytes, index: int, chain: int | None) -> list[Batch]:
+@lru_cache(maxsize=256)  # of bytes and numbers only, and most stores are sealed: read again as is
+def _read_store(data: bytes, index: int, chain: int | None) -> tuple[Batch, ...]:
     found: list[Batch] = []
     at = _PREAMBLE_BYTES
     while at + _HEADER.size <= len(data):
@@ -78,14 +77,15 @@ def _read_store(data: bytes, index: int, chain: int | None) -> list[Batch]:
             break
         found.append(Batch(index, fields[7], crc, fields[8] + count, data[at:end]))
         index, chain, at = index + 1, crc, end
-    return found
+    return tuple(found)
 
 
 def read_promise(disk: SimDisk, path: Path, *, durable: bool = True) -> Promise | None:
     """Term and vote that the hard state on a disk says; None if it says nothing."""
-    data = files_of(disk, path.parent, durable=durable).get(path.name)
-    if data is None:
+    number = disk.listing(path.parent, durable=durable).get(path.name)
+    if number is None:
         return None
+    data = content_of(disk, number, durable=durable)
     best = (-1, Promise(0, ""))
     for place in (0, _BLOCK_BYTES):
         copy = data[place : place + _HARD_STATE.size]

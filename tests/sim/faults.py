@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from proglog.errors import ProglogError
 from proglog.simulation import crash
 from proglog.simulation.disk import Kind, SimDisk
-from tests.sim.disks import FOLDER, files_of
+from tests.sim.disks import FOLDER
 from tests.sim.node import SimNode
 from tests.sim.processes import Gone, Process
 from tests.sim.settings import Settings
@@ -208,14 +208,14 @@ class Nemesis:
         """One bit of a sealed segment, on one disk of the cluster, once."""
         stores = [
             name
-            for name in sorted(files_of(node.disk, FOLDER, durable=True))
+            for name in sorted(node.disk.listing(FOLDER, durable=True))
             if name.endswith(".store") and name[:20].isdigit()
         ][:-1]
         if self._rotted or not stores or not node.is_open or self._world.lost_disk:
             return False
         path = FOLDER / chance.choice(stores)
         size = node.disk.find(path).cached.size
-        if size <= 4096 or node.disk._durable_names[FOLDER].get(path.name) is None:
+        if size <= 4096 or path.name not in node.disk.listing(FOLDER, durable=True):
             return False
         node.disk.flip_bit(path, chance.randrange(4096 * 8, size * 8))
         self._rotted = node.is_rotten = self._world.lost_disk = True

@@ -43,7 +43,7 @@ class SimNode:
         self.chance = world.loop.chance(f"node {name}")
         self.disk = SimDisk(self.chance.getrandbits(32))
         self.disk.faults.uncached_rate = world.settings.uncached_rate
-        self.clock = SimClock()
+        self.clock = SimClock(loop=world.loop)
         self.disk_seconds = world.settings.disk_seconds
         self.lives = 0
         self.wipes = 0
@@ -73,6 +73,8 @@ class SimNode:
         self.durable_seen = 0
         self._commit_seen = self._applied_seen = 0
         self._led_term = 0
+        self._left_durable: int | None = None
+        """What the last life left on its disk for good, once somebody asked."""
 
     @property
     def is_up(self) -> bool:
@@ -97,12 +99,17 @@ class SimNode:
         """Power on, boot, start the daemon."""
         assert self.process is None
         self.lives += 1
+        self._left_durable = None
         self.world.loop.network.power_on(self.name)
-        self.process = Process(self.world.loop, self.name)
+        self.process = process = Process(self.world.loop, self.name, lambda: self._ran(process))
         self._files = SimFiles(self.disk)
         self._watch(self.disk)
         self._workers, self._readers = [], []
-        self.process.spawn(self._run(self.process))
+        process.spawn(self._run(process))
+
+    def _ran(self, process: Process) -> None:
+        if process is self.process:
+            self.world.look_at(self, process)
 
     async def _run(self, process: Process) -> None:
         try:
@@ -184,6 +191,7 @@ class SimNode:
         if self.process is not None:
             self.kill()
         self.world.loop.network.power_off(self.name)
+        self._left_durable = None
         after = self.disk.crash(plan(self.disk).fates)
         after.faults.uncached_rate = self.world.settings.uncached_rate
         self.disk = after
@@ -260,12 +268,10 @@ class SimNode:
 
     def _kept_promises(self, before: dict[int, Known], last: int, durable: int) -> None:
         for index in range(self.base_index + 1, min(durable, last) + 1):
-            require(
-                self.logged.get(index) == before.get(index, self.logged.get(index)),
-                "durable is lost",
-                f"{self.name} comes back without batch {index} that was durable "
-                f"({before.get(index)}, now {self.logged.get(index)})",
-            )
+            known, now = before.get(index), self.logged.get(index)
+            if known not in {None, now}:
+                what = f"batch {index} that was durable ({known}, now {now})"
+                raise Violation("durable is lost", f"{self.name} comes back without {what}")
 
     def _hook(self, replica: Replica) -> None:
         log, transport, hidden = replica.log, replica.transport, replica._applier
@@ -322,7 +328,7 @@ class SimNode:
         hidden._apply_one = on_apply  # type: ignore[method-assign]
 
     def look(self) -> None:
-        """After a turn of the loop: has anything happened that must not?"""
+        """Has the replica decided anything that must not be?"""
         core, applied = self.replica._driver.raft, self.replica._applier.applied_index
         term, commit, role = core._state.term, core._state.commit, core._role
         if (
@@ -363,7 +369,7 @@ class SimNode:
             slot = number - segment.first_index
             start, stop = segment.index.position(slot), segment.index.position(slot + 1)
             inode = segment.file._inode  # type: ignore[attr-defined]  # a SimFile
-            name = self.disk._durable_names[FOLDER].get(segment.store_path.name)
+            name = self.disk.listing(FOLDER, durable=True).get(segment.store_path.name)
             data = inode.durable.data[start:stop]
             whole = (
                 name == inode.number
@@ -379,8 +385,13 @@ class SimNode:
     def _is_durable_without_process(self, index: int) -> bool:
         if self.durable_seen >= index:
             return True
-        found = read_batches(self.disk, FOLDER, durable=True)
-        return bool(found) and found[-1].index >= index
+        if self._left_durable is None:
+            found = read_batches(self.disk, FOLDER, durable=True)
+            last = found[-1].index if found else 0
+            if self.process is not None:  # which is about to open it
+                return last >= index
+            self._left_durable = last
+        return self._left_durable >= index
 
     def is_mended(self) -> bool:
         """Whether the stores can be read from end to end."""

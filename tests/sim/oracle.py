@@ -72,12 +72,9 @@ class Oracle:
 
     def matches(self, node: SimNode, index: int, known: Known) -> None:
         """Log matching: (index, term) names one batch, and all before it."""
-        crc = self.batches.setdefault((index, known.term), known.crc)
-        require(
-            crc == known.crc,
-            "log matching",
-            f"{node.name} holds another batch {index} of term {known.term}",
-        )
+        if self.batches.setdefault((index, known.term), known.crc) != known.crc:
+            what = f"{node.name} holds another batch {index} of term {known.term}"
+            raise Violation("log matching", what)
 
     def cut(self, node: SimNode, last_index: int) -> None:
         replica = node.replica
@@ -116,12 +113,12 @@ class Oracle:
     def _agrees(self, node: SimNode, index: int) -> None:
         header = self.committed[index - 1]
         known = node.logged.get(index)
-        require(
-            index <= node.base_index or known == (header.term, header.header_crc),
-            "committed prefixes agree",
-            f"{node.name} commits another batch {index} than was committed before: "
-            f"{known} instead of {header}",
-        )
+        if index > node.base_index and known != (header.term, header.header_crc):
+            raise Violation(
+                "committed prefixes agree",
+                f"{node.name} commits another batch {index} than was committed before: "
+                f"{known} instead of {header}",
+            )
 
     def _newly_committed(self, node: SimNode, index: int) -> None:
         entry = node.replica.log.in_memory(index)
@@ -150,11 +147,11 @@ class Oracle:
     def acknowledged(self, offset: int, count: int, body_crc: int) -> None:
         """A client was told that its batch is at `offset`."""
         header = self.by_offset.get(offset)
-        require(
-            header is not None and header.count == count and header.body_crc == body_crc,
-            "acked is committed",
-            f"a batch of {count} records was acknowledged at {offset}, where {header} is committed",
-        )
+        if header is None or header.count != count or header.body_crc != body_crc:
+            raise Violation(
+                "acked is committed",
+                f"{count} records were acknowledged at {offset}, where {header} is committed",
+            )
 
     def told(self, node: SimNode, index: int, term: int, answer: asyncio.Future[Appended]) -> None:
         """Whoever waits for a batch is told what became of it: only what is decided."""
@@ -162,11 +159,11 @@ class Oracle:
             return
         at_index = self.committed[index - 1].term if index <= len(self.committed) else None
         decided = at_index == term if answer.exception() is None else at_index not in {None, term}
-        require(
-            decided,
-            "answers are decided",
-            f"{node.name} answers {answer} for batch {index} of term {term}, where {at_index} is",
-        )
+        if not decided:
+            raise Violation(
+                "answers are decided",
+                f"{node.name}: {answer} for batch {index} of term {term}, where {at_index} is",
+            )
 
     # --- roles and promises ----------------------------------------------------------------------
 

@@ -73,7 +73,7 @@ class Probe:
         """One bit of what is in use: a store, an index or the hard state."""
         names = [
             name
-            for name in sorted(self._disk.names[self._folder])
+            for name in sorted(self._disk.listing(self._folder))
             if name.endswith((".store", ".index", "hard-state"))
         ]
         path = self._folder / self._chance.choice([*names[-8:], "hard-state"])

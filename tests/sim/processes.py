@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import heapq
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context, ContextVar, copy_context
 from typing import Any, TypeVar
 
 from proglog.simulation.disk import PowerCut
-from proglog.simulation.loop import Deadlock, SimLoop
+from proglog.simulation.loop import SimLoop
 from proglog.simulation.network import on_host
 
 T = TypeVar("T")
@@ -28,10 +27,11 @@ class Gone(Exception):
 
 
 class Process:
-    """One life of one program on one host."""
+    """One life of one program on one host. `after_run` is called after each callback of it."""
 
-    def __init__(self, loop: ProcessLoop, host: str) -> None:
+    def __init__(self, loop: ProcessLoop, host: str, after_run: Callable[[], None]) -> None:
         self.host = host
+        self.after_run = after_run
         self.is_alive = True
         self.is_paused = False
         self.is_stopping = False
@@ -74,13 +74,11 @@ class Process:
     def pause(self) -> None:
         if not self.is_paused:
             self.is_paused = True
-            self._loop.paused += 1
 
     def resume(self) -> None:
         """What was due meanwhile runs now, in its order."""
         if self.is_paused:
             self.is_paused = False
-            self._loop.paused -= 1
             self._loop.run_soon(self._held)
             self._held = []
 
@@ -116,18 +114,10 @@ async def _report(serve: Callable[[], Awaitable[T]], done: asyncio.Future[T]) ->
 
 
 class ProcessLoop(SimLoop):
-    """A loop that knows whose each callback is.
-
-    Attributes:
-        after_turn: called after each turn of the loop.
-        turns: how many there were.
-    """
+    """A loop that knows whose each callback is."""
 
     def __init__(self, seed: int) -> None:
         super().__init__(seed)
-        self.after_turn: Callable[[], None] = lambda: None
-        self.turns = 0
-        self.paused = 0
         self.set_task_factory(_make_task)  # type: ignore[arg-type]  # stubs want a protocol
 
     def run_soon(self, handles: list[asyncio.Handle]) -> None:
@@ -135,47 +125,19 @@ class ProcessLoop(SimLoop):
 
     def forget(self, process: Process) -> None:
         """Drops all that a process has scheduled."""
-        for handle in [*self._ready, *self._scheduled]:
+        for handle in [*self._ready, *(timer for _, _, timer in self._timers)]:
             if handle._context.get(_process) is process:  # type: ignore[attr-defined]
                 handle.cancel()
 
-    def _run_once(self) -> None:
-        self._prune()
-        ready, scheduled = self._ready, self._scheduled
-        if not ready:
-            if not scheduled:
-                raise Deadlock("every task waits for another one")
-            self.advance()
-        now = self.now
-        while scheduled and scheduled[0]._when <= now:
-            handle = heapq.heappop(scheduled)
-            handle._scheduled = False
-            ready.append(handle)
-        for _ in range(len(ready)):
-            self._run_handle(ready.popleft())
-        self.turns += 1
-        self.after_turn()
-
     def _run_handle(self, handle: asyncio.Handle) -> None:
-        if handle._cancelled:
-            return
-        if self.paused:
-            process = handle._context.get(_process)  # type: ignore[attr-defined]  # asyncio's own
-            if process is not None and process.is_paused:
-                process.hold(handle)
-                return
-        handle._run()
-
-    def _prune(self) -> None:
-        scheduled = self._scheduled
-        if len(scheduled) > 200 and self._timer_cancelled_count * 2 > len(scheduled):  # type: ignore[has-type]
-            self._scheduled = [timer for timer in scheduled if not timer._cancelled]
-            heapq.heapify(self._scheduled)
-            self._timer_cancelled_count = 0
-        while self._scheduled and self._scheduled[0]._cancelled:
-            handle = heapq.heappop(self._scheduled)
-            handle._scheduled = False
-            self._timer_cancelled_count -= 1
+        process = handle._context.get(_process)  # type: ignore[attr-defined]  # asyncio's own
+        if process is None:
+            handle._run()
+        elif process.is_paused:
+            process.hold(handle)
+        else:
+            handle._run()
+            process.after_run()
 
     def end(self) -> None:
         """Ends the world, with whatever is under way in it."""
@@ -184,7 +146,7 @@ class ProcessLoop(SimLoop):
             with contextlib.suppress(BaseException):
                 task.get_coro().close()
         self._ready.clear()
-        self._scheduled.clear()
+        self._timers.clear()
         self.close()
 
 

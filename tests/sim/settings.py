@@ -105,7 +105,7 @@ class Settings:
                 "read_batches_max": chance.choice((2, 50, limits.read_batches_max)),
                 "replay_bytes": chance.choice((200, 4_000, limits.replay_bytes)),
                 "walk_window_bytes": chance.choice((300, 64 * KiB)),
-                "scrub_pause_seconds": 0.05 if "rot" in chosen else 60.0,
+                "scrub_pause_seconds": 0.2 if "rot" in chosen else 60.0,
                 "inflight_bytes_max": chance.choice((2_000, limits.inflight_bytes_max)),
                 "answer_seconds_max": chance.choice((1.0, 30.0)),
                 "write_group_bytes_max": chance.choice((300, limits.write_group_bytes_max)),

@@ -38,8 +38,8 @@ CONVERGE_SECONDS_MAX = 40.0
 FORM_SECONDS_MAX = 20.0
 MEND_SECONDS_MAX = 120.0
 """Damage is found by reading everything now and then."""
-PROBE_RATE = 0.003
-PROBE_RATE_HARD_STATE = 0.2
+PROBE_RATE = 0.002
+PROBE_RATE_HARD_STATE = 0.1
 """How many operations of a disk are looked at more closely."""
 
 
@@ -49,7 +49,7 @@ class World:
     def __init__(self, settings: Settings, kept: list[int] | None = None) -> None:
         self.settings = settings
         self.loop = ProcessLoop(settings.seed)
-        self.loop.after_turn = self._after_turn
+        self.loop.set_exception_handler(self._on_failure)
         self.oracle = Oracle()
         self.history = History()
         self.lost_with: dict[str, int] = {}
@@ -136,25 +136,23 @@ class World:
             self._violation = error
         self.loop.stop()
 
-    def _after_turn(self) -> None:
-        try:
-            self._check()
-        except BaseException as error:  # all that goes wrong ends the world
-            self.fail(error)
+    def _on_failure(self, _loop: asyncio.AbstractEventLoop, failure: dict[str, Any]) -> None:
+        """An exception that nobody took."""
+        error = failure.get("exception")
+        # Of a process that was ended; its tasks would have taken it.
+        orphaned = isinstance(error, ProglogError) and "future" in failure
+        if not orphaned and not is_power_cut(error):
+            self.fail(error or Violation("no node fails", str(failure)))
 
-    def _check(self) -> None:
-        for node in self.nodes:
+    def look_at(self, node: SimNode, process: Process) -> None:
+        """After each callback of a process: has anything happened that must not?"""
+        try:
             if node.is_open:
                 node.look()
-            if node.process is not None and (node.process.failure or not node.disk.powered):
-                self._bury(node, node.process)
-        for failure in self.loop.failures:
-            error = failure.get("exception")
-            # Of a process that was ended; its tasks would have taken it.
-            orphaned = isinstance(error, ProglogError) and "future" in failure
-            if not orphaned and not is_power_cut(error):
-                raise error or Violation("no node fails", str(failure))
-        self.loop.failures.clear()
+            if process.failure or not node.disk.powered:
+                self._bury(node, process)
+        except BaseException as error:  # all that goes wrong ends the world
+            self.fail(error)
 
     def _bury(self, node: SimNode, process: Process) -> None:
         """The machine lost its power, or the daemon ended itself: is that how it should be?"""
@@ -213,11 +211,11 @@ class World:
         holders = {each.uuid for each in self.nodes if each.uuid and each.is_durable(index)}
         holders |= {uuid for uuid, last in self.lost_with.items() if index <= last}
         sets = [c.voter_ids for _, c in node.core._state.configurations.entries()]
-        require(
-            any(2 * len(holders.intersection(voters)) > len(voters) for voters in sets),
-            "committed is durable",
-            f"{node.name} commits {index}, which only {sorted(holders)} of {sets} would keep",
-        )
+        if not any(2 * len(holders.intersection(voters)) > len(voters) for voters in sets):
+            raise Violation(
+                "committed is durable",
+                f"{node.name} commits {index}, which only {sorted(holders)} of {sets} would keep",
+            )
 
     # --- the operator ----------------------------------------------------------------------------
 
@@ -280,7 +278,7 @@ class World:
     def probe(self, node: SimNode, operation: Operation) -> None:
         """Before some operations of a disk: would a power cut here, or a rotten bit, take away what
         was promised?"""
-        rate = PROBE_RATE_HARD_STATE if operation.path.name == FILE_NAME else PROBE_RATE
+        rate = PROBE_RATE_HARD_STATE if str(operation.path).endswith(FILE_NAME) else PROBE_RATE
         if self._probes.random() < rate and not node.is_rotten and not self.is_over:
             try:
                 Probe(node, self._probes).run()
