@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from tests.sim.world import World
 
 PORT = 8400
+OPERATIONS_OF_A_CUT = 20
+"""On the disk: those of the cut itself, and of what is appended behind it."""
 
 
 class SimNode:
@@ -73,6 +75,7 @@ class SimNode:
         self.durable_seen = 0
         self._commit_seen = self._applied_seen = 0
         self._led_term = 0
+        self.operations_since_cut = OPERATIONS_OF_A_CUT
         self._left_durable: int | None = None
         """What the last life left on its disk for good, once somebody asked."""
 
@@ -286,6 +289,7 @@ class SimNode:
 
         def on_cut(last_index: int) -> None:
             oracle.cut(self, last_index)
+            self.operations_since_cut = 0
             cut(last_index)
 
         async def on_reset(snapshot: Snapshot) -> None:

@@ -25,7 +25,7 @@ from tests.sim.clients import Comparer, Consumer, Linearizer, Producer
 from tests.sim.disks import FOLDER, read_batches
 from tests.sim.faults import Nemesis
 from tests.sim.history import History
-from tests.sim.node import PORT, SimNode
+from tests.sim.node import OPERATIONS_OF_A_CUT, PORT, SimNode
 from tests.sim.oracle import Oracle, Violation, require
 from tests.sim.probe import Probe
 from tests.sim.processes import Gone, Process, ProcessLoop, is_power_cut
@@ -39,8 +39,9 @@ FORM_SECONDS_MAX = 20.0
 MEND_SECONDS_MAX = 120.0
 """Damage is found by reading everything now and then."""
 PROBE_RATE = 0.002
-PROBE_RATE_HARD_STATE = 0.1
-"""How many operations of a disk are looked at more closely."""
+PROBE_RATE_RARE = 0.1
+"""How many operations of a disk are looked at more closely, and how many of the rare ones: those on
+the hard state and those after a cut."""
 
 
 class World:
@@ -278,7 +279,12 @@ class World:
     def probe(self, node: SimNode, operation: Operation) -> None:
         """Before some operations of a disk: would a power cut here, or a rotten bit, take away what
         was promised?"""
-        rate = PROBE_RATE_HARD_STATE if str(operation.path).endswith(FILE_NAME) else PROBE_RATE
+        rate = PROBE_RATE
+        if node.operations_since_cut < OPERATIONS_OF_A_CUT:
+            node.operations_since_cut += 1
+            rate = PROBE_RATE_RARE
+        elif str(operation.path).endswith(FILE_NAME):
+            rate = PROBE_RATE_RARE
         if self._probes.random() < rate and not node.is_rotten and not self.is_over:
             try:
                 Probe(node, self._probes).run()
