@@ -84,10 +84,10 @@ class LogConfig:
             f"more than 4096 and at most {limits.segment_bytes_max}",
         )
         _require(
-            0 < self.segment_batches <= limits.segment_batches_max,
+            limits.segment_batches_min <= self.segment_batches <= limits.segment_batches_max,
             "segment_batches",
             self.segment_batches,
-            f"1 to {limits.segment_batches_max}",
+            f"{limits.segment_batches_min} to {limits.segment_batches_max}",
         )
         if self.retention_bytes is not None:
             _require(

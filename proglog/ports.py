@@ -116,6 +116,10 @@ class Clock(Protocol):
 # --- the real world ------------------------------------------------------------------------------
 
 
+MODE = 0o600
+"""Of new files: records and gossip keys are for the user who runs the node."""
+
+
 class RealFile:
     """A file by its descriptor."""
 
@@ -190,7 +194,7 @@ class RealFiles:
         return RealFile(os.open(path, os.O_RDWR | os.O_CLOEXEC))
 
     def create(self, path: Path) -> File:
-        return RealFile(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
+        return RealFile(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, MODE))
 
     def read_only_map(self, path: Path) -> Buffer:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -230,7 +234,7 @@ class RealFiles:
             os.close(descriptor)
 
     def lock(self, path: Path) -> Callable[[], None]:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, MODE)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

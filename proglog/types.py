@@ -9,7 +9,10 @@ from proglog.batch import Buffer
 
 
 class Appended(NamedTuple):
-    """Where a batch went: the offset of its first record, and the time, in ms since the epoch."""
+    """Where a batch went: the offset of its first record, and the time, in ms since the epoch.
+
+    The time is 0 where a retry found that its batch has been deleted by retention meanwhile.
+    """
 
     offset: int
     timestamp: int

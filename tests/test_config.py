@@ -43,7 +43,7 @@ def test_what_is_no_address(text: str) -> None:
     [
         {"segment_bytes": 4096},
         {"segment_bytes": limits.segment_bytes_max + 1},
-        {"segment_batches": 0},
+        {"segment_batches": limits.segment_batches_min - 1},
         {"segment_batches": limits.segment_batches_max + 1},
         {"retention_bytes": limits.segment_bytes_default - 1},
         {"retention_seconds": 0},

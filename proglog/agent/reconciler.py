@@ -159,8 +159,10 @@ class Reconciler:
         """Reports what only an operator can mend."""
         async for event in self._membership.subscribe():
             if isinstance(event, NameConflict):
-                _logger.error(
-                    "two nodes have the same name; the second is ignored",
+                # Another node under this name, or this one under another address, which is taken
+                # once the old one is known to be dead.
+                _logger.warning(
+                    "a second address claims the same name; it is ignored while the first is alive",
                     member=event.member.name,
                     address=f"{event.address}:{event.port}",
                 )

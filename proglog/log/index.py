@@ -126,6 +126,9 @@ class Index:
     def kind(self, slot: int) -> int:
         return self._numbers[slot * 4 + _KIND]
 
+    def timestamp(self, slot: int) -> int:
+        return self.first_timestamp + self._numbers[slot * 4 + _TIME]
+
     def base_offset(self, slot: int) -> int:
         return self.before.next_offset + self._numbers[slot * 4 + _OFFSET]
 

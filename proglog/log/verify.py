@@ -7,8 +7,10 @@ only if told to, keeping what it removes.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,6 +75,13 @@ def verify(folder: Path, files: Files | None = None) -> Report:
     Raises ConfigurationError if it is in use or no log's directory, OSError.
     """
     files = files or RealFiles()
+    with _locked(files, folder):
+        return _Verifier(files, folder).run()
+
+
+@contextlib.contextmanager
+def _locked(files: Files, folder: Path) -> Iterator[None]:
+    """No node, and nobody else who repairs, has the directory meanwhile."""
     names = files.listdir(folder) if files.exists(folder) else []
     if not any(_STORE.fullmatch(name) for name in names):
         raise ConfigurationError(
@@ -85,13 +94,14 @@ def verify(folder: Path, files: Files | None = None) -> Report:
     except BlockingIOError:
         raise ConfigurationError(f"{folder} is in use: stop its node first") from None
     try:
-        return _Verifier(files, folder, names).run()
+        yield
     finally:
         unlock()
 
 
 class _Verifier:
-    def __init__(self, files: Files, folder: Path, names: list[str]) -> None:
+    def __init__(self, files: Files, folder: Path) -> None:
+        names = files.listdir(folder)
         self._files = files
         self._folder = folder
         self._stores = sorted(int(m[1]) for name in names if (m := _STORE.fullmatch(name)))
@@ -224,7 +234,12 @@ def repair(folder: Path, *, cut_damaged: bool = False, files: Files | None = Non
     Raises CorruptionError if damage remains, ConfigurationError as `verify`, OSError.
     """
     files = files or RealFiles()
-    report = verify(folder, files)
+    with _locked(files, folder):
+        return _repair(files, folder, cut_damaged=cut_damaged)
+
+
+def _repair(files: Files, folder: Path, *, cut_damaged: bool) -> list[str]:
+    report = _Verifier(files, folder).run()
     damage = [problem for problem in report.problems if problem.severity is Severity.DAMAGE]
     if not damage:
         return ["nothing to repair" if not report.problems else "the next start mends the rest"]

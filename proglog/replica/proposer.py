@@ -144,5 +144,6 @@ class Proposer:
         if index > self._applier.applied_index:
             return self._waiters.add(index, self._leadership.state.term, deadline)
         future: asyncio.Future[Appended] = self._loop.create_future()
-        future.set_result(Appended(offset, 0))
+        retained = index >= self._log.first_index
+        future.set_result(Appended(offset, self._log.timestamp_of(index) if retained else 0))
         return future

@@ -97,7 +97,7 @@ class Replica:
         self.log = Log(opened.folder, opened.recovered, config, ports, self, self._offload)
         self._waiters = CommitWaiters()
         self._closing = False
-        self._closed = False
+        self._close: asyncio.Task[None] | None = None
         # In the order of their making, unlike a set: so that a simulated run is always the same.
         self._tasks: dict[asyncio.Task[None], None] = {}
         self._adopting = asyncio.Lock()
@@ -508,10 +508,12 @@ class Replica:
                 await self.members.transfer()
 
     async def close(self) -> None:
-        """Stops. Everything that was appended is durable when this returns."""
-        if self._closed:
-            return
-        self._closed = True
+        """Stops. Everything that was appended is durable when this returns, to every caller."""
+        if self._close is None:
+            self._close = asyncio.get_running_loop().create_task(self._close_once())
+        await asyncio.shield(self._close)
+
+    async def _close_once(self) -> None:
         await self.hand_over()
         self._end(Unavailable("the node is stopping"))
         for task in list(self._tasks):

@@ -134,6 +134,25 @@ def test_a_local_cluster_survives_kill_9_and_a_restart(tmp_path: Path, port_base
         interrupt(process)
 
 
+def test_nothing_is_left_after_a_kill_9(tmp_path: Path, port_base: int) -> None:
+    with dev(tmp_path, port_base) as process:
+        nodes = node_pids(process.pid)
+        process.kill()
+        process.wait()
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while left := [name for name, pid in nodes.items() if is_running(pid)]:
+            assert time.monotonic() < deadline, f"{left} outlived it"
+            time.sleep(0.05)
+
+
+def is_running(pid: int) -> bool:
+    """Nobody may be left to wait for it: what has ended but is not gone is not running."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def test_a_cluster_that_cannot_start_says_why_and_ends(tmp_path: Path, port_base: int) -> None:
     with socket.create_server(("127.0.0.1", port_base + 20)):
         words = ["dev", "--data-dir", str(tmp_path), "--port-base", str(port_base)]

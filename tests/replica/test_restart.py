@@ -74,6 +74,21 @@ async def test_a_directory_knows_its_node(folder: Path) -> None:
         assert await node.consume() == values
 
 
+async def test_closing_is_over_for_everybody_at_once(folder: Path) -> None:
+    async with Node(folder) as node:
+        await node.fill(40)
+        replica = node.replica
+        await asyncio.gather(*(replica.close() for _ in range(3)))
+        assert replica.log.durable_index == replica.log.tip.index
+    async with Node(folder) as node:
+        assert len(await node.consume()) == 40
+
+
+async def test_the_files_are_their_users_own(folder: Path) -> None:
+    await made(folder)
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}
+
+
 async def test_a_directory_has_one_user(folder: Path) -> None:
     async with Node(folder) as node:
         for _ in range(2):

@@ -25,7 +25,7 @@ from tests.log.crash.history import Outcome
 
 FOLDER = Path("/data/logs/default")
 CONFIG = LogConfig(segment_bytes=6 * 1024, segment_batches=6)
-SMALL = LogConfig(segment_bytes=6 * 1024, segment_batches=2)
+SMALL = LogConfig(segment_bytes=6 * 1024, segment_batches=3)
 NO_HARD_STATE = HardState(0)
 
 written: dict[int, bytes] = {}

@@ -45,13 +45,13 @@ class Small:
         process = node.open_log(self.disk)
         events = node.Events()
         log = process.start_log(events)
-        for number in range(7):
+        for number in range(9):
             await log.make_room(2500)
             header, parts = node.build_batch(log.tip, [b"record %d" % number], timestamp=number)
             log.append(header, parts)
             while events.durable_index < header.index:
                 await asyncio.sleep(0)
-            if number < 6:
+            if number < 8:
                 await asyncio.sleep(0.1)
                 self.kept = header.index
         for tip in log.sealed_tips()[:2]:
