@@ -483,11 +483,6 @@ class Log:
         segment = self.segment_of(index)
         return segment.index.base_offset(index - segment.first_index)
 
-    def timestamp_of(self, index: int) -> int:
-        """When batch `index`, which must be retained, was appended, in ms since the epoch."""
-        segment = self.segment_of(index)
-        return segment.index.timestamp(index - segment.first_index)
-
     def size_of(self, index: int) -> int:
         """Bytes of batch `index`, header included."""
         segment = self.segment_of(index)

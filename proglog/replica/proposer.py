@@ -144,6 +144,9 @@ class Proposer:
         if index > self._applier.applied_index:
             return self._waiters.add(index, self._leadership.state.term, deadline)
         future: asyncio.Future[Appended] = self._loop.create_future()
-        retained = index >= self._log.first_index
-        future.set_result(Appended(offset, self._log.timestamp_of(index) if retained else 0))
+        timestamp = 0
+        if index >= self._log.first_index:
+            segment = self._log.segment_of(index)
+            timestamp = segment.index.timestamp(index - segment.first_index)
+        future.set_result(Appended(offset, timestamp))
         return future

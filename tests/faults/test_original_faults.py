@@ -231,7 +231,7 @@ async def test_w15_a_read_does_not_look_at_every_segment(tmp_path: Path) -> None
     async with Node(tmp_path / "log", config=config) as node:
         await node.fill(400)
         looked = 0
-        first_index = vars(Segment)["first_index"].fget
+        first_index = vars(Segment)["first_index"].__get__
 
         def counted(self: Segment) -> int:
             nonlocal looked
