@@ -138,8 +138,10 @@ class Reconciler:
                     await self._replica.members.add(server)
                     _logger.info("server added", server=server.name, rpc_addr=server.address)
                 case Remove(uuid, why):
+                    removed = view.configuration.find(uuid)
+                    assert removed is not None, "only servers are removed"
                     await self._replica.members.remove(uuid)
-                    _logger.info("server removed", server=uuid, why=why)
+                    _logger.info("server removed", server=removed.name, uuid=uuid, why=why)
         except ProglogError as error:
             # Another change is under way, leadership is gone, or the member is not what it says.
             _logger.info("change not made", server=name, why=str(error))

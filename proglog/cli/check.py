@@ -10,7 +10,7 @@ import orjson
 from cyclopts import Parameter
 
 from proglog.cli.parameters import Json
-from proglog.cli.units import format_bytes
+from proglog.cli.units import counted, format_bytes
 from proglog.log import verify as engine
 from proglog.log.verify import Report
 
@@ -74,8 +74,9 @@ def _print_report(report: Report) -> None:
         print(problem)
     verdict = "damaged" if report.is_damaged else "whole"
     print(
-        f"{report.folder}: {report.segments:,} segments, {report.batches:,} batches, "
-        f"{report.records:,} records, {format_bytes(report.bytes)}: {verdict}"
+        f"{report.folder}: {counted(report.segments, 'segment')}, "
+        f"{counted(report.batches, 'batch')}, {counted(report.records, 'record')}, "
+        f"{format_bytes(report.bytes)}: {verdict}"
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 
-from proglog.cli.units import format_bytes
+from proglog.cli.units import counted, format_bytes
 
 REDRAW_SECONDS = 0.1
 BAR_COLUMNS = 24
@@ -48,7 +48,7 @@ class Progress:
     def __str__(self) -> str:
         seconds = max(self.seconds, 1e-6)
         return (
-            f"{self.records:,} records, {format_bytes(self.bytes)}, "
+            f"{counted(self.records, 'record')}, {format_bytes(self.bytes)}, "
             f"{self.records / seconds:,.0f} records/s, {format_bytes(self.bytes / seconds)}/s"
         )
 

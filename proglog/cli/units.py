@@ -55,6 +55,12 @@ def parse_timestamp(text: str) -> int:
     return max(0, int(moment.timestamp() * 1000))
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things: "1 record", "1,234 records"."""
+    ending = "" if number == 1 else "es" if noun.endswith("h") else "s"
+    return f"{number:,} {noun}{ending}"
+
+
 def format_bytes(count: float) -> str:
     """A size for people: three digits and a binary unit."""
     for unit in ("B", "KiB", "MiB", "GiB"):

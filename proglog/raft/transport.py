@@ -79,6 +79,7 @@ class Transport:
         self._peers: dict[str, _Peer] = {}
         self._addresses: dict[str, str] = {}
         self._hints: dict[str, str] = {}
+        self._names: dict[str, str] = {}
         # In the order of their making, unlike a set: so that a simulated run is always the same.
         self._inbound: dict[_Inbound, None] = {}
         self._closed = False
@@ -108,9 +109,14 @@ class Transport:
             return self.rpc_addr
         return self._hints.get(uuid) or self._addresses.get(uuid, "")
 
+    def name_of(self, uuid: str) -> str:
+        """What to call a server in front of people."""
+        return self._names.get(uuid, uuid)
+
     def set_configuration(self, configuration: Configuration) -> None:
         """Forgets connections to servers that are no members any more."""
         self._addresses = {server.uuid: server.address for server in configuration.servers}
+        self._names = {server.uuid: server.name for server in configuration.servers}
         for uuid in [uuid for uuid in self._peers if uuid not in self._addresses]:
             if uuid not in self._hints:
                 self._peers.pop(uuid).close()
@@ -197,7 +203,8 @@ class _Peer:
             if isinstance(error, RangeCorrupt):
                 self._transport.host.damaged(error)
             # Cut, compacted or corrupt meanwhile, or the connection is gone: the core probes again.
-            _logger.info("append not sent", peer=self.uuid, error=str(error))
+            name = self._transport.name_of(self.uuid)
+            _logger.info("append not sent", peer=name, error=str(error))
             self._lost()
         except BaseException as error:
             self._transport.host.failed(error)
@@ -273,8 +280,11 @@ class _Outbound(asyncio.Protocol):
         self._failures += 1
         longest = min(limits.redial_seconds_max, 0.02 * 2 ** min(self._failures, 10))
         self._retry_at = self._loop.time() + longest * self._owner.chance.uniform(0.5, 1.0)
-        if self._failures in {3, 10} or self._failures % 100 == 0:
-            _logger.info("cannot reach peer", peer=self._uuid, why=why, failures=self._failures)
+        # Both lanes fail alike: one of them tells.
+        told = self._failures in {3, 10} or self._failures % 100 == 0
+        if told and self._lane is Lane.CONTROL:
+            name = self._owner.name_of(self._uuid)
+            _logger.info("cannot reach peer", peer=name, why=why, failures=self._failures)
 
     # --- protocol --------------------------------------------------------------------------------
 
@@ -313,6 +323,8 @@ class _Outbound(asyncio.Protocol):
             welcome = frames.decode_welcome(payload)
             if welcome.uuid != self._uuid:
                 raise FrameError(f"{welcome.uuid} answers at the address of {self._uuid}")
+            if self._failures >= 3 and self._lane is Lane.CONTROL:
+                _logger.info("peer reached again", peer=self._owner.name_of(self._uuid))
             self._failures = 0
             self.is_open = True
 

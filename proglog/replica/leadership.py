@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import structlog
+
 from proglog.errors import NotLeader, ProglogError, Unavailable
 from proglog.news import News
 from proglog.raft.configuration import Configuration
 from proglog.raft.hard_state import HardStateFile
 from proglog.raft.messages import Role, SoftState
 from proglog.types import ServerInfo
+
+_logger = structlog.get_logger("replica")
 
 
 class Leadership:
@@ -28,6 +32,18 @@ class Leadership:
         self.led_from = 0
         """Index of the first batch of the present leadership, if this server leads."""
         self.changed = News()
+
+    def move_to(self, state: SoftState) -> None:
+        """The core says otherwise. Told to operators: who leads is what they look for first."""
+        before, self.state = self.state, state
+        if self.is_mine:
+            _logger.info("leading", term=state.term)
+        elif state.leader is not None and state != before:
+            leader = self.configuration.find(state.leader)
+            name = leader.name if leader is not None else state.leader
+            _logger.info("following", leader=name, term=state.term)
+        elif state.leader is None and before.leader is not None:
+            _logger.info("without a leader", term=state.term)
 
     @property
     def is_mine(self) -> bool:

@@ -415,7 +415,7 @@ class Replica:
     def leadership_changed(self, state: SoftState) -> None:
         leadership = self.leadership
         was_mine = leadership.is_mine
-        leadership.state = state
+        leadership.move_to(state)
         if leadership.is_mine and not was_mine:
             # The no-op that the core has just appended is the first batch of this leadership.
             assert self.log.tip.term == state.term

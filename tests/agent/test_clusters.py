@@ -321,3 +321,28 @@ async def test_an_operator_adds_a_node_that_gossip_does_not_know(nodes: Nodes) -
     async with Cluster([nodes.running["b"].rpc_addr]) as admin:
         await admin.add(str(nodes.running["c"].rpc_addr))
     await nodes.voters(*TRIO)
+
+
+# --- telling -------------------------------------------------------------------------------------
+
+
+async def test_who_leads_is_told_by_name(nodes: Nodes) -> None:
+    with capture_logs() as lines:
+        await nodes.form(*TRIO)
+        leader = await nodes.find_leader()
+        name = leader.replica.identity.name
+        await nodes.stop(name)
+        successor = await nodes.find_leader()
+        term = successor.replica.leadership.state.term
+        follower = next(iter(set(TRIO) - {name, successor.replica.identity.name}))
+
+        async def followed() -> bool:
+            status = nodes.running[follower].replica.leadership.state
+            return status.term == term and status.leader == successor.replica.identity.uuid
+
+        await until(followed, "the other one follows")
+    told = [(line["event"], line.get("leader"), line["term"]) for line in lines if "term" in line]
+    assert ("leading", None, term) in told
+    assert ("following", successor.replica.identity.name, term) in told
+    added = sorted(line["server"] for line in lines if line["event"] == "server added")
+    assert added == ["b", "c"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from proglog.cli.units import (
+    counted,
     format_bytes,
     format_seconds,
     parse_bytes,
@@ -52,6 +53,12 @@ def test_times_are_iso_8601_or_milliseconds() -> None:
     assert parse_timestamp("1970-01-01T01:00:01+01:00") == 1000
     with pytest.raises(ValueError, match="is not like"):
         parse_timestamp("yesterday")
+
+
+def test_one_is_no_plural() -> None:
+    assert counted(1, "record") == "1 record"
+    assert counted(0, "record") == "0 records"
+    assert counted(1_234, "batch") == "1,234 batches"
 
 
 def test_what_is_shown_can_be_read_again() -> None:
