@@ -40,6 +40,7 @@ MEND_SECONDS_MAX = 120.0
 """Damage is found by reading everything now and then."""
 PROBE_RATE = 0.002
 PROBE_RATE_RARE = 0.1
+PROBED_SEGMENTS = 20
 """How many operations of a disk are looked at more closely, and how many of the rare ones: those on
 the hard state and those after a cut."""
 
@@ -285,6 +286,8 @@ class World:
             rate = PROBE_RATE_RARE
         elif str(operation.path).endswith(FILE_NAME):
             rate = PROBE_RATE_RARE
+        # A probe opens everything: where that is much, there are fewer.
+        rate /= max(len(node.replica.log._segments) / PROBED_SEGMENTS, 1.0)
         if self._probes.random() < rate and not node.is_rotten and not self.is_over:
             try:
                 Probe(node, self._probes).run()
