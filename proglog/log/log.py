@@ -428,6 +428,8 @@ class Log:
             )
         )
         segment = await done
+        # For those who began to read in the meantime, too, what they get is of a log that is gone.
+        self._generation += 1
         # Every report of what was written before has come.
         self._old_reports_hold_to = _NO_CUT
         # The new segment was made of the reserved file.
@@ -455,7 +457,8 @@ class Log:
 
     def segment_of(self, index: int) -> Segment:
         """The segment that holds batch `index`, or would if it is the next."""
-        return self._segments[self._segment_slot(index)]
+        active = self._active
+        return active if index >= active.first_index else self._segments[self._segment_slot(index)]
 
     def index_of_offset(self, offset: int) -> int:
         """The last batch whose base offset is <= `offset`, which must be retained."""

@@ -42,8 +42,6 @@ class Segment:
         "folder",
         "index",
         "index_file",
-        "index_path",
-        "store_path",
     )
 
     def __init__(
@@ -52,13 +50,19 @@ class Segment:
         self.folder = folder
         self.index = index
         self.first_index = index.before.index + 1
-        self.store_path = folder / store_name(self.first_index)
-        self.index_path = folder / index_name(self.first_index)
         self.file = file
         self.capacity = capacity
         self.index_file = index_file
         self._pins = 0
         self._retired = False
+
+    @property
+    def store_path(self) -> Path:
+        return self.folder / store_name(self.first_index)
+
+    @property
+    def index_path(self) -> Path:
+        return self.folder / index_name(self.first_index)
 
     @property
     def last_index(self) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from itertools import starmap
 from typing import NamedTuple
 
 from proglog import limits
@@ -169,7 +170,7 @@ class Producers:
         parts = [_COUNT.pack(len(self._committed))]
         for producer_id, (last_timestamp, window) in self._committed.items():
             parts.append(_PRODUCER.pack(producer_id, last_timestamp, len(window)))
-            parts.extend(_BATCH.pack(*each) for each in window)
+            parts.extend(starmap(_BATCH.pack, window))
         return b"".join(parts)
 
     @classmethod

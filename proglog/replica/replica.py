@@ -280,6 +280,10 @@ class Replica:
             except RangeCorrupt as error:
                 self.repair.report(error)
                 raise
+            except Unavailable:
+                # A snapshot replaced the log.
+                self._check_offset(offset)
+                continue
             if data := data_only(run.data, run.headers):
                 return Chunk(data, run.headers[-1].next_offset)
             self._check_offset(offset)

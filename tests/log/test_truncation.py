@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 
 import pytest
 
 from proglog import limits
-from proglog.errors import RangeCorrupt
+from proglog.errors import RangeCorrupt, Unavailable
 from proglog.log import format as fmt
 from proglog.log.format import ORIGIN, Tip
 from proglog.log.snapshot import Snapshot, snapshot_path
@@ -271,6 +272,28 @@ async def test_what_is_durable_is_known_after_a_reset_and_a_cut(engine: Engine) 
     engine.release()
     await engine.settled()
     assert engine.log.durable_index == 1003
+
+
+async def test_what_is_read_while_a_reset_is_under_way_is_void(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await engine.fill(20)
+    await engine.all_durable()
+    await engine.forget_tail()
+    engine.hold()
+    resetting = asyncio.ensure_future(engine.log.reset(Snapshot(FAR, b"far")))
+    read_slowly = threading.Event()
+    slow = asyncio.ensure_future(engine.log.reader.run(lambda: read_slowly.wait(10)))
+    await asyncio.sleep(0)
+    monkeypatch.setattr(type(engine.segments[0]), "read_cached", lambda *_: None)
+    reading = asyncio.ensure_future(engine.log.read(1, 8, 1000))
+    await asyncio.sleep(0)
+    engine.release()
+    await resetting
+    read_slowly.set()
+    await slow
+    with pytest.raises(Unavailable):
+        await reading
 
 
 async def test_a_reset_to_what_a_large_batch_follows(engine: Engine) -> None:

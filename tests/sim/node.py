@@ -12,6 +12,7 @@ from proglog.batch import HEADER_BYTES, BatchHeader, parse_header
 from proglog.config import Address
 from proglog.errors import RangeCorrupt, StorageFailed
 from proglog.log.log import Run
+from proglog.log.segment import store_name
 from proglog.log.snapshot import Snapshot
 from proglog.ports import Ports
 from proglog.raft.core import Raft
@@ -104,15 +105,29 @@ class SimNode:
         self.lives += 1
         self._left_durable = None
         self.world.loop.network.power_on(self.name)
-        self.process = process = Process(self.world.loop, self.name, lambda: self._ran(process))
+        self.process = process = Process(self.world.loop, self.name, self._ran)
         self._files = SimFiles(self.disk)
         self._watch(self.disk)
         self._workers, self._readers = [], []
         process.spawn(self._run(process))
 
     def _ran(self, process: Process) -> None:
-        if process is self.process:
+        if not self._is_as_seen(process) and process is self.process:
             self.world.look_at(self, process)
+
+    def _is_as_seen(self, process: Process) -> bool:
+        """Whether a callback has decided nothing; most do not."""
+        if process.failure is not None or not self.disk.powered:
+            return False
+        if not self.is_open:
+            return True
+        core = self.replica._driver.raft
+        state = core._state
+        return (
+            state.commit == self._commit_seen
+            and self.replica._applier.applied_index == self._applied_seen
+            and (core._role is not Role.LEADER or state.term == self._led_term)
+        )
 
     async def _run(self, process: Process) -> None:
         try:
@@ -335,12 +350,6 @@ class SimNode:
         """Has the replica decided anything that must not be?"""
         core, applied = self.replica._driver.raft, self.replica._applier.applied_index
         term, commit, role = core._state.term, core._state.commit, core._role
-        if (
-            commit == self._commit_seen
-            and applied == self._applied_seen
-            and (role is not Role.LEADER or term == self._led_term)
-        ):
-            return
         self._applied_seen = applied
         if commit != self._commit_seen:
             self.oracle.commits(self, self._commit_seen, commit)
@@ -373,7 +382,7 @@ class SimNode:
             slot = number - segment.first_index
             start, stop = segment.index.position(slot), segment.index.position(slot + 1)
             inode = segment.file._inode  # type: ignore[attr-defined]  # a SimFile
-            name = self.disk.listing(FOLDER, durable=True).get(segment.store_path.name)
+            name = self.disk.listing(FOLDER, durable=True).get(store_name(segment.first_index))
             data = inode.durable.data[start:stop]
             whole = (
                 name == inode.number

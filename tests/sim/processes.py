@@ -29,7 +29,7 @@ class Gone(Exception):
 class Process:
     """One life of one program on one host. `after_run` is called after each callback of it."""
 
-    def __init__(self, loop: ProcessLoop, host: str, after_run: Callable[[], None]) -> None:
+    def __init__(self, loop: ProcessLoop, host: str, after_run: Callable[[Process], None]) -> None:
         self.host = host
         self.after_run = after_run
         self.is_alive = True
@@ -137,7 +137,7 @@ class ProcessLoop(SimLoop):
             process.hold(handle)
         else:
             handle._run()
-            process.after_run()
+            process.after_run(process)
 
     def end(self) -> None:
         """Ends the world, with whatever is under way in it."""

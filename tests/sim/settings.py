@@ -14,6 +14,9 @@ from proglog.limits import KiB
 from proglog.raft.config import RaftConfig
 
 ELECTION_SECONDS = 0.3
+BATCHES_PER_SECOND_MAX = 300
+"""Producers ask for no more than this: faults come by virtual time, so that a world of twice the
+load has half the faults for the same CPU."""
 FAULT_KINDS = (
     "partition",
     "isolate_leader",
@@ -75,6 +78,8 @@ class Settings:
         nodes = nodes or chance.choice((3, 3, 3, 5))
         # Fine ticks, or as coarse as a heartbeat, which simulates faster; the times are the same.
         ticks = chance.choice((1, 5, 5))
+        producers, window = chance.randint(2, 6), chance.choice((1, 4, 16))
+        pause = chance.choice((0.05, 0.1, 0.3))
         chosen = [kind for kind in FAULT_KINDS if chance.random() < chance.choice((0.3, 0.7))]
         return cls(
             seed=seed,
@@ -114,13 +119,13 @@ class Settings:
             disk_seconds=chance.choice((0.0, 0.001, 0.01)),
             reader_seconds=chance.choice((0.0, 0.01, 0.2)),
             uncached_rate=chance.choice((0.0, 0.1, 0.5)),
-            producers=chance.randint(2, 6),
-            window=chance.choice((1, 4, 16)),
+            producers=producers,
+            window=window,
             values_max=chance.choice((10, 100, 400)),
             records_max=chance.choice((1, 3)),
             call_seconds=chance.choice((0.1, 0.5, 2.0)),
             client_loss_rate=chance.choice((0.0, 0.01, 0.05)),
-            pause_seconds=chance.choice((0.05, 0.1, 0.3)),
+            pause_seconds=max(pause, producers * (window + 1) / 2 / BATCHES_PER_SECOND_MAX),
             faults=tuple(chosen),
             fault_seconds=chance.choice((0.15, 0.4, 1.0)),
         )
