@@ -14,12 +14,15 @@ from proglog.log.segment import Segment
 
 async def find_damage(log: Log, index: int) -> list[tuple[int, int]]:
     """Reads all of the segment that holds batch `index`, as far as it is durable, and says which
-    ranges of batches (first, last) are damaged. Takes long; the loop does not wait."""
+    ranges of batches (first, last) are damaged: none if the segment is deleted meanwhile. Takes
+    long; the loop does not wait."""
     segment = log.segment_of(index)
     last = min(segment.last_index, log.durable_index)
     bad: list[int] = []
     first = segment.first_index
     while first <= last:
+        if first < log.first_index:
+            return []
         upto = min(first + limits.scan_batches, last)
         # Unpinned when the thread is done, not when the waiting task is, which may be cancelled.
         segment.pin()
@@ -59,8 +62,10 @@ async def mend(log: Log, batches: Sequence[tuple[BatchHeader, Buffer]]) -> None:
     if first < log.first_index:
         return
     segment = log.segment_of(first)
-    before = await _header_crc(log, segment, first - 1)
-    after = await _chain_after(log, segment, last)
+    chains = await _chains_around(log, segment, first, last)
+    if chains is None:
+        return
+    before, after = chains
     position = start = segment.index.position(first - segment.first_index)
     for header, _data in batches:
         slot = header.index - segment.first_index
@@ -76,6 +81,18 @@ async def mend(log: Log, batches: Sequence[tuple[BatchHeader, Buffer]]) -> None:
         await log.run_job(partial(_rewrite, segment, start, [data for _, data in batches]))
     finally:
         segment.unpin()
+
+
+async def _chains_around(
+    log: Log, segment: Segment, first: int, last: int
+) -> tuple[int, int] | None:
+    """What the batch before a range hands to the chain, and what the one behind it was given; None
+    if the segment is deleted meanwhile."""
+    before = await _header_crc(log, segment, first - 1)
+    if first < log.first_index:
+        return None
+    after = await _chain_after(log, segment, last)
+    return None if first < log.first_index else (before, after)
 
 
 async def _header_crc(log: Log, segment: Segment, index: int) -> int:

@@ -77,6 +77,7 @@ class Segment:
 
     def pin(self) -> None:
         """Keeps the file open until `unpin`."""
+        assert not self._retired, "it may be closed: ask the log again after every wait"
         self._pins += 1
 
     def unpin(self) -> None:
