@@ -10,6 +10,7 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Protocol, cast
 
 import structlog
@@ -419,7 +420,7 @@ class _Inbound(asyncio.Protocol):
             while self._busy is None and (got := self._reader.next()) is not None:
                 type_, payload = got
                 if not self._peer:
-                    self._wait_for(self._greet(type_, payload))
+                    self._wait_for(partial(self._greet, type_, payload))
                 elif type_ == Type.APPEND:
                     self._append(payload)
                 elif type_ == Type.INSTALL:
@@ -443,14 +444,15 @@ class _Inbound(asyncio.Protocol):
     def _uuid(self) -> str:
         return self._owner.host.identity.uuid
 
-    def _wait_for(self, work: Awaitable[None]) -> None:
-        """Reads on when `work` is done."""
+    def _wait_for(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Reads on when `work` is done. It is only called by the task: one that is cancelled before
+        it begins leaves no coroutine behind that nobody awaits."""
         self._wire.pause_reading()
         self._busy = self._loop.create_task(self._run(work))
 
-    async def _run(self, work: Awaitable[None]) -> None:
+    async def _run(self, work: Callable[[], Awaitable[None]]) -> None:
         try:
-            await work
+            await work()
         except (FrameError, ProglogError) as error:
             _logger.warning("connection of a peer ended", peer=self._peer, why=str(error))
             self._wire.close()
@@ -502,7 +504,7 @@ class _Inbound(asyncio.Protocol):
         request, received = frames.decode_append(payload, self._peer, self._uuid)
         driver = self._owner.driver
         if received and not driver.has_room_for(received):
-            self._wait_for(self._append_when_room(request, received))
+            self._wait_for(partial(self._append_when_room, request, received))
         else:
             driver.receive_append(request, received)
 
