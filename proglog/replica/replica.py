@@ -98,6 +98,8 @@ class Replica:
         self._waiters = CommitWaiters()
         self._closing = False
         self._close: asyncio.Task[None] | None = None
+        self._answering: set[str] = set()
+        """The peers for which a range is being read."""
         # In the order of their making, unlike a set: so that a simulated run is always the same.
         self._tasks: dict[asyncio.Task[None], None] = {}
         self._adopting = asyncio.Lock()
@@ -444,11 +446,16 @@ class Replica:
         self.repair.report(error)
 
     def range_wanted(self, peer: str, first: int, last: int) -> None:
-        if self.log.first_index <= first <= last and first <= self.applied_index:
-            self._spawn(self._answer_range(peer, first, min(last, self.applied_index)))
+        # One at a time; who got no answer asks again.
+        if peer not in self._answering:
+            self._answering.add(peer)
+            self._spawn(self._answer_range(peer, first, last))
 
     async def _answer_range(self, peer: str, first: int, last: int) -> None:
+        last = min(last, self.applied_index)
         try:
+            if not self.log.first_index <= first <= last:
+                return
             run = await self.log.read(first, last, limits.read_bytes_max)
         except RangeCorrupt as error:
             self.repair.report(error)
@@ -457,6 +464,8 @@ class Replica:
             return
         else:
             self.transport.answer_fetch(peer, run.data)
+        finally:
+            self._answering.discard(peer)
 
     def range_received(self, batches: list[ReceivedBatch]) -> None:
         self.repair.received(batches)
