@@ -80,6 +80,9 @@ class Settings:
         ticks = chance.choice((1, 5, 5))
         producers, window = chance.randint(2, 6), chance.choice((1, 4, 16))
         pause = chance.choice((0.05, 0.1, 0.3))
+        replay_bytes = chance.choice((200, 4_000, limits.replay_bytes))
+        # A disk so slow that it reads a batch or two at a time would need minutes for a replay.
+        reader_seconds = chance.choice((0.0, 0.01, 0.2 if replay_bytes > 200 else 0.01))
         chosen = [kind for kind in FAULT_KINDS if chance.random() < chance.choice((0.3, 0.7))]
         return cls(
             seed=seed,
@@ -108,7 +111,7 @@ class Settings:
                 "tick_seconds": 0.01 * ticks,
                 "tail_bytes_max": chance.choice((1, 5_000, 50_000, limits.tail_bytes_max)),
                 "read_batches_max": chance.choice((2, 50, limits.read_batches_max)),
-                "replay_bytes": chance.choice((200, 4_000, limits.replay_bytes)),
+                "replay_bytes": replay_bytes,
                 "walk_window_bytes": chance.choice((300, 64 * KiB)),
                 "scrub_pause_seconds": 0.2 if "rot" in chosen else 60.0,
                 "inflight_bytes_max": chance.choice((2_000, limits.inflight_bytes_max)),
@@ -117,7 +120,7 @@ class Settings:
             },
             latency_seconds=chance.choice((0.0003, 0.001, 0.01)),
             disk_seconds=chance.choice((0.0, 0.001, 0.01)),
-            reader_seconds=chance.choice((0.0, 0.01, 0.2)),
+            reader_seconds=reader_seconds,
             uncached_rate=chance.choice((0.0, 0.1, 0.5)),
             producers=producers,
             window=window,

@@ -14,10 +14,12 @@ from typing import Any
 
 import structlog
 
+from proglog.agent.policy import may_leave
 from proglog.batch import ProposedBatch, decode_all
 from proglog.errors import OffsetOutOfRange, ProglogError
 from proglog.raft.configuration import Server
 from proglog.raft.hard_state import FILE_NAME
+from proglog.replica.replica import Replica
 from proglog.simulation.disk import Operation
 from proglog.types import Appended
 from tests.sim import faults as nemesis
@@ -267,7 +269,16 @@ class World:
                 server = Server(node.uuid, node.name, f"{node.name}:{PORT}")
                 await self._ask(leader, partial(members.add, server))
             elif node.name not in self.wanted and known:
-                await self._ask(leader, partial(members.remove, node.uuid))
+                await self._ask(leader, partial(self._remove, leader.replica, node.uuid))
+
+    async def _remove(self, replica: Replica, uuid: str) -> None:
+        """As the agent does it: decided and proposed in one step, while the rest is a quorum that
+        answers. Who lost a disk does not wait for the leader to notice."""
+        await replica.members.turn()
+        status = replica.status()
+        healthy = {status.id, *(peer.id for peer in status.peers if peer.active)}
+        if may_leave(status.configuration, healthy - self.lost_with.keys(), uuid):
+            await replica.members.remove(uuid)
 
     async def _ask(self, leader: SimNode, change: Callable[[], Awaitable[None]]) -> None:
         if leader.process is None:
