@@ -246,17 +246,34 @@ class Driver:
     def _do(self, ready: Ready) -> None:
         for message in ready.messages:
             self._send(message)
-        if ready.hard_state is None and ready.snapshot is None:
+        if ready.hard_state is None and ready.snapshot is None and self._has_room(ready):
             self._do_durable(ready)
         else:
             # Nothing that follows from a term, a vote or a snapshot may leave before it is durable;
             # the core is not asked for more until then. Rare: elections and installations only.
             self._waiting_for_disk = self._loop.create_task(self._persist_first(ready))
 
+    def _has_room(self, ready: Ready) -> bool:
+        """Room for the batches of clients and of a leader was there before the core took them. But
+        a new leader's no-op comes unasked: its server was fit to lead when it last looked, and may
+        have taken batches since, before it was elected."""
+        return not ready.entries or self._log.has_room(HEADER_BYTES)
+
+    async def _make_room(self, ready: Ready) -> None:
+        """Meanwhile nobody hears of this leader, and another one may be elected."""
+        while not self._has_room(ready) and not self._closed:
+            try:
+                await self._log.make_room(HEADER_BYTES)
+            except DiskFull:
+                await asyncio.sleep(limits.reserve_retry_seconds)
+
     async def _persist_first(self, ready: Ready) -> None:
         try:
             if ready.hard_state is not None:
                 await self._save(ready.hard_state)
+            await self._make_room(ready)
+            if self._closed:
+                return
             self._do_durable(ready)
             if ready.snapshot is not None:
                 await self._install(ready.snapshot.index)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from proglog.errors import DiskFull, OutcomeUnknown, StorageFailed, Unavailable
+from proglog.replica.fitness import Fitness
 from tests.log.disk import NO_SPACE, Disk, DiskFile
 from tests.replica.support import Node, outcomes, proposed
 
@@ -147,8 +148,14 @@ async def test_many_starts_with_a_full_disk(folder: Path) -> None:
     await node.replica.close()
 
 
-async def test_a_segment_that_is_full_by_count_at_a_start(folder: Path) -> None:
-    """The no-op of the first leadership then needs the next segment."""
+@pytest.mark.parametrize("looks", [True, False])
+async def test_a_segment_that_is_full_by_count_at_a_start(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, looks: bool
+) -> None:
+    """The no-op of the first leadership then needs the next segment, also where the segment has
+    become full since the server last looked whether it is fit to lead."""
+    if not looks:
+        monkeypatch.setattr(Fitness, "look", lambda *_: True)
     async with Node(folder) as node:
         while len(node.replica.log._active.index) < node.config.segment_batches:
             await node.produce(b"x")
