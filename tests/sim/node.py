@@ -407,14 +407,18 @@ class SimNode:
         return self._left_durable >= index
 
     def is_mended(self) -> bool:
-        """Whether the stores can be read from end to end."""
-        if self.is_rotten:
-            self.is_rotten = self.first_damaged() <= self.last_index
-        return not self.is_rotten
+        """Whether the stores can be read from end to end. Where mending them failed as it was
+        synced, what is read may come from the cache, and the disk is as rotten as before."""
+        if not self.is_rotten:
+            return True
+        mended = self.first_damaged() > self.last_index
+        if mended and self.first_damaged(durable=True) > min(self.rotten_last, self.last_index):
+            self.is_rotten = False
+        return mended
 
-    def first_damaged(self) -> int:
+    def first_damaged(self, *, durable: bool = False) -> int:
         """The first batch that the stores do not hold whole, or the next one."""
-        found = read_batches(self.disk, FOLDER)
+        found = read_batches(self.disk, FOLDER, durable=durable)
         return (found[-1].index if found else self.base_index) + 1
 
     def promised(self) -> Promise | None:

@@ -38,6 +38,7 @@ LEADER_SECONDS_MAX = 10 * 2 * ELECTION_SECONDS
 CONVERGE_SECONDS_MAX = 40.0
 """and its followers are where it is within this time."""
 FORM_SECONDS_MAX = 20.0
+LAG_MAX = 50
 MEND_SECONDS_MAX = 120.0
 """Damage is found by reading everything now and then."""
 PROBE_RATE = 0.002
@@ -273,10 +274,12 @@ class World:
 
     async def _remove(self, replica: Replica, uuid: str) -> None:
         """As the agent does it: decided and proposed in one step, while the rest is a quorum that
-        answers. Who lost a disk does not wait for the leader to notice."""
+        answers. An operator also knows who has lost a disk before the leader notices, and that with
+        one who is far behind in the quorum all would wait for that one."""
         await replica.members.turn()
         status = replica.status()
-        healthy = {status.id, *(peer.id for peer in status.peers if peer.active)}
+        near = status.last_index - LAG_MAX
+        healthy = {status.id, *(p.id for p in status.peers if p.active and p.match >= near)}
         if may_leave(status.configuration, healthy - self.lost_with.keys(), uuid):
             await replica.members.remove(uuid)
 
