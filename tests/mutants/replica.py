@@ -374,9 +374,15 @@ MUTANTS = [
             """
             if ready.hard_state is not None:
                 await self._save(ready.hard_state)
+            await self._make_room(ready)
+            if self._closed:
+                return
             self._do_durable(ready)
             """,
             """
+            await self._make_room(ready)
+            if self._closed:
+                return
             self._do_durable(ready)
             if ready.hard_state is not None:
                 await self._save(ready.hard_state)
