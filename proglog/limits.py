@@ -69,6 +69,7 @@ control_bytes_reserved = 512
 control_batches_reserved = 2
 """Room that clients' batches leave for a no-op and a command, also when the disk is full."""
 segment_batches_min = control_batches_reserved + 1
+"""In a smaller segment a leader could never append anything for its clients."""
 answer_seconds_max = 30.0
 """A batch that is not committed by then is answered OutcomeUnknown."""
 tick_seconds = 0.01

@@ -15,6 +15,7 @@ import fcntl
 import mmap
 import os
 import random
+import signal
 import threading
 import time
 from collections import deque
@@ -27,6 +28,8 @@ from proglog import limits
 from proglog.batch import Buffer
 
 T = TypeVar("T")
+
+_LIBC = ctypes.CDLL(None)
 
 
 class File(Protocol):
@@ -349,8 +352,16 @@ def _sharpen_timers() -> None:
     release by the loop restarts them; with the kernel's default timer slack of 50 us it can starve
     for 100 ms. `proglog.agent` sets the switch interval; the slack belongs to the thread.
     """
-    pr_set_timerslack = 29
-    ctypes.CDLL(None).prctl(pr_set_timerslack, ctypes.c_ulong(1), 0, 0, 0)
+    _prctl(29, 1)  # PR_SET_TIMERSLACK
+
+
+def stop_with_parent() -> None:
+    """In a child before it begins: it gets SIGTERM when its parent ends, be it by kill -9."""
+    _prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+def _prctl(option: int, argument: int) -> None:
+    _LIBC.prctl(option, ctypes.c_ulong(argument), 0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

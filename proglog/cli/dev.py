@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import signal
 import sys
 from asyncio.subprocess import PIPE, STDOUT, Process
@@ -14,6 +13,7 @@ from proglog.cli.connection import run_on_loop
 from proglog.client.admin import Cluster
 from proglog.config import Address
 from proglog.errors import ConfigurationError, ProglogError
+from proglog.ports import stop_with_parent
 
 _COLOURS = (36, 33, 35, 32, 34, 31)
 _PORT_STEP = 10
@@ -21,8 +21,6 @@ _NODES_MAX = 9
 _HTTP_BELOW_RPC = 320
 """The HTTP port of a node is its RPC port less this: 8080 for 8400."""
 _WATCH_SECONDS = 0.2
-_LIBC = ctypes.CDLL(None)
-_PR_SET_PDEATHSIG = 1
 
 
 def dev(*, nodes: int = 3, data_dir: Path = Path("data/dev"), port_base: int = 8400) -> int:
@@ -41,11 +39,6 @@ def dev(*, nodes: int = 3, data_dir: Path = Path("data/dev"), port_base: int = 8
     if not 1 <= nodes <= _NODES_MAX:
         raise ConfigurationError(f"--nodes is {nodes}: expected 1 to {_NODES_MAX}")
     return run_on_loop(_Cluster(nodes, data_dir, port_base).run())
-
-
-def _stop_with_parent() -> None:
-    """In a node before it begins: it gets SIGTERM when `dev` ends, be it by kill -9."""
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
 class _Cluster:
@@ -98,7 +91,7 @@ class _Cluster:
             stderr=STDOUT,
             # Ctrl-C reaches the whole group of a terminal: a node is told once, by us.
             start_new_session=True,
-            preexec_fn=_stop_with_parent,
+            preexec_fn=stop_with_parent,
         )
         self._processes.append(process)
         assert process.stdout is not None

@@ -451,14 +451,15 @@ class Log:
 
     def _segment_slot(self, index: int) -> int:
         """Which segment holds batch `index`, or would if it is the next."""
+        if index >= self._active.first_index:
+            return len(self._segments) - 1
         slot = bisect_right(self._segments, index, key=lambda segment: segment.first_index) - 1
         assert slot >= 0
         return slot
 
     def segment_of(self, index: int) -> Segment:
         """The segment that holds batch `index`, or would if it is the next."""
-        active = self._active
-        return active if index >= active.first_index else self._segments[self._segment_slot(index)]
+        return self._segments[self._segment_slot(index)]
 
     def index_of_offset(self, offset: int) -> int:
         """The last batch whose base offset is <= `offset`, which must be retained."""

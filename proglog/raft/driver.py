@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from proglog import batch as batches
@@ -262,10 +262,18 @@ class Driver:
     async def _make_room(self, ready: Ready) -> None:
         """Meanwhile nobody hears of this leader, and another one may be elected."""
         while not self._has_room(ready) and not self._closed:
+            await self._with_space(lambda: self._log.make_room(HEADER_BYTES))
+
+    async def _with_space(self, work: Callable[[], Awaitable[None]]) -> bool:
+        """Does it once there is space on the disk. False: this closes, and it is not done."""
+        while not self._closed:
             try:
-                await self._log.make_room(HEADER_BYTES)
+                await work()
             except DiskFull:
                 await asyncio.sleep(limits.reserve_retry_seconds)
+            else:
+                return True
+        return False
 
     async def _persist_first(self, ready: Ready) -> None:
         try:
@@ -354,22 +362,13 @@ class Driver:
 
     async def _install(self, index: int) -> None:
         snapshot = self._snapshots.pop(index)
-        while not await self._reset(snapshot):
-            if self._closed:
-                return
+        # Until it is done this server takes part in nothing: without the snapshot it is of no use,
+        # and a vote can wait.
+        if not await self._with_space(lambda: self._log.reset(snapshot)):
+            return
         self._writes.clear()
         self._events.installed(snapshot)
         self.raft.snapshot_installed(index, snapshot.tip.term)
-
-    async def _reset(self, snapshot: LogSnapshot) -> bool:
-        """Replaces the log, or waits a while for space to do it in. Meanwhile this server takes
-        part in nothing: without the snapshot it is of no use, and a vote can wait."""
-        try:
-            await self._log.reset(snapshot)
-        except DiskFull:
-            await asyncio.sleep(limits.reserve_retry_seconds)
-            return False
-        return True
 
     # --- end -------------------------------------------------------------------------------------
 

@@ -283,11 +283,10 @@ class Replica:
                 self.repair.report(error)
                 raise
             except Unavailable:
-                # A snapshot replaced the log.
-                self._check_offset(offset)
-                continue
-            if data := data_only(run.data, run.headers):
-                return Chunk(data, run.headers[-1].next_offset)
+                pass  # A snapshot replaced the log: is the offset still in it?
+            else:
+                if data := data_only(run.data, run.headers):
+                    return Chunk(data, run.headers[-1].next_offset)
             self._check_offset(offset)
         return Chunk(b"", offset)
 

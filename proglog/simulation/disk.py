@@ -208,7 +208,7 @@ Names: TypeAlias = dict[str, dict[str, int]]
 comparing and hashing paths was a tenth of all that a simulation did."""
 
 
-def split(path: Path) -> tuple[str, str]:
+def split(path: Path | str) -> tuple[str, str]:
     """The folder, as a key of `Names`, and the name in it."""
     text = str(path)
     folder, slash, name = text.rpartition("/")

@@ -130,7 +130,7 @@ class SimFiles:
     def listdir(self, path: Path) -> list[str]:
         self._check_folder(path)
         above = str(path)
-        splits = (split(Path(folder)) for folder in self.disk.names if folder != above)
+        splits = (split(folder) for folder in self.disk.names if folder != above)
         folders = [name for folder, name in splits if folder == above]
         return sorted([*self.disk.listing(path), *folders])
 

@@ -102,6 +102,14 @@ class Clock:
         return 0.0
 
 
+def flip(path: Path, *positions: int) -> None:
+    """Rots a bit of each of these bytes of a file."""
+    data = bytearray(path.read_bytes())
+    for position in positions:
+        data[position] ^= 0x10
+    path.write_bytes(data)
+
+
 class Engine:
     """A log, the batches that it was given, and what it told. Use `async with`."""
 

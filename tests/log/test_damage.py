@@ -14,7 +14,7 @@ from proglog.batch import BatchHeader, Buffer
 from proglog.errors import RangeCorrupt
 from proglog.log.damage import find_damage, mend
 from proglog.log.segment import Segment
-from tests.log.support import Engine
+from tests.log.support import Engine, flip
 
 BATCHES = 20
 """Of which the first segment has 8."""
@@ -35,24 +35,19 @@ async def engine(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
 
 
 async def spoil(engine: Engine, index: int) -> None:
-    await asyncio.to_thread(_spoil, engine, index)
-
-
-def _spoil(engine: Engine, index: int) -> None:
     segment = engine.log.segment_of(index)
     position, size = segment.extent(index, index, 1)
-    data = segment.file.pread(size, position)
-    segment.file.pwritev([data[:-1] + bytes([data[-1] ^ 1])], position)
+    await asyncio.to_thread(flip, segment.store_path, position + size - 1)
 
 
-async def stored(engine: Engine, first: int, last: int) -> list[tuple[BatchHeader, Buffer]]:
+async def batches_of(engine: Engine, first: int, last: int) -> list[tuple[BatchHeader, Buffer]]:
     """What a peer would send."""
     runs = [await engine.log.read(index, index, 1) for index in range(first, last + 1)]
     return [(run.headers[0], run.data) for run in runs]
 
 
 async def test_what_is_damaged_is_found_and_mended(engine: Engine) -> None:
-    good = await stored(engine, 3, 5)
+    good = await batches_of(engine, 3, 5)
     assert await find_damage(engine.log, 4) == []
     for index in (3, 4, 5, 8):
         await spoil(engine, index)
@@ -62,8 +57,8 @@ async def test_what_is_damaged_is_found_and_mended(engine: Engine) -> None:
 
 
 async def test_what_does_not_fit_is_not_taken(engine: Engine) -> None:
-    other = await stored(engine, 6, 6)
-    header, data = (await stored(engine, 5, 5))[0]
+    other = await batches_of(engine, 6, 6)
+    header, data = (await batches_of(engine, 5, 5))[0]
     await spoil(engine, 5)
     for wrong in (header._replace(chain=1), header._replace(header_crc=1), other[0][0]):
         with pytest.raises(RangeCorrupt, match="fit"):
@@ -89,7 +84,7 @@ async def test_a_segment_that_is_deleted_while_it_is_read_has_no_damage(engine: 
 
 @pytest.mark.parametrize("turns", range(4))
 async def test_a_segment_that_is_deleted_needs_no_mending(engine: Engine, turns: int) -> None:
-    good = await stored(engine, 4, 4)
+    good = await batches_of(engine, 4, 4)
     await spoil(engine, 4)
     mending = asyncio.ensure_future(mend(engine.log, good))
     await asyncio.sleep(0)

@@ -18,7 +18,7 @@ from proglog.log.recovery import Recovered, recover
 from proglog.log.segment import index_name, store_name
 from proglog.log.snapshot import Snapshot, snapshot_path
 from proglog.ports import RealFiles
-from tests.log.support import CONFIG, Engine, build, let_go, values_in
+from tests.log.support import CONFIG, Engine, build, flip, let_go, values_in
 
 COUNT = 20
 """Batches: segments 1-8, 9-16 and, active, 17-20. All are marked: the log was closed."""
@@ -73,13 +73,6 @@ def change(path: Path, *edits: tuple[int, bytes]) -> None:
     data = bytearray(path.read_bytes())
     for position, new in edits:
         data[position : position + len(new)] = new
-    path.write_bytes(data)
-
-
-def flip(path: Path, *positions: int) -> None:
-    data = bytearray(path.read_bytes())
-    for position in positions:
-        data[position] ^= 0x10
     path.write_bytes(data)
 
 

@@ -14,8 +14,8 @@ from proglog.log.segment import index_name, store_name
 from proglog.log.snapshot import snapshot_path
 from proglog.log.verify import Report, Severity, repair, verify
 from proglog.ports import RealFiles
-from tests.log.support import Engine, values_in
-from tests.log.test_recovery import COUNT, FIRST, LAST, SECOND, VALUES, flip, positions, set_marks
+from tests.log.support import Engine, flip, values_in
+from tests.log.test_recovery import COUNT, FIRST, LAST, SECOND, VALUES, positions, set_marks
 
 
 @pytest.fixture

@@ -39,13 +39,15 @@ CONVERGE_SECONDS_MAX = 40.0
 """and its followers are where it is within this time."""
 FORM_SECONDS_MAX = 20.0
 LAG_MAX = 50
+"""While a server is this many batches behind, the operator removes no other one."""
 MEND_SECONDS_MAX = 120.0
 """Damage is found by reading everything now and then."""
 PROBE_RATE = 0.002
 PROBE_RATE_RARE = 0.1
-PROBED_SEGMENTS = 20
 """How many operations of a disk are looked at more closely, and how many of the rare ones: those on
 the hard state and those after a cut."""
+PROBED_SEGMENTS = 20
+"""A log of more segments is looked at less often."""
 
 
 class World:
