@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import os
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import replace
@@ -40,7 +39,7 @@ from proglog.rpc.server import RpcServer
 from proglog.simulation.disk import SimDisk
 from proglog.simulation.files import SimFile, SimFiles
 from proglog.simulation.worker import SimWorker
-from tests.replica.support import CONFIG, Node, outcomes, proposed
+from tests.replica.support import CONFIG, Node, descriptors, outcomes, proposed
 
 Check = Callable[[Path], Awaitable[None]]
 Fault = Callable[[pytest.MonkeyPatch], None]
@@ -180,10 +179,10 @@ async def test_w13_an_empty_log_is_not_one_with_a_record(tmp_path: Path) -> None
 async def _descriptors_grow(folder: Path, config: LogConfig) -> int:
     async with Node(folder, config=config) as node:
         await node.fill(1)
-        before = len(os.listdir("/proc/self/fd"))
+        before = descriptors(folder)
         await outcomes([await node.replica.propose(proposed(bytes(100))) for _ in range(3000)])
         await node.written()
-        return len(os.listdir("/proc/self/fd")) - before
+        return descriptors(folder) - before
 
 
 @pytest.mark.parametrize("back", [False, True], ids=["absent", "brought back"])
@@ -207,13 +206,13 @@ async def test_w14_descriptors_are_released_with_what_retention_deletes(
     config = replace(CONFIG, retention_bytes=CONFIG.segment_bytes, retention_check_seconds=0.01)
     async with Node(tmp_path / "log", config=config) as node:
         await node.fill(20, size=1000)
-        before = len(os.listdir("/proc/self/fd"))
+        before = descriptors(tmp_path)
         await node.fill(100, size=1000)
         async with asyncio.timeout(5):
             while len(node.replica.log.segment_facts()) > 3:
                 await asyncio.sleep(0.01)
         await node.written()
-        grown = len(os.listdir("/proc/self/fd")) - before
+        grown = descriptors(tmp_path) - before
         assert (grown > 6) if back else (grown <= 4)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -136,6 +138,20 @@ class Node:
 
 async def _nobody(address: str, factory: object) -> None:
     raise OSError("there is no other server")
+
+
+def descriptors(folder: Path) -> int:
+    """How many descriptors of this process are of files within `folder`, deleted ones too.
+
+    All the process holds would be too many: what earlier tests left to the collector closes at any
+    time.
+    """
+    within = f"{folder.resolve()}{os.sep}"
+    count = 0
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # the one of this listing
+            count += os.readlink(f"/proc/self/fd/{name}").startswith(within)
+    return count
 
 
 def proposed(

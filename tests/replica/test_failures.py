@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import os
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ import pytest
 from proglog.errors import DiskFull, OutcomeUnknown, StorageFailed, Unavailable
 from proglog.replica.fitness import Fitness
 from tests.log.disk import NO_SPACE, Disk, DiskFile
-from tests.replica.support import Node, outcomes, proposed
+from tests.replica.support import Node, descriptors, outcomes, proposed
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
@@ -115,12 +114,12 @@ async def test_asking_a_full_disk_again_and_again_leaks_nothing(folder: Path) ->
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(DiskFile, "reserve", no_large)
             await until_refused(node)
-            before = len(os.listdir("/proc/self/fd"))
+            before = descriptors(folder)
             for _ in range(20):
                 node.replica.log._space._refused_at = -1.0
                 with pytest.raises(DiskFull):
                     await node.produce(bytes(5000))
-            assert len(os.listdir("/proc/self/fd")) <= before
+            assert descriptors(folder) <= before
 
 
 async def test_many_starts_with_a_full_disk(folder: Path) -> None:
