@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -72,11 +71,3 @@ def _no_error_lost_in_the_loop() -> Iterator[None]:
     yield
     errors, _loop_errors[:] = list(_loop_errors), []
     assert not errors, errors
-
-
-@pytest.fixture
-def free_port() -> int:
-    """A TCP port of 127.0.0.1 on which nothing listens."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import os
 import socket
 from dataclasses import dataclass
 from typing import Protocol
@@ -94,9 +95,11 @@ class NetworkTransport:
                 await self.close()
                 # Any free TCP port may be taken for UDP; a port that was asked for is or is not.
                 if self._port or attempt + 1 == _BIND_ATTEMPTS:
+                    wanted = f"{self._host}:{self._port}"
                     raise BindFailed(
-                        f"cannot gossip at {self._host}:{self._port}: {error}",
-                        address=f"{self._host}:{self._port}",
+                        f"cannot gossip at {wanted}: {_why(error)}. Is another node running? "
+                        "Stop it, or choose another address to bind",
+                        address=wanted,
                     ) from error
         address = ipaddress.ip_address(bound[0].partition("%")[0])
         if address.is_unspecified:
@@ -236,6 +239,13 @@ class _Datagrams(asyncio.DatagramProtocol):
 
     def error_received(self, exc: Exception) -> None:  # noqa: ARG002  # asyncio calls it by position
         self._transport.count_failed()
+
+
+def _why(error: OSError) -> str:
+    # asyncio puts the address into the text once more. Resolvers have numbers of their own.
+    if error.errno is None or isinstance(error, socket.gaierror):
+        return str(error)
+    return os.strerror(error.errno)
 
 
 def _outward_host(version: int) -> str:

@@ -16,7 +16,8 @@ from proglog.agent.node import Node
 from proglog.client.admin import Cluster
 from proglog.config import Address, NodeConfig
 from proglog.membership import Status, Timing
-from tests.cluster.harness import free_port, until
+from tests.cluster.harness import until
+from tests.ports import free_port
 
 
 class Nodes:

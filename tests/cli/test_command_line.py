@@ -12,6 +12,7 @@ import pytest
 from proglog.cli.app import run
 from proglog.config import Address, LogConfig, NodeConfig
 from proglog.errors import StorageFailed
+from tests.ports import free_port
 
 
 @pytest.fixture(autouse=True)
@@ -200,11 +201,12 @@ def test_ctrl_c_is_130_without_a_word(
     assert capsys.readouterr().err == ""
 
 
-def test_nobody_listens(capsys: pytest.CaptureFixture[str], free_port: int) -> None:
-    assert run(["consume", "--server", f"127.0.0.1:{free_port}"]) == 1
+def test_nobody_listens(capsys: pytest.CaptureFixture[str]) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    assert run(["consume", "--server", address]) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert f"127.0.0.1:{free_port}" in error
+    assert address in error
 
 
 # --- the program ---------------------------------------------------------------------------------

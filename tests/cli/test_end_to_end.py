@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.ports import free_port
+
 PROGLOG = [sys.executable, "-m", "proglog.cli"]
 ROOT = Path(__file__).resolve().parent.parent.parent
 STARTS_WITHIN_SECONDS = 60
@@ -34,8 +36,8 @@ def data_dir(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def server(free_port: int) -> str:
-    return f"127.0.0.1:{free_port}"
+def server() -> str:
+    return f"127.0.0.1:{free_port()}"
 
 
 @pytest.fixture
@@ -46,6 +48,7 @@ def serve(data_dir: Path, server: str) -> Serve:
     def run_node() -> Iterator[subprocess.Popen[str]]:
         port = server.rpartition(":")[2]
         words = ["serve", "--data-dir", str(data_dir), "--rpc-port", port, "--http-addr", "none"]
+        words += ["--bind-addr", f"127.0.0.1:{free_port()}"]
         with subprocess.Popen(
             [*PROGLOG, *words],
             cwd=ROOT,
@@ -165,10 +168,11 @@ def test_errors_of_a_node_are_one_line(serve: Serve, server: str, data_dir: Path
         refused = run("consume", "--server", server, "--offset", "5")
         assert refused.returncode == 1
         assert refused.stderr == b"proglog: offset 5 is out of range: the log holds [0, 0)\n"
-        second = run("serve", "--data-dir", str(data_dir), "--rpc-port", "0", "--http-addr", "none")
+        elsewhere = ("--rpc-port", "0", "--bind-addr", "127.0.0.1:0", "--http-addr", "none")
+        second = run("serve", "--data-dir", str(data_dir), *elsewhere)
         assert second.returncode != 0
         assert second.stderr.count(b"\n") == 1
-        assert b"in use" in second.stderr
+        assert f"{data_dir}/logs/default is in use".encode() in second.stderr
         verified = run("verify", str(data_dir))
         assert verified.returncode == 2
         assert b"in use" in verified.stderr

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import ssl
 from contextlib import aclosing, asynccontextmanager, suppress
 
@@ -29,16 +28,11 @@ from proglog.errors import (
     Unavailable,
 )
 from tests.client.server import serving
+from tests.ports import free_port
 
 
 def url(*servers) -> str:
     return "proglog://" + ",".join(f"127.0.0.1:{server.port}" for server in servers)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 async def until(condition) -> None:

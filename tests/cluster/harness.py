@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import random
 import shutil
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
@@ -18,6 +16,7 @@ from proglog._generated.log import v1
 from proglog.client.admin import Cluster
 from proglog.config import Address
 from proglog.errors import ProglogError
+from tests.ports import free_port
 
 T = TypeVar("T")
 
@@ -25,9 +24,6 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 DEADLINE_SECONDS = 60.0
 """Generous: the machine may be busy. What is waited for normally takes a second or a few."""
 ASK_SECONDS = 1.0
-_PORTS = range(15_000, 30_000)
-"""Below those that the kernel gives to outgoing connections: none of ours is taken by one."""
-_chance = random.SystemRandom()
 
 
 async def until(condition: Callable[[], Awaitable[T | None]], what: str) -> T:
@@ -38,20 +34,6 @@ async def until(condition: Callable[[], Awaitable[T | None]], what: str) -> T:
         assert loop.time() < deadline, f"still not so after {DEADLINE_SECONDS:g} s: {what}"
         await asyncio.sleep(0.03)
     return holds
-
-
-def free_port() -> int:
-    """A port of 127.0.0.1 that is free for TCP and UDP."""
-    while True:
-        port = _chance.choice(_PORTS)
-        with (
-            contextlib.suppress(OSError),
-            socket.socket() as tcp,
-            socket.socket(type=socket.SOCK_DGRAM) as udp,
-        ):
-            tcp.bind(("127.0.0.1", port))
-            udp.bind(("127.0.0.1", port))
-            return port
 
 
 class Server:

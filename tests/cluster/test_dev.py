@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.harness import DEADLINE_SECONDS, ROOT, free_port
+from tests.cluster.harness import DEADLINE_SECONDS, ROOT
+from tests.ports import free_port
 
 PROGLOG = [sys.executable, "-m", "proglog.cli"]
 HTTP_BELOW_RPC = 320

@@ -50,8 +50,9 @@ from proglog.replica.replica import Replica
 from proglog.replica.state import ReplicatedState
 from tests.agent.nodes import Nodes, some_nodes
 from tests.cluster import harness
-from tests.cluster.harness import free_port, until
+from tests.cluster.harness import until
 from tests.log.support import Engine
+from tests.ports import free_port
 
 _GET_SERVERS = Method("GetServers", v1.GetServersRequest, v1.GetServersResponse)
 TRIO = ("a", "b", "c")

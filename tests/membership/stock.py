@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 import json
 import shutil
-import socket
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from tests.ports import free_port
 
 DEADLINE_S = 60.0
 """Generous: the machine may be busy. What is waited for normally takes a second or a few."""
@@ -28,17 +29,6 @@ async def until(condition: Callable[[], Any], what: str = "") -> None:
             return
         assert loop.time() < deadline, f"still not so after {DEADLINE_S:g} s: {what or condition}"
         await asyncio.sleep(0.05)
-
-
-def free_port() -> int:
-    """A port of 127.0.0.1 that is free for TCP and UDP."""
-    while True:
-        with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp:
-            tcp.bind(("127.0.0.1", 0))
-            port = tcp.getsockname()[1]
-            with contextlib.suppress(OSError):
-                udp.bind(("127.0.0.1", port))
-                return int(port)
 
 
 def serf_binary() -> str:

@@ -39,6 +39,7 @@ from proglog.membership.streams import StreamDecoder, encode_stream
 from proglog.ports import Ports
 from proglog.simulation.loop import run
 from tests.membership.stock import until
+from tests.ports import free_port
 
 PLAIN = Keyring((), bytes)
 QUICK = Timing.local(
@@ -121,9 +122,9 @@ async def test_joining_ourselves_is_neither_joining_nor_failing() -> None:
         assert await a.join([address(a)]) == 0
 
 
-async def test_each_failed_address_is_named_and_one_success_is_enough(free_port: int) -> None:
+async def test_each_failed_address_is_named_and_one_success_is_enough() -> None:
     async with running("a") as a, running("b") as b:
-        dead = f"127.0.0.1:{free_port}"
+        dead = f"127.0.0.1:{free_port()}"
         with pytest.raises(JoinFailed) as raised:
             await b.join([dead, "no.such.host.invalid:1", "a:b:"])
         assert dead in str(raised.value)
@@ -133,7 +134,8 @@ async def test_each_failed_address_is_named_and_one_success_is_enough(free_port:
 
 async def test_a_port_in_use_is_said_clearly() -> None:
     async with running("a") as a:
-        with pytest.raises(BindFailed, match=f"127.0.0.1:{a.local.port}"):
+        said = f"127.0.0.1:{a.local.port}: Address already in use. Is another node running"
+        with pytest.raises(BindFailed, match=said):
             await Membership(config("b", bind_port=a.local.port)).start()
 
 

@@ -1,0 +1,26 @@
+"""Ports for servers that are processes of their own, which cannot tell which one they got."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import socket
+
+_PORTS = range(15_000, 30_000)
+"""Below those that the kernel gives to outgoing connections: none of ours is taken by one. At
+random, so that two runs of the tests at a time seldom want the same."""
+_chance = random.SystemRandom()
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that is free for TCP and UDP."""
+    while True:
+        port = _chance.choice(_PORTS)
+        with (
+            contextlib.suppress(OSError),
+            socket.socket() as tcp,
+            socket.socket(type=socket.SOCK_DGRAM) as udp,
+        ):
+            tcp.bind(("127.0.0.1", port))
+            udp.bind(("127.0.0.1", port))
+            return port
