@@ -83,7 +83,7 @@ class Reconciler:
             if member.status is Status.ALIVE and self._told.get(uuid) != rpc_addr:
                 # Once: a server that moved may call from elsewhere before gossip notices.
                 self._told[uuid] = rpc_addr
-                self._replica.transport.hint(uuid, rpc_addr)
+                self._replica.transport.hint(uuid, member.name, rpc_addr)
             if member.status is Status.FAILED:
                 self._failed_since.setdefault(uuid, now)
             else:

@@ -16,7 +16,8 @@ def parse_url(url: str) -> tuple[list[Address], str]:
 
     Raises ConfigurationError.
     """
-    scheme, separator, rest = url.partition("://")
+    # str(): a list of addresses, say, is as wrong as another scheme, and told the same.
+    scheme, separator, rest = str(url).partition("://")
     hosts, _, log = rest.partition("/")
     names = hosts.split(",")
     if scheme != "proglog" or not separator or "/" in log or not all(names):

@@ -79,8 +79,9 @@ class Transport:
         """Set once, when the driver is made: the two need each other."""
         self._peers: dict[str, _Peer] = {}
         self._addresses: dict[str, str] = {}
-        self._hints: dict[str, str] = {}
         self._names: dict[str, str] = {}
+        self._hints: dict[str, tuple[str, str]] = {}
+        """(name, address) of servers that were heard of."""
         # In the order of their making, unlike a set: so that a simulated run is always the same.
         self._inbound: dict[_Inbound, None] = {}
         self._closed = False
@@ -108,11 +109,13 @@ class Transport:
         """Where a server is: the newest address heard of, or the configured one; may be ""."""
         if uuid == self.host.identity.uuid:
             return self.rpc_addr
-        return self._hints.get(uuid) or self._addresses.get(uuid, "")
+        _, address = self._hints.get(uuid, ("", ""))
+        return address or self._addresses.get(uuid, "")
 
     def name_of(self, uuid: str) -> str:
         """What to call a server in front of people."""
-        return self._names.get(uuid, uuid)
+        name, _ = self._hints.get(uuid, ("", ""))
+        return self._names.get(uuid) or name or uuid
 
     def set_configuration(self, configuration: Configuration) -> None:
         """Forgets connections to servers that are no members any more."""
@@ -129,12 +132,12 @@ class Transport:
             if uuid != self.host.identity.uuid:
                 self._peer(uuid).dial_soon()
 
-    def hint(self, uuid: str, address: str) -> None:
+    def hint(self, uuid: str, name: str, address: str) -> None:
         """Someone told where a server can be reached. The handshake proves who answers there."""
-        if address and self._hints.get(uuid) != address:
+        if address and self._hints.get(uuid) != (name, address):
             if len(self._hints) >= limits.peer_hints_max:
                 self._hints.pop(next(iter(self._hints)))
-            self._hints[uuid] = address
+            self._hints[uuid] = name, address
 
     def accept(self) -> asyncio.Protocol:
         """The protocol of a connection that another server dialled; PROLOGUE comes first."""
@@ -478,7 +481,7 @@ class _Inbound(asyncio.Protocol):
         if self._greeting is not None:
             self._greeting.cancel()
         self._reader.bytes_max = frames.FRAME_BYTES_MAX
-        self._owner.hint(hello.sender, hello.sender_addr)
+        self._owner.hint(hello.sender, hello.sender_name, hello.sender_addr)
         identity = self._owner.host.identity
         self._wire.writelines(frames.encode_welcome(Welcome(identity.cluster_id, identity.uuid)))
         self._peer = hello.sender

@@ -23,9 +23,11 @@ class Leadership:
         self,
         hard_state: HardStateFile,
         configuration: Configuration,
+        name_of: Callable[[str], str],
         address_of: Callable[[str], str],
     ) -> None:
         self._hard_state = hard_state
+        self._name_of = name_of
         self._address_of = address_of
         self.configuration = configuration
         self.state = SoftState(Role.FOLLOWER, None, hard_state.hard_state.term)
@@ -39,9 +41,7 @@ class Leadership:
         if self.is_mine:
             _logger.info("leading", term=state.term)
         elif state.leader is not None and state != before:
-            leader = self.configuration.find(state.leader)
-            name = leader.name if leader is not None else state.leader
-            _logger.info("following", leader=name, term=state.term)
+            _logger.info("following", leader=self._name_of(state.leader), term=state.term)
         elif state.leader is None and before.leader is not None:
             _logger.info("without a leader", term=state.term)
 

@@ -108,6 +108,7 @@ class Replica:
         self.leadership = Leadership(
             opened.hard_state,
             opened.configurations[-1][1] if opened.configurations else Configuration(),
+            self.transport.name_of,
             self.transport.address_of,
         )
         self._driver = self._make_driver(opened)

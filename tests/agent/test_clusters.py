@@ -344,5 +344,7 @@ async def test_who_leads_is_told_by_name(nodes: Nodes) -> None:
     told = [(line["event"], line.get("leader"), line["term"]) for line in lines if "term" in line]
     assert ("leading", None, term) in told
     assert ("following", successor.replica.identity.name, term) in told
+    # Also by those that joined, which heard of the leader before they had a configuration.
+    assert {leader for event, leader, _ in told if event == "following"} <= set(TRIO)
     added = sorted(line["server"] for line in lines if line["event"] == "server added")
     assert added == ["b", "c"]

@@ -64,6 +64,7 @@ def test_the_version_is_that_of_the_project():
     assert proglog.__version__ == project["version"]
 
 
-def test_a_wrong_url_says_what_is_right():
+@pytest.mark.parametrize("url", ["localhost:8400", ["proglog://a", "proglog://b"], None])
+def test_a_wrong_url_says_what_is_right(url):
     with pytest.raises(proglog.ConfigurationError, match="proglog://host:port"):
-        proglog.connect("localhost:8400")
+        proglog.connect(url)
