@@ -153,6 +153,10 @@ class Driver:
         self.raft.unreachable(uuid)
         self.pump_soon()
 
+    def disconnected(self, uuid: str) -> None:
+        """The connection on which a peer's heartbeats came has ended."""
+        self.raft.disconnected(uuid)
+
     def request_read(self, ticket: object) -> None:
         """Asks for a linearizable read; the ticket comes back by `reads_confirmed`."""
         self.raft.request_read(ticket)

@@ -139,6 +139,11 @@ class Transport:
                 self._hints.pop(next(iter(self._hints)))
             self._hints[uuid] = name, address
 
+    def disconnected(self, uuid: str) -> None:
+        """A control lane that a peer had dialled has ended; by now there may be another one."""
+        if not self._closed and all(each.heartbeats_of != uuid for each in self._inbound):
+            self.driver.disconnected(uuid)
+
     def accept(self) -> asyncio.Protocol:
         """The protocol of a connection that another server dialled; PROLOGUE comes first."""
         return _Inbound(self, self._inbound)
@@ -391,6 +396,8 @@ class _Inbound(asyncio.Protocol):
         self._reader = frames.FrameReader()
         self._prologue_seen = False
         self._peer = ""
+        self.heartbeats_of = ""
+        """The peer, if this is the control lane that it dialled."""
         self._busy: asyncio.Task[None] | None = None
         self._greeting: asyncio.TimerHandle | None = None
 
@@ -405,6 +412,8 @@ class _Inbound(asyncio.Protocol):
             self._greeting.cancel()
         if self._busy is not None:
             self._busy.cancel()
+        if self.heartbeats_of:
+            self._owner.disconnected(self.heartbeats_of)
 
     def data_received(self, data: bytes) -> None:
         if not self._prologue_seen and data:
@@ -485,6 +494,8 @@ class _Inbound(asyncio.Protocol):
         identity = self._owner.host.identity
         self._wire.writelines(frames.encode_welcome(Welcome(identity.cluster_id, identity.uuid)))
         self._peer = hello.sender
+        if hello.lane == Lane.CONTROL.value:
+            self.heartbeats_of = hello.sender
 
     async def _check(self, hello: Hello) -> str:
         """Why this connection is refused; empty if it is not."""

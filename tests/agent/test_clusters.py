@@ -15,6 +15,7 @@ from proglog import limits
 from proglog.client.admin import Cluster
 from proglog.errors import ChangeRefused
 from proglog.membership import Status
+from proglog.raft.config import RaftConfig
 from tests.agent.nodes import Nodes, some_nodes
 from tests.cluster.harness import until
 from tests.cluster.load import Load
@@ -321,6 +322,28 @@ async def test_an_operator_adds_a_node_that_gossip_does_not_know(nodes: Nodes) -
     async with Cluster([nodes.running["b"].rpc_addr]) as admin:
         await admin.add(str(nodes.running["c"].rpc_addr))
     await nodes.voters(*TRIO)
+
+
+# --- failing over --------------------------------------------------------------------------------
+
+
+async def test_nobody_waits_for_a_timeout_when_the_leaders_connections_end(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Far longer than `until` waits: no silence starts an election here.
+    patient = RaftConfig(election_ticks=1_000_000, snapshot_ticks_max=1_000_000)
+    monkeypatch.setattr("proglog.agent.node.RaftConfig", lambda: patient)
+    await nodes.form(*TRIO)
+    first = await nodes.find_leader()
+    term = first.replica.leadership.state.term
+    # It goes on, as if each of its connections had been reset; so it hears of its successor.
+    first.replica.transport.close()
+
+    async def succeeded() -> bool:
+        leader = nodes.leader
+        return leader is not None and leader.replica.leadership.state.term > term
+
+    await until(succeeded, "another one leads")
 
 
 # --- telling -------------------------------------------------------------------------------------

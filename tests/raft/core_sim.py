@@ -99,6 +99,7 @@ class Swarm:
             reads_pending_max=16,
             promotion_lag_entries_max=rng.choice((1, 10, 1000)),
         )
+        self.disconnect_every_ms = sometimes(0.5, 20, 2000)
 
 
 class Node:
@@ -434,6 +435,9 @@ class Cluster:
             node.apply(ready, min(survived, ready.steps))
             survived -= min(survived, ready.steps)
         node.raft, node.paused = None, None
+        if self.swarm.disconnect_every_ms is not None:
+            for other in self._living():
+                self.after(0.1, lambda other=other: self._disconnected(other, node.id))
         if not node.wiped:
             life = node.life
             self.after(
@@ -535,6 +539,7 @@ class Cluster:
         self._every(swarm.read_every_ms, work, self._work_read)
         self._every(swarm.stray_append_every_ms, work, self._work_stray_append)
         self._every(swarm.unreachable_every_ms, work, self._work_unreachable)
+        self._every(swarm.disconnect_every_ms, work, self._work_disconnect)
 
     def _living(self) -> list[Node]:
         return [n for n in self.nodes.values() if n.up]
@@ -676,6 +681,14 @@ class Cluster:
                 self._try(lambda: self._append(leader, raft.propose(sizes), len(sizes)))
 
             self.act(leader, propose)
+
+    def _work_disconnect(self) -> None:
+        """A connection ends though nobody has."""
+        if living := self._living():
+            self._disconnected(self.work.choice(living), self.work.choice(list(self.nodes)))
+
+    def _disconnected(self, node: Node, peer: str) -> None:
+        self.act(node, lambda raft: raft.disconnected(peer))
 
     def _work_unreachable(self) -> None:
         """The bulk connection is lost, or the driver says so for nothing."""

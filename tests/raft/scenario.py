@@ -165,6 +165,10 @@ class Scenario:
         raft._election_ticks = raft._timeout_ticks
         raft.tick()
 
+    def do_disconnected(self, name: str, peer: str) -> None:
+        """The connection that its peer dialled has ended."""
+        self._raft(name).disconnected(peer)
+
     def do_silence(self, *names: str) -> None:
         """They have not heard a leader for the shortest election timeout: they protect none."""
         for name in names:

@@ -209,6 +209,62 @@ def test_a_follower_that_hears_its_leader_ignores_candidates_unless_it_is_a_tran
     assert sent(drain(raft))[0].granted
 
 
+def ticks_until_it_runs(raft: Raft, most: int = 30) -> int:
+    for tick in range(1, most + 1):
+        raft.tick()
+        if raft.status().role is Role.PRE_CANDIDATE:
+            return tick
+    raise AssertionError("it does not run")
+
+
+def test_when_the_leader_is_disconnected_the_voters_run_soon_and_in_turn():
+    ticks = []
+    for me in "ace":
+        raft = make(me, "abcde", (1,), heartbeat_ticks=3)
+        follow(raft, 1, (1, 1))
+        raft.disconnected("d")
+        raft.disconnected("b")
+        ticks.append(ticks_until_it_runs(raft))
+    assert ticks == [2, 2 + 3, 2 + 3 * 3]  # between them d
+
+
+def test_a_disconnected_leader_is_protected_no_more_until_it_is_heard_again():
+    raft, request = make("c", terms=(1,)), VoteRequest("a", "c", 2, 1, 1, True, False)
+    follow(raft, 1, (1, 1))
+    raft.disconnected("a")
+    raft.step(request)
+    assert not sent(drain(raft), VoteResponse)
+    raft.disconnected("b")
+    raft.step(request)
+    (answer,) = sent(drain(raft), VoteResponse)
+    assert answer.granted
+    follow(raft, 1, (1, 1))
+    drain(raft)
+    raft.step(request)
+    assert not sent(drain(raft), VoteResponse)
+    assert ticks_until_it_runs(raft) >= 10
+
+
+def test_a_connection_that_comes_and_goes_does_not_put_off_an_election():
+    raft = make("c", terms=(1,), heartbeat_ticks=5)
+    follow(raft, 1, (1, 1))
+    for _ in range(7):
+        raft.disconnected("b")
+        raft.tick()
+    assert raft.status().role is Role.PRE_CANDIDATE
+
+
+def test_a_leader_and_a_learner_do_not_run_when_somebody_is_disconnected():
+    leader, learner = elect(make("a")), make("d", learners="d", terms=(1,))
+    leader.disconnected("b")
+    follow(learner, 1, (1, 1))
+    learner.disconnected("b")
+    for raft, role in ((leader, Role.LEADER), (learner, Role.FOLLOWER)):
+        for _ in range(5):
+            raft.tick()
+        assert raft.status().role is role
+
+
 def test_a_learner_votes_but_does_not_run():
     raft = make("d", learners="d")
     raft.step(VoteRequest("b", "d", 1, 0, 0, False, False))

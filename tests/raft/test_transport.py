@@ -1,0 +1,98 @@
+"""What the connections between servers tell, without any network."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import Any, cast
+
+import pytest
+
+from proglog.raft import frames
+from proglog.raft.frames import Hello, Lane
+from proglog.raft.hard_state import Identity
+from proglog.raft.transport import Transport
+
+OURS = Identity(cluster_id="cluster", uuid="us", name="us")
+
+
+class Host:
+    identity = OURS
+
+
+class Driver:
+    def __init__(self) -> None:
+        self.disconnections: list[str] = []
+
+    def disconnected(self, uuid: str) -> None:
+        self.disconnections.append(uuid)
+
+
+class Wire:
+    """A connection that takes everything."""
+
+    def is_closing(self) -> bool:
+        return False
+
+    def writelines(self, parts: object) -> None: ...
+    def pause_reading(self) -> None: ...
+    def resume_reading(self) -> None: ...
+    def abort(self) -> None: ...
+
+
+async def nobody(address: str, factory: object) -> None:
+    raise OSError("nobody is there")
+
+
+@pytest.fixture
+async def transport() -> Transport:
+    unused = cast("Any", None)
+    made = Transport(
+        host=cast("Any", Host()),
+        log=unused,
+        log_id="default",
+        rpc_addr="us:1",
+        connect=nobody,
+        chance=random.Random(1),
+    )
+    made.driver = cast("Any", Driver())
+    return made
+
+
+async def dialled(transport: Transport, sender: str, lane: Lane) -> asyncio.Protocol:
+    """A connection on which a server has said who it is."""
+    connection = transport.accept()
+    connection.connection_made(cast("Any", Wire()))
+    hello = Hello(
+        cluster_id="cluster",
+        log_id="default",
+        sender=sender,
+        sender_name=sender,
+        sender_addr=f"{sender}:1",
+        to="us",
+        lane=lane.value,
+    )
+    connection.data_received(b"".join([frames.PROLOGUE, *frames.encode_hello(hello)]))
+    await asyncio.sleep(0.001)
+    return connection
+
+
+async def test_the_end_of_a_control_lane_is_told(transport: Transport) -> None:
+    told = cast("Driver", transport.driver).disconnections
+    for lane in (Lane.BULK, Lane.CONTROL):
+        (await dialled(transport, "them", lane)).connection_lost(None)
+    assert told == ["them"]
+
+
+async def test_the_end_of_an_old_control_lane_is_not(transport: Transport) -> None:
+    told = cast("Driver", transport.driver).disconnections
+    old = await dialled(transport, "them", Lane.CONTROL)
+    other = await dialled(transport, "others", Lane.CONTROL)
+    new = await dialled(transport, "them", Lane.CONTROL)
+    old.connection_lost(None)
+    assert told == []
+    new.connection_lost(None)
+    assert told == ["them"]
+    transport.close()
+    other.connection_lost(None)
+    assert told == ["them"]
