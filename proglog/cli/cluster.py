@@ -100,7 +100,7 @@ async def _status(server: Address, *, as_json: bool) -> int:
         return 0
     print(f"cluster {found.cluster_id or '(none yet)'}, term {found.term}, ", end="")
     print(f"committed {found.commit_index}, told by {found.node} ({found.role})")
-    for each in found.servers:
+    for each in sorted(found.servers, key=lambda server: server.id):
         role = "leader" if each.is_leader else each.suffrage
         match = "" if each.match_index is None else f"at {each.match_index}"
         silent = ", silent" if each.active is False else ""
