@@ -41,23 +41,26 @@ def _allow_many_files() -> None:
 
 async def _run(config: NodeConfig, announce: Callable[[Node], None]) -> int:
     node = Node(config)
+    node.failure.add_done_callback(_tell)
     await node.start()
     announce(node)
     asked = _on_signals()
     await _first_of(asked, node.failure, node.left)
-    failed = node.failure.done()
-    if failed:
-        error = node.failure.exception()
-        _logger.critical(
-            "stopped by a failure",
-            error=str(error),
-            exc_info=None if isinstance(error, ProglogError) else error,
-        )
-    else:
+    if not node.failure.done():
         _logger.info("stopping", why=asked.result() if asked.done() else "the node has left")
     await _stop(node)
     _logger.info("stopped")
-    return 1 if failed else 0
+    # Asked now, not before: the disk may fail while the last batches are written.
+    return 1 if node.failure.done() else 0
+
+
+def _tell(failure: asyncio.Future[None]) -> None:
+    error = failure.exception()
+    _logger.critical(
+        "stopped by a failure",
+        error=str(error),
+        exc_info=None if isinstance(error, ProglogError) else error,
+    )
 
 
 async def _stop(node: Node) -> None:

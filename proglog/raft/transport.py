@@ -215,6 +215,8 @@ class _Peer:
             name = self._transport.name_of(self.uuid)
             _logger.info("append not sent", peer=name, error=str(error))
             self._lost()
+        except asyncio.CancelledError:
+            raise  # The peer is no member any more, or this node stops.
         except BaseException as error:
             self._transport.host.failed(error)
             raise

@@ -96,7 +96,7 @@ class Replica:
         self._unlock = opened.unlock
         self.log = Log(opened.folder, opened.recovered, config, ports, self, self._offload)
         self._waiters = CommitWaiters()
-        self._closing = False
+        self._closing = self._failed = False
         self._close: asyncio.Task[None] | None = None
         self._answering: set[str] = set()
         """The peers for which a range is being read."""
@@ -209,7 +209,7 @@ class Replica:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.pop(task, None)
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if not task.cancelled() and (error := task.exception()) is not None and not self._closing:
             self.failed(error)
 
     async def _tick(self) -> None:
@@ -405,7 +405,9 @@ class Replica:
         self._applier.sealed(last)
 
     def failed(self, error: BaseException) -> None:
-        if not self._closing:
+        # Also while it closes: what was appended last may not be durable.
+        if not self._failed:
+            self._failed = True
             self._observer.failed(error)
         self._end(Unavailable("the node stopped after a fault of its disk"))
         self._waiters.give_up()
@@ -521,7 +523,8 @@ class Replica:
                 await self.members.transfer()
 
     async def close(self) -> None:
-        """Stops. Everything that was appended is durable when this returns, to every caller."""
+        """Stops. Everything that was appended is durable when this returns, to every caller, unless
+        the observer was told of a failure."""
         if self._close is None:
             self._close = asyncio.get_running_loop().create_task(self._close_once())
         await asyncio.shield(self._close)

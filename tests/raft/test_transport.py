@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
 
 from proglog.raft import frames
-from proglog.raft.frames import Hello, Lane
+from proglog.raft.configuration import Configuration, Server
+from proglog.raft.frames import Hello, Lane, Welcome
 from proglog.raft.hard_state import Identity
+from proglog.raft.messages import AppendRequest
 from proglog.raft.transport import Transport
 
 OURS = Identity(cluster_id="cluster", uuid="us", name="us")
@@ -18,6 +21,12 @@ OURS = Identity(cluster_id="cluster", uuid="us", name="us")
 
 class Host:
     identity = OURS
+
+    def __init__(self) -> None:
+        self.failures: list[BaseException] = []
+
+    def failed(self, error: BaseException) -> None:
+        self.failures.append(error)
 
 
 class Driver:
@@ -40,19 +49,23 @@ class Wire:
     def abort(self) -> None: ...
 
 
-async def nobody(address: str, factory: object) -> None:
-    raise OSError("nobody is there")
-
-
 @pytest.fixture
 async def transport() -> Transport:
+    async def connect(address: str, factory: Callable[[], asyncio.Protocol]) -> None:
+        """Whoever is dialled welcomes us, and then reads nothing."""
+        connection = factory()
+        connection.connection_made(cast("Any", Wire()))
+        welcome = frames.encode_welcome(Welcome("cluster", address.partition(":")[0]))
+        connection.data_received(b"".join(welcome))
+        connection.pause_writing()
+
     unused = cast("Any", None)
     made = Transport(
         host=cast("Any", Host()),
         log=unused,
         log_id="default",
         rpc_addr="us:1",
-        connect=nobody,
+        connect=connect,
         chance=random.Random(1),
     )
     made.driver = cast("Any", Driver())
@@ -96,3 +109,16 @@ async def test_the_end_of_an_old_control_lane_is_not(transport: Transport) -> No
     transport.close()
     other.connection_lost(None)
     assert told == ["them"]
+
+
+async def test_a_server_may_be_removed_while_it_is_sent_something(transport: Transport) -> None:
+    transport.set_configuration(Configuration((Server("them", "them", "them:1"),)))
+    transport.keep_warm()
+    await asyncio.sleep(0.001)
+    transport.send(AppendRequest("us", "them", 1, 0, 0, 1, 0))
+    await asyncio.sleep(0.001)
+    (feeding,) = (task for task in asyncio.all_tasks() if "_feed" in repr(task))
+    transport.set_configuration(Configuration())
+    await asyncio.wait([feeding])
+    assert feeding.cancelled()
+    assert cast("Host", transport.host).failures == []

@@ -39,6 +39,17 @@ async def test_a_failed_write_stops_the_replica(folder: Path, call: str, number:
         await node.produce(b"goes on")
 
 
+@pytest.mark.parametrize("call", ["pwritev", "fdatasync"])
+async def test_a_disk_that_fails_while_the_replica_closes_is_told(folder: Path, call: str) -> None:
+    disk = Disk()
+    async with Node(folder, files=disk) as node:
+        await node.fill(10)
+        disk.failing = {call: errno.EIO}
+        await node.replica.close()
+        disk.failing = {}
+        assert isinstance(node.failure, StorageFailed)
+
+
 async def test_who_waits_for_space_hears_of_a_failure(folder: Path) -> None:
     disk = Disk()
     async with Node(folder, files=disk) as node:

@@ -165,7 +165,8 @@ class Nemesis:
         except Gone:
             return
         if node.process is process:
-            node.require_all_durable()
+            if process.failure is None:
+                node.require_all_durable()
             node.power_cut(lambda disk: next(crash.extremes(disk.unsynced())))
             self._later(fault.seconds, self._world.start, node)
 

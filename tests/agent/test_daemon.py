@@ -1,0 +1,67 @@
+"""A node as a process whose disk fails: what it says, and how it exits."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from asyncio.subprocess import PIPE, Process
+from pathlib import Path
+
+import pytest
+
+import proglog
+from proglog.errors import OutcomeUnknown
+
+PROGRAM = """
+import errno, os, sys
+from pathlib import Path
+from proglog import limits, ports
+from proglog.agent import daemon
+from proglog.config import NodeConfig
+
+folder = Path(sys.argv[1])
+
+def fdatasync(file):
+    if (folder / "broken").exists():
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    os.fdatasync(file._descriptor)
+
+ports.RealFile.fdatasync = fdatasync
+limits.mark_idle_seconds = 3600.0  # what was produced is marked, with a sync, when it stops
+config = NodeConfig.for_tests(folder / "data")
+sys.exit(daemon.run(config, lambda node: print(node.rpc_addr, flush=True)))
+"""
+
+
+async def start(folder: Path) -> tuple[Process, str]:
+    """A single node, and its address."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", PROGRAM, str(folder), stdout=PIPE, stderr=PIPE
+    )
+    assert process.stdout is not None
+    return process, (await process.stdout.readline()).decode().strip()
+
+
+@pytest.mark.parametrize("asked_to_stop", [False, True])
+async def test_a_disk_that_fails_ends_the_node_and_is_told_once(
+    tmp_path: Path, asked_to_stop: bool
+) -> None:
+    process, address = await start(tmp_path)
+    try:
+        async with proglog.connect(f"proglog://{address}", timeout_seconds=5) as log:
+            await log.produce(b"kept")
+            await asyncio.to_thread((tmp_path / "broken").touch)
+            if asked_to_stop:
+                process.terminate()
+            else:
+                with pytest.raises(OutcomeUnknown):
+                    await log.produce(b"lost?")
+        _, errors = await asyncio.wait_for(process.communicate(), 60)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode == 1
+    assert errors.count(b"stopped by a failure") == 1
+    assert b"Traceback" not in errors
+    assert (b"SIGTERM" in errors) is asked_to_stop
