@@ -534,8 +534,8 @@ class Log:
     async def read(self, first: int, last: int, bytes_max: int) -> Run:
         """Batches from `first` on, up to `last` and about `bytes_max` bytes, at least one.
 
-        All of first..last must be in the log. Raises RangeCorrupt; and Unavailable if a suffix was
-        cut meanwhile, which cannot happen to a reader of committed batches.
+        All of first..last must be in the log. Raises RangeCorrupt; and Unavailable if they were cut
+        or the log was closed meanwhile.
         """
         assert self.first_index <= first <= last <= self.tip.index
         if first >= self._tail.first_index:
@@ -551,8 +551,8 @@ class Log:
             generation = self._generation
             cached = await self._read_from_disk(segment, size, position)
             if generation != self._generation:
-                # What was read may be of a suffix that is void now.
-                if not self.first_index <= first <= last <= self.tip.index:
+                # What was read may be of a suffix that is void now. And the log may be closed.
+                if self._active.retired or not self.first_index <= first <= last <= self.tip.index:
                     raise Unavailable(f"the log was cut while batch {first} was read; read again")
                 return await self.read(first, last, bytes_max)
         return Run(cached, segment.check(cached, position, first))

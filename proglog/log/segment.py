@@ -35,13 +35,13 @@ class Segment:
 
     __slots__ = (
         "_pins",
-        "_retired",
         "capacity",
         "file",
         "first_index",
         "folder",
         "index",
         "index_file",
+        "retired",
     )
 
     def __init__(
@@ -54,7 +54,7 @@ class Segment:
         self.capacity = capacity
         self.index_file = index_file
         self._pins = 0
-        self._retired = False
+        self.retired = False
 
     @property
     def store_path(self) -> Path:
@@ -77,7 +77,7 @@ class Segment:
 
     def pin(self) -> None:
         """Keeps the file open until `unpin`."""
-        assert not self._retired, "it may be closed: ask the log again after every wait"
+        assert not self.retired, "it may be closed: ask the log again after every wait"
         self._pins += 1
 
     def unpin(self) -> None:
@@ -86,11 +86,11 @@ class Segment:
 
     def retire(self) -> None:
         """The segment is deleted or the log closed."""
-        self._retired = True
+        self.retired = True
         self._close_if_unused()
 
     def _close_if_unused(self) -> None:
-        if self._retired and self._pins == 0:
+        if self.retired and self._pins == 0:
             self.file.close()
             if self.index_file is not None:
                 self.index_file.close()

@@ -162,7 +162,8 @@ class Engine:
 
     async def __aexit__(self, *_error: object) -> None:
         self.release()
-        await self.log.close()
+        if not self.log._active.retired:  # a test may have closed it
+            await self.log.close()
         self._reader.stop()
 
     async def append(self, *values: bytes, term: int = 0, timestamp: int = 0) -> BatchHeader:

@@ -296,6 +296,27 @@ async def test_what_is_read_while_a_reset_is_under_way_is_void(
         await reading
 
 
+async def test_what_is_read_while_a_suffix_is_cut_and_the_log_closed_is_void(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await engine.fill(20)
+    await engine.all_durable()
+    await engine.forget_tail()
+    read_slowly = threading.Event()
+    slow = asyncio.ensure_future(engine.log.reader.run(lambda: read_slowly.wait(10)))
+    await asyncio.sleep(0)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(engine.segments[0]), "read_cached", lambda *_: None)
+        reading = asyncio.ensure_future(engine.log.read(1, 8, 1000))
+        await asyncio.sleep(0)
+    engine.log.cut_suffix(15)
+    await engine.log.close()
+    read_slowly.set()
+    await slow
+    with pytest.raises(Unavailable):
+        await reading
+
+
 async def test_a_reset_to_what_a_large_batch_follows(engine: Engine) -> None:
     await engine.log.reset(Snapshot(FAR, b"far"))
     await engine.append(bytes(50_000))
