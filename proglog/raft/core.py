@@ -171,6 +171,12 @@ class Raft:
         """
         return self._leading().transfer(to)
 
+    def resign(self) -> None:
+        """Leads no more, if it did, and names no successor: for a leader that cannot send what its
+        followers need. They elect one of theirs after an election timeout; set `may_campaign`."""
+        if self._leader is not None:
+            self._become_follower(self._state.term, None)
+
     def persisted(self, write: int) -> None:
         """All log writes up to this number (Ready.write) are durable."""
         durable = self._state.writes.durable

@@ -148,6 +148,11 @@ class Driver:
         self.raft.transfer(uuid)
         self.pump_soon()
 
+    def resign(self) -> None:
+        """Leads no more, if it did."""
+        self.raft.resign()
+        self.pump_soon()
+
     def unreachable(self, uuid: str) -> None:
         """What was sent to a peer in bulk may be lost."""
         self.raft.unreachable(uuid)

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from proglog import limits
-from proglog.errors import ProglogError, RangeCorrupt
+from proglog.errors import ProglogError, RangeCorrupt, Unavailable
 from proglog.log.damage import find_damage, mend
 from proglog.log.log import Log
 from proglog.raft.driver import ReceivedBatch
@@ -38,6 +38,7 @@ class Repair:
         leadership: Leadership,
         own_uuid: str,
         hand_over: Callable[[], Awaitable[None]],
+        resign: Callable[[], None],
     ) -> None:
         self._applier = applier
         self._fitness = fitness
@@ -46,6 +47,7 @@ class Repair:
         self._leadership = leadership
         self._own_uuid = own_uuid
         self._hand_over = hand_over
+        self._resign = resign
         self._found = asyncio.Event()
         self._suspects: set[int] = set()
         self._answer: asyncio.Future[list[ReceivedBatch]] | None = None
@@ -53,7 +55,7 @@ class Repair:
     def report(self, error: RangeCorrupt) -> None:
         """A read failed: the segment around it is looked at."""
         index = error.number("index")
-        if index is not None and index <= self._applier.commit_index:
+        if index is not None:
             self._suspects.add(index)
             self._found.set()
 
@@ -74,6 +76,8 @@ class Repair:
             await self._found.wait()
             self._fitness.is_damaged = True
             await self._hand_over()
+            if self._is_stuck():
+                self._resign()
             try:
                 await self._mend_all()
             except ProglogError as error:
@@ -83,13 +87,24 @@ class Repair:
             self._found.clear()
             self._fitness.is_damaged = False
 
+    def _is_stuck(self) -> bool:
+        """Whether, as leader, it cannot send what is not committed yet: nobody could take over from
+        it, and nothing be committed ever again. The others can do without: should that have been
+        acknowledged, another one of the majority that has it is elected; else it is cut."""
+        return len(self._leadership.configuration.voters) > 1 and any(
+            index > self._applier.commit_index for index in self._suspects
+        )
+
     async def _mend_all(self) -> None:
         while self._suspects:
             index = min(self._suspects)
-            if index < self._log.first_index:
+            if not self._log.first_index <= index <= self._log.tip.index:
                 self._suspects.discard(index)
                 continue
             for first, last in await find_damage(self._log, index):
+                if last > self._applier.commit_index:
+                    # It may be cut yet, and something else be written there.
+                    raise Unavailable(f"batch {last} is damaged and not known to be committed")
                 await self._mend(first, last)
             self._suspects.discard(index)
 

@@ -130,6 +130,7 @@ class Replica:
             leadership=self.leadership,
             own_uuid=self.identity.uuid,
             hand_over=self.hand_over,
+            resign=self._driver.resign,
         )
         self._committed_at_start = self._driver.raft.status().commit
         self.committed(self._committed_at_start)

@@ -313,6 +313,21 @@ def test_a_leader_steps_down_when_it_hears_no_quorum_for_an_election_timeout():
     assert raft.status().term == 1
 
 
+def test_a_leader_that_resigns_names_nobody_and_may_not_run():
+    raft = elect(make())
+    raft.request_read("ticket")
+    raft.may_campaign = False
+    raft.resign()
+    (ready,) = drain(raft)
+    assert ready.soft_state == (Role.FOLLOWER, None, 1)
+    assert ready.reads == [("ticket", None)]
+    for _ in range(50):
+        raft.tick()
+    assert not drain(raft)
+    raft.resign()
+    assert not drain(raft)
+
+
 def test_a_leader_of_an_old_term_is_told_the_term():
     raft = make(hard=HardState(5))
     raft.step(Heartbeat("b", "a", 3, 0, 8))
