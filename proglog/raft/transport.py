@@ -183,6 +183,8 @@ class _Peer:
             self._bulk.dial_soon()
             self._lost()
             return
+        if self._feeding is not None and _is_empty(message):
+            return  # It only asks for an answer, which those before it bring as well.
         # The core's window bounds what is queued here, in messages and in bytes.
         self._queue.append(message)
         if self._feeding is None:
@@ -244,6 +246,10 @@ class _Peer:
             self._feeding.cancel()
         self._control.close()
         self._bulk.close()
+
+
+def _is_empty(message: AppendRequest | InstallSnapshot) -> bool:
+    return isinstance(message, AppendRequest) and message.prev_index == message.last_index
 
 
 class _Outbound(asyncio.Protocol):

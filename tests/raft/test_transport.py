@@ -117,6 +117,10 @@ async def test_a_server_may_be_removed_while_it_is_sent_something(transport: Tra
     await asyncio.sleep(0.001)
     transport.send(AppendRequest("us", "them", 1, 0, 0, 1, 0))
     await asyncio.sleep(0.001)
+    for _ in range(100):  # Nothing in them: one for each heartbeat that is answered meanwhile.
+        transport.send(AppendRequest("us", "them", 1, 1, 1, 1, 0))
+    transport.send(AppendRequest("us", "them", 1, 1, 1, 2, 0))
+    assert len(transport._peer("them")._queue) == 2
     (feeding,) = (task for task in asyncio.all_tasks() if "_feed" in repr(task))
     transport.set_configuration(Configuration())
     await asyncio.wait([feeding])

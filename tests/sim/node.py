@@ -48,6 +48,7 @@ class SimNode:
         self.disk.faults.uncached_rate = world.settings.uncached_rate
         self.clock = SimClock(loop=world.loop)
         self.disk_seconds = world.settings.disk_seconds
+        self.reader_seconds = world.settings.reader_seconds
         self.lives = 0
         self.wipes = 0
         self.bootstrap = False
@@ -162,7 +163,7 @@ class SimNode:
     def _worker(self, name: str) -> SimWorker:
         chance = random.Random(f"{self.world.settings.seed}/{self.name}/{self.lives}/{name}")
         reads = name == "proglog-reader"
-        seconds = self.world.settings.reader_seconds if reads else self.disk_seconds
+        seconds = self.reader_seconds if reads else self.disk_seconds
         worker = SimWorker(name, chance=chance, delay_seconds_max=seconds)
         (self._readers if reads else self._workers).append(worker)
         return worker
@@ -176,6 +177,11 @@ class SimNode:
             perform(disk, operation)
 
         disk.perform = on_perform  # type: ignore[method-assign]
+
+    def set_reader_seconds(self, seconds: float) -> None:
+        self.reader_seconds = seconds
+        for worker in self._readers:
+            worker.delay_seconds_max = seconds
 
     def set_disk_seconds(self, seconds: float) -> None:
         self.disk_seconds = seconds

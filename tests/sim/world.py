@@ -334,6 +334,8 @@ class World:
             node.disk.faults.power_cut_at = None
             node.disk.faults.next_error.clear()
             node.set_disk_seconds(self.settings.disk_seconds)
+            # One cold read for each of hundreds of batches would take longer than what is allowed.
+            node.set_reader_seconds(min(0.01, self.settings.reader_seconds))
             self.wanted.update(self._first_names())
             self.start(node)
 
