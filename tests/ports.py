@@ -12,15 +12,21 @@ random, so that two runs of the tests at a time seldom want the same."""
 _chance = random.SystemRandom()
 
 
+def is_free(port: int) -> bool:
+    """Whether a port of 127.0.0.1 is free for TCP and UDP."""
+    with (
+        contextlib.suppress(OSError),
+        socket.socket() as tcp,
+        socket.socket(type=socket.SOCK_DGRAM) as udp,
+    ):
+        tcp.bind(("127.0.0.1", port))
+        udp.bind(("127.0.0.1", port))
+        return True
+    return False
+
+
 def free_port() -> int:
-    """A port of 127.0.0.1 that is free for TCP and UDP."""
-    while True:
-        port = _chance.choice(_PORTS)
-        with (
-            contextlib.suppress(OSError),
-            socket.socket() as tcp,
-            socket.socket(type=socket.SOCK_DGRAM) as udp,
-        ):
-            tcp.bind(("127.0.0.1", port))
-            udp.bind(("127.0.0.1", port))
-            return port
+    """One that is."""
+    while not is_free(port := _chance.choice(_PORTS)):
+        pass
+    return port

@@ -78,8 +78,7 @@ class Transport:
         self.driver: Driver
         """Set once, when the driver is made: the two need each other."""
         self._peers: dict[str, _Peer] = {}
-        self._addresses: dict[str, str] = {}
-        self._names: dict[str, str] = {}
+        self._configuration = Configuration()
         self._hints: dict[str, tuple[str, str]] = {}
         """(name, address) of servers that were heard of."""
         # In the order of their making, unlike a set: so that a simulated run is always the same.
@@ -110,27 +109,28 @@ class Transport:
         if uuid == self.host.identity.uuid:
             return self.rpc_addr
         _, address = self._hints.get(uuid, ("", ""))
-        return address or self._addresses.get(uuid, "")
+        server = self._configuration.find(uuid)
+        return address or (server.address if server else "")
 
     def name_of(self, uuid: str) -> str:
         """What to call a server in front of people."""
         name, _ = self._hints.get(uuid, ("", ""))
-        return self._names.get(uuid) or name or uuid
+        server = self._configuration.find(uuid)
+        return (server.name if server else "") or name or uuid
 
     def set_configuration(self, configuration: Configuration) -> None:
         """Forgets connections to servers that are no members any more."""
-        self._addresses = {server.uuid: server.address for server in configuration.servers}
-        self._names = {server.uuid: server.name for server in configuration.servers}
-        for uuid in [uuid for uuid in self._peers if uuid not in self._addresses]:
-            if uuid not in self._hints:
+        self._configuration = configuration
+        for uuid in list(self._peers):
+            if configuration.find(uuid) is None and uuid not in self._hints:
                 self._peers.pop(uuid).close()
 
     def keep_warm(self) -> None:
         """Has the connections to all other servers ready, as far as they can be reached: a new
         leader that had to dial first would lose a heartbeat or two before it can commit."""
-        for uuid in self._addresses:
-            if uuid != self.host.identity.uuid:
-                self._peer(uuid).dial_soon()
+        for server in self._configuration.servers:
+            if server.uuid != self.host.identity.uuid:
+                self._peer(server.uuid).dial_soon()
 
     def hint(self, uuid: str, name: str, address: str) -> None:
         """Someone told where a server can be reached. The handshake proves who answers there."""

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.harness import DEADLINE_SECONDS, ROOT
-from tests.ports import free_port
+from tests.ports import free_port, is_free
 
 PROGLOG = [sys.executable, "-m", "proglog.cli"]
 HTTP_BELOW_RPC = 320
@@ -42,15 +42,8 @@ def port_base() -> int:
     while True:
         base = free_port()
         ports = [base + 10 * node + more for node in range(3) for more in (0, 1, -HTTP_BELOW_RPC)]
-        if all(map(_is_free, ports)):
+        if all(map(is_free, ports)):
             return base
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as tcp, contextlib.suppress(OSError):
-        tcp.bind(("127.0.0.1", port))
-        return True
-    return False
 
 
 @contextlib.contextmanager

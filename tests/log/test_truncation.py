@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from proglog import limits
 from proglog.errors import RangeCorrupt, Unavailable
 from proglog.log import format as fmt
 from proglog.log.format import ORIGIN, Tip
+from proglog.log.log import Run
 from proglog.log.snapshot import Snapshot, snapshot_path
 from tests.log.support import Engine, build, stored, tip_after
 
@@ -274,45 +277,43 @@ async def test_what_is_durable_is_known_after_a_reset_and_a_cut(engine: Engine) 
     assert engine.log.durable_index == 1003
 
 
-async def test_what_is_read_while_a_reset_is_under_way_is_void(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@asynccontextmanager
+async def waiting_for_the_disk(engine: Engine) -> AsyncIterator[asyncio.Future[Run]]:
+    """A read of the first batches, which are not cached: the disk answers when the context ends."""
+    read_slowly = threading.Event()
+    slow = asyncio.ensure_future(engine.log.reader.run(lambda: read_slowly.wait(10)))
+    await asyncio.sleep(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(engine.segments[0]), "read_cached", lambda *_: None)
+        reading = asyncio.ensure_future(engine.log.read(1, 8, 1000))
+        await asyncio.sleep(0)
+    yield reading
+    read_slowly.set()
+    await slow
+
+
+async def test_what_is_read_while_a_reset_is_under_way_is_void(engine: Engine) -> None:
     await engine.fill(20)
     await engine.all_durable()
     await engine.forget_tail()
     engine.hold()
     resetting = asyncio.ensure_future(engine.log.reset(Snapshot(FAR, b"far")))
-    read_slowly = threading.Event()
-    slow = asyncio.ensure_future(engine.log.reader.run(lambda: read_slowly.wait(10)))
-    await asyncio.sleep(0)
-    monkeypatch.setattr(type(engine.segments[0]), "read_cached", lambda *_: None)
-    reading = asyncio.ensure_future(engine.log.read(1, 8, 1000))
-    await asyncio.sleep(0)
-    engine.release()
-    await resetting
-    read_slowly.set()
-    await slow
+    async with waiting_for_the_disk(engine) as reading:
+        engine.release()
+        await resetting
     with pytest.raises(Unavailable):
         await reading
 
 
 async def test_what_is_read_while_a_suffix_is_cut_and_the_log_closed_is_void(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
+    engine: Engine,
 ) -> None:
     await engine.fill(20)
     await engine.all_durable()
     await engine.forget_tail()
-    read_slowly = threading.Event()
-    slow = asyncio.ensure_future(engine.log.reader.run(lambda: read_slowly.wait(10)))
-    await asyncio.sleep(0)
-    with monkeypatch.context() as patch:
-        patch.setattr(type(engine.segments[0]), "read_cached", lambda *_: None)
-        reading = asyncio.ensure_future(engine.log.read(1, 8, 1000))
-        await asyncio.sleep(0)
-    engine.log.cut_suffix(15)
-    await engine.log.close()
-    read_slowly.set()
-    await slow
+    async with waiting_for_the_disk(engine) as reading:
+        engine.log.cut_suffix(15)
+        await engine.log.close()
     with pytest.raises(Unavailable):
         await reading
 
