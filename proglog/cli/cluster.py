@@ -50,7 +50,7 @@ def add(rpc_addr: str, *, server: Server = SERVER_DEFAULT) -> int:
 
 @app.command
 def remove(name: str, *, server: Server = SERVER_DEFAULT) -> int:
-    """Remove a node from the cluster.
+    """Remove a node that is stopped: one that runs is added again (see `proglog leave`).
 
     Parameters
     ----------
