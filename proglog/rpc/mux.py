@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import logging
 import socket
 import ssl
@@ -129,9 +130,10 @@ class Mux:
     async def _accept_all(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
+            # Not `loop.sock_accept`: cancelled after it accepted, it would lose the connection.
+            await _readable(self._listener)
             try:
-                accepted, peer = await loop.sock_accept(self._listener)
-                connection = _Socket(accepted, peer, self._open)
+                connection = _Socket(*self._listener.accept(), self._open)
             except OSError as error:
                 await self._pause(error)
                 continue
@@ -141,7 +143,7 @@ class Mux:
                 continue
             task = loop.create_task(self._admit(connection))
             self._openings.add(task)
-            task.add_done_callback(self._openings.discard)
+            task.add_done_callback(functools.partial(self._admitted, connection))
 
     async def _pause(self, error: OSError) -> None:
         if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
@@ -157,9 +159,12 @@ class Mux:
                 await self._route(connection)
         except (OSError, TimeoutError) as error:  # ssl.SSLError is an OSError
             log.info("connection from %s dropped: %s", connection.peer, error or "it says nothing")
-        finally:
-            if not connection.has_transport:
-                connection.close()
+
+    def _admitted(self, connection: _Socket, task: asyncio.Task[None]) -> None:
+        # Here and not in the task, which may be cancelled before its first step.
+        self._openings.discard(task)
+        if not connection.has_transport:
+            connection.close()
 
     async def _route(self, connection: _Socket) -> None:
         prefix = await _peek(connection)
@@ -242,10 +247,10 @@ async def _peek(connection: _Socket) -> bytes:
     return prefix
 
 
-async def _readable(connection: _Socket) -> None:
+async def _readable(waited_for: socket.socket) -> None:
     loop = asyncio.get_running_loop()
     ready = loop.create_future()
-    descriptor = connection.fileno()
+    descriptor = waited_for.fileno()
 
     def wake() -> None:
         if not ready.done():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import errno
+import gc
 import ipaddress
 import logging
 import socket
@@ -151,6 +152,28 @@ async def test_close_ends_serve_and_drops_the_undecided():
         with pytest.raises(ConnectionRefusedError):
             await asyncio.open_connection(node.host, node.port)
         writer.close()
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+@pytest.mark.parametrize("steps", range(6))
+@pytest.mark.filterwarnings("error")
+def test_close_loses_no_connection_wherever_it_finds_it(new_loop, steps):
+    routes = mux.Routes(grpc=asyncio.Protocol, http=asyncio.Protocol)
+
+    async def work():
+        accepting = mux.Mux(mux.listen("127.0.0.1", 0), routes)
+        serving = asyncio.get_running_loop().create_task(accepting.serve())
+        await asyncio.sleep(0.01)
+        with socket.create_connection(accepting.address):
+            for _ in range(steps):  # of the loop: found, accepted, given to a task, looked at
+                await asyncio.sleep(0)
+            await accepting.close()
+            await serving
+        assert accepting.connections == 0
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(work())
+    gc.collect()
 
 
 async def test_a_fault_of_the_accept_loop_ends_serve(node, monkeypatch):
