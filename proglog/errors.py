@@ -11,6 +11,8 @@ errors from it, clients decode from it, tests enumerate it.
 from __future__ import annotations
 
 import enum
+import os
+import socket
 from typing import ClassVar
 
 DOMAIN = "proglog"
@@ -303,6 +305,13 @@ def from_reason(reason: str, message: str, facts: dict[str, str]) -> ProglogErro
     error = BY_REASON.get(reason, Internal)(message)
     error.facts = dict(facts)
     return error
+
+
+def reason_of(error: OSError) -> str:
+    """What the system says, without the address that asyncio adds to it."""
+    if error.errno is None or isinstance(error, socket.gaierror):  # has numbers of its own
+        return error.strerror or str(error)
+    return os.strerror(error.errno)
 
 
 # --- errors that never cross the network ---------------------------------------------------------

@@ -22,7 +22,7 @@ from proglog.agent.cluster import ClusterAdmin, ask_promise, identify, leave_con
 from proglog.agent.forming import Forming
 from proglog.agent.reconciler import Reconciler
 from proglog.config import Address, NodeConfig
-from proglog.errors import ConfigurationError
+from proglog.errors import ConfigurationError, reason_of
 from proglog.gateway.health import Probes
 from proglog.gateway.server import Gateway
 from proglog.membership import JoinFailed, Membership, MembershipConfig, Timing, decode_key
@@ -284,7 +284,7 @@ async def _serve_http(gateway: Gateway, address: Address) -> Address:
 
 def _cannot_listen(address: Address, error: OSError) -> ConfigurationError:
     return ConfigurationError(
-        f"cannot listen on {address}: {error.strerror}. Is another node running? Stop it, or "
+        f"cannot listen on {address}: {reason_of(error)}. Is another node running? Stop it, or "
         "choose another --rpc-port, --bind-addr or --http-addr",
         address=address,
     )

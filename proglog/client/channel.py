@@ -14,7 +14,7 @@ from hyperframe.frame import GoAwayFrame
 
 from proglog import http2, limits
 from proglog.config import Address
-from proglog.errors import Unauthenticated, Unavailable
+from proglog.errors import Unauthenticated, Unavailable, reason_of
 
 _CONFIGURATION = Configuration(
     _keepalive_time=limits.client_keepalive_seconds,
@@ -104,6 +104,6 @@ class Channel:
                 f"the certificate of {self.address} is not trusted: {error.verify_message}"
             ) from None
         except OSError as error:
-            reason = error.strerror or str(error)
-            raise Unavailable(f"cannot connect to {self.address}: {reason}") from None
+            message = f"cannot connect to {self.address}: {reason_of(error)}"
+            raise Unavailable(message) from None
         return connection

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
-import os
 import socket
 from dataclasses import dataclass
 from typing import Protocol
 
+from proglog.errors import reason_of
 from proglog.membership import limits
 from proglog.membership.address import Address
 from proglog.membership.errors import BindFailed, ExchangeFailed, MalformedMessage
@@ -97,7 +97,7 @@ class NetworkTransport:
                 if self._port or attempt + 1 == _BIND_ATTEMPTS:
                     wanted = f"{self._host}:{self._port}"
                     raise BindFailed(
-                        f"cannot gossip at {wanted}: {_why(error)}. Is another node running? "
+                        f"cannot gossip at {wanted}: {reason_of(error)}. Is another node running? "
                         "Stop it, or choose another address to bind",
                         address=wanted,
                     ) from error
@@ -239,13 +239,6 @@ class _Datagrams(asyncio.DatagramProtocol):
 
     def error_received(self, exc: Exception) -> None:  # noqa: ARG002  # asyncio calls it by position
         self._transport.count_failed()
-
-
-def _why(error: OSError) -> str:
-    # asyncio puts the address into the text once more. Resolvers have numbers of their own.
-    if error.errno is None or isinstance(error, socket.gaierror):
-        return str(error)
-    return os.strerror(error.errno)
 
 
 def _outward_host(version: int) -> str:

@@ -16,8 +16,8 @@ from proglog.agent.node import Node
 from proglog.client.admin import Cluster
 from proglog.config import Address, NodeConfig
 from proglog.membership import Status, Timing
-from tests.cluster.harness import until
 from tests.ports import free_port
+from tests.waiting import until
 
 
 class Nodes:

@@ -17,9 +17,9 @@ from proglog.errors import ChangeRefused
 from proglog.membership import Status
 from proglog.raft.config import RaftConfig
 from tests.agent.nodes import Nodes, some_nodes
-from tests.cluster.harness import until
 from tests.cluster.load import Load
 from tests.membership.stock import agents
+from tests.waiting import until
 
 TRIO = ("a", "b", "c")
 

@@ -20,7 +20,7 @@ from proglog.membership import Member, Membership, Status
 from proglog.raft.configuration import Configuration
 from proglog.replica.replica import Replica
 from tests.agent.nodes import Nodes, some_nodes
-from tests.cluster.harness import until
+from tests.waiting import until
 
 EXPECTED = 3
 

@@ -29,15 +29,11 @@ from proglog.errors import (
 )
 from tests.client.server import serving
 from tests.ports import free_port
+from tests.waiting import until
 
 
 def url(*servers) -> str:
     return "proglog://" + ",".join(f"127.0.0.1:{server.port}" for server in servers)
-
-
-async def until(condition) -> None:
-    while not condition():
-        await asyncio.sleep(0.001)
 
 
 @pytest.fixture
@@ -203,7 +199,9 @@ async def test_a_status_without_our_detail(server, status, error):
 async def test_nobody_listens():
     port = free_port()
     async with proglog.connect(f"proglog://127.0.0.1:{port}", timeout_seconds=0.2) as log:
-        with pytest.raises(Unavailable, match=f"cannot connect to 127.0.0.1:{port}"):
+        with pytest.raises(
+            Unavailable, match=f"cannot connect to 127.0.0.1:{port}: Connection refused"
+        ):
             await log.produce(b"a")
         with pytest.raises(Unavailable):
             await log.read(0)

@@ -8,32 +8,18 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
-from typing import TypeVar
 
 from proglog._generated.log import v1
 from proglog.client.admin import Cluster
 from proglog.config import Address
 from proglog.errors import ProglogError
 from tests.ports import free_port
-
-T = TypeVar("T")
+from tests.waiting import DEADLINE_SECONDS, until
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-DEADLINE_SECONDS = 60.0
-"""Generous: the machine may be busy. What is waited for normally takes a second or a few."""
 ASK_SECONDS = 1.0
-
-
-async def until(condition: Callable[[], Awaitable[T | None]], what: str) -> T:
-    """Waits until the condition holds; what it then says."""
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + DEADLINE_SECONDS
-    while not (holds := await condition()):
-        assert loop.time() < deadline, f"still not so after {DEADLINE_SECONDS:g} s: {what}"
-        await asyncio.sleep(0.03)
-    return holds
 
 
 class Server:

@@ -15,9 +15,10 @@ from proglog.client.client import Log
 from proglog.client.network import _CONSUME, NetworkBackend
 from proglog.config import Address
 from proglog.errors import OffsetOutOfRange, Outcome, ProglogError
-from tests.cluster.harness import Processes, until
+from tests.cluster.harness import Processes
 from tests.cluster.stores import check_equal, read_store
 from tests.sim.history import Append, History
+from tests.waiting import until
 
 WRITERS = 4
 TASKS_OF_A_WRITER = 4

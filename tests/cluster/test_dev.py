@@ -16,8 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.harness import DEADLINE_SECONDS, ROOT
+from tests.cluster.harness import ROOT
 from tests.ports import free_port, is_free
+from tests.waiting import DEADLINE_SECONDS
 
 PROGLOG = [sys.executable, "-m", "proglog.cli"]
 HTTP_BELOW_RPC = 320

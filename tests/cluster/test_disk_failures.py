@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.harness import Processes, Server, processes, until
+from tests.cluster.harness import Processes, Server, processes
 from tests.cluster.load import Load, load_on, verify
 from tests.cluster.stores import read_store
+from tests.waiting import until
 
 pytestmark = pytest.mark.timeout(300)
 OPTIONS = ("--segment-bytes=64KiB",)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.harness import processes, rounds, until
+from tests.cluster.harness import processes, rounds
 from tests.cluster.load import load_on, verify
+from tests.waiting import until
 
 pytestmark = pytest.mark.timeout(900)
 OPTIONS = ("--segment-bytes=128KiB",)

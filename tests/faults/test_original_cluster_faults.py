@@ -48,11 +48,11 @@ from proglog.replica.leadership import Leadership
 from proglog.replica.opening import open_directory
 from proglog.replica.replica import Replica
 from proglog.replica.state import ReplicatedState
+from tests import waiting
 from tests.agent.nodes import Nodes, some_nodes
-from tests.cluster import harness
-from tests.cluster.harness import until
 from tests.log.support import Engine
 from tests.ports import free_port
+from tests.waiting import until
 
 _GET_SERVERS = Method("GetServers", v1.GetServersRequest, v1.GetServersResponse)
 TRIO = ("a", "b", "c")
@@ -66,7 +66,7 @@ def fails_if(brought_back: bool) -> Iterator[None]:
         yield
         return
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(harness, "DEADLINE_SECONDS", 3.0)
+        patch.setattr(waiting, "DEADLINE_SECONDS", 3.0)
         with pytest.raises((AssertionError, ProglogError, grpc.RpcError, TimeoutError)):
             yield
 

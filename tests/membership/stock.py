@@ -6,29 +6,13 @@ import asyncio
 import contextlib
 import json
 import shutil
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tests.ports import free_port
-
-DEADLINE_S = 60.0
-"""Generous: the machine may be busy. What is waited for normally takes a second or a few."""
-
-
-async def until(condition: Callable[[], Any], what: str = "") -> None:
-    """Waits until the condition, which may be a coroutine function, holds."""
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + DEADLINE_S
-    while True:
-        holds = condition()
-        if asyncio.iscoroutine(holds):
-            holds = await holds
-        if holds:
-            return
-        assert loop.time() < deadline, f"still not so after {DEADLINE_S:g} s: {what or condition}"
-        await asyncio.sleep(0.05)
+from tests.waiting import until
 
 
 def serf_binary() -> str:

@@ -38,8 +38,8 @@ from proglog.membership.snapshot import Snapshot, decode_snapshot, encode_snapsh
 from proglog.membership.streams import StreamDecoder, encode_stream
 from proglog.ports import Ports
 from proglog.simulation.loop import run
-from tests.membership.stock import until
 from tests.ports import free_port
+from tests.waiting import until
 
 PLAIN = Keyring((), bytes)
 QUICK = Timing.local(

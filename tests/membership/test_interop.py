@@ -30,7 +30,8 @@ from proglog.membership import (
     UserEvent,
     encode_key,
 )
-from tests.membership.stock import Agent, agents, until
+from tests.membership.stock import Agent, agents
+from tests.waiting import until
 
 KEY_A, KEY_B = bytes(range(32)), bytes(range(32, 64))
 RPC_ADDR = "127.0.0.1:8400"

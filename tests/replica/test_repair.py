@@ -14,7 +14,7 @@ from proglog.errors import RangeCorrupt
 from proglog.raft.configuration import Configuration, Server
 from proglog.replica import repair
 from proglog.replica.repair import Repair
-from tests.membership.stock import until
+from tests.waiting import until
 
 TRIO = Configuration(tuple(Server(name, name, f"{name}:1") for name in "abc"))
 

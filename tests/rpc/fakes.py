@@ -213,13 +213,6 @@ class Node:
         return sum(len(c.calls._tasks) for c in self.server._connections)
 
 
-async def until(condition: Callable[[], bool], seconds: float = 10) -> None:
-    """Lets the loop run until something holds."""
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.002)
-
-
 def new_channel(node: Node) -> Channel:
     """grpclib's own client with our codec, and windows that let one stream stall."""
     return Channel(

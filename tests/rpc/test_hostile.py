@@ -13,8 +13,9 @@ from hyperframe.frame import ContinuationFrame, HeadersFrame, PingFrame, Setting
 
 from proglog import limits, wire
 from proglog._generated.log import v1
-from tests.rpc.fakes import new_channel, until
+from tests.rpc.fakes import new_channel
 from tests.rpc.raw import PREFACE, RawPeer, frame, message
+from tests.waiting import until
 
 GOOD = message(bytes(v1.ProduceRequest(record=v1.Record(value=b"good"))))
 

@@ -16,7 +16,8 @@ from grpclib.reflection.v1.reflection_pb2 import ServerReflectionRequest, Server
 import proglog._generated
 from proglog import batch, errors, wire
 from proglog._generated.log import v1
-from tests.rpc.fakes import MemoryLog, Node, until
+from tests.rpc.fakes import MemoryLog, Node
+from tests.waiting import until
 
 SECONDS = 10
 

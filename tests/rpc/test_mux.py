@@ -22,7 +22,8 @@ from grpclib.client import Channel
 from proglog import limits, wire
 from proglog._generated.log import v1
 from proglog.rpc import mux
-from tests.rpc.fakes import MemoryLog, Node, new_channel, until
+from tests.rpc.fakes import MemoryLog, Node, new_channel
+from tests.waiting import until
 
 
 async def talk(node: Node, data: bytes, *, tls: ssl.SSLContext | None = None) -> bytes:

@@ -13,8 +13,9 @@ from grpclib.exceptions import GRPCError, StreamTerminatedError
 from proglog import batch, errors, limits, wire
 from proglog._generated.log import v1
 from proglog.batch import ProposedBatch
-from tests.rpc.fakes import PRODUCE_BOUND, MemoryLog, Node, new_channel, until
+from tests.rpc.fakes import PRODUCE_BOUND, MemoryLog, Node, new_channel
 from tests.rpc.raw import RawPeer
+from tests.waiting import until
 
 
 def produce_batches(channel: Channel, **options: object):
