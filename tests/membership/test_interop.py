@@ -220,8 +220,13 @@ async def test_a_member_that_is_alive_denies_that_it_left(tmp_path: Path) -> Non
         await ours.membership.join([stock.address])
         await until(lambda: _all_alive(stock, {"stock", "other", "ours"}))
         await until(lambda: other.sees("ours", "alive"))
-        await stock.command("force-leave", "ours")
-        await until(lambda: "messageLeaveType: ours" in other.log)
+
+        async def other_heard_of_it() -> bool:
+            # With three members a stock agent says it twice, by chance to the same one.
+            await stock.command("force-leave", "ours")
+            return "messageLeaveType: ours" in other.log
+
+        await until(other_heard_of_it)
         await until(lambda: stock.sees("ours", "alive"))
         await until(lambda: other.sees("ours", "alive"))
         ours.membership.force_leave("stock")
@@ -261,35 +266,40 @@ async def test_queries_both_ways(tmp_path: Path) -> None:
     async with agents(tmp_path, "stock", options=options) as stock, node() as ours:
         await ours.membership.join([stock.address])
         await until(lambda: stock.sees("ours", "alive"))
-        result = await ours.membership.query("load", b"5m", timeout_s=1.5)
-        assert result.answers["stock"] == b"0.7"
-        assert sorted(result.acknowledged) == ["ours", "stock"]
+
+        async def all_answer_us() -> bool:
+            result = await ours.membership.query("load", b"5m", timeout_s=1)
+            acknowledged = sorted(result.acknowledged) == ["ours", "stock"]
+            return acknowledged and result.answers == {"stock": b"0.7"}
+
+        await until(all_answer_us)
 
         async def answer() -> None:
             async for event in ours.membership.subscribe():
                 if isinstance(event, Query) and event.name == "uptime":
                     ours.membership.respond(event, event.payload.upper())
-                    return
 
-        async with asyncio.TaskGroup() as group:
-            group.create_task(answer())
-            output = await stock.command("query", "-timeout=1500ms", "uptime", "days")
-        assert "Ack from 'ours'" in output
-        assert "Response from 'ours': DAYS" in output
+        answers = ("Ack from 'ours'", "Response from 'ours': DAYS")
+        answering = asyncio.create_task(answer())
+        await until(lambda: _is_told(stock, answers, "uptime", "days"))
+        answering.cancel()
+
+
+async def _is_told(stock: Agent, answers: tuple[str, ...], *query: str) -> bool:
+    """Whether the answers come in time, which gossip does not promise."""
+    output = await stock.command("query", "-timeout=1s", *query)
+    return all(answer in output for answer in answers)
 
 
 async def test_queries_are_filtered_by_name_and_tag(tmp_path: Path) -> None:
     async with agents(tmp_path, "stock") as stock, node() as ours:
         await ours.membership.join([stock.address])
         await until(lambda: stock.sees("ours", "alive"))
-        for filters, asked in (
-            (("-node=ours",), True),
-            (("-node=stock",), False),
-            (("-tag=role=^prog",), True),
-            (("-tag=role=web",), False),
-        ):
-            output = await stock.command("query", "-timeout=1s", *filters, "hello")
-            assert ("Ack from 'ours'" in output) is asked, filters
+        ack = ("Ack from 'ours'",)
+        for wanted in ("-node=ours", "-tag=role=^prog"):
+            await until(lambda wanted=wanted: _is_told(stock, ack, wanted, "hello"), wanted)
+        for unwanted in ("-node=stock", "-tag=role=web"):
+            assert not await _is_told(stock, ack, unwanted, "hello"), unwanted
 
 
 async def test_every_agent_reaches_us(tmp_path: Path) -> None:
@@ -298,7 +308,12 @@ async def test_every_agent_reaches_us(tmp_path: Path) -> None:
         await a.membership.join([stock.address])
         await b.membership.join([stock.address])
         await until(lambda: _all_alive(stock, {"stock", "a", "b"}))
-        assert "Successfully contacted all live nodes" in await stock.command("reachability")
+
+        async def all_reached() -> bool:
+            _, output = await stock.run("reachability")
+            return "Successfully contacted all live nodes" in output
+
+        await until(all_reached)
 
 
 async def test_relayed_answers_arrive_once(tmp_path: Path) -> None:
@@ -306,8 +321,14 @@ async def test_relayed_answers_arrive_once(tmp_path: Path) -> None:
         await ours.membership.join([stock.address])
         await until(lambda: ours.sees("other", "alive"))
         await until(lambda: _all_alive(other, {"stock", "other", "ours"}))
-        output = await stock.command("query", "-relay-factor=2", "-timeout=1s", "hello")
-        assert re.search(r"Total Acks: 3\b", output), output
+
+        async def all_acknowledge() -> bool:
+            output = await stock.command("query", "-relay-factor=2", "-timeout=1s", "hello")
+            found = re.search(r"Total Acks: (\d+)", output)
+            assert found and int(found[1]) <= 3, output
+            return int(found[1]) == 3
+
+        await until(all_acknowledge)
 
 
 def encrypted(key: bytes) -> tuple[str, ...]:
