@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 import uvloop
 from blockbuster import BlockBusterFunction, blockbuster_ctx
+
+from proglog.simulation.loop import SimLoop
 
 # File calls that blockbuster does not know and that this project makes: on a worker thread only.
 DISK_CALLS = (
@@ -32,14 +36,16 @@ def _from_page_cache(*arguments: Any, **_options: Any) -> bool:
     return len(arguments) > 3 and bool(arguments[3] & os.RWF_NOWAIT)
 
 
-def _new_event_loop() -> uvloop.Loop:
-    loop = uvloop.new_event_loop()
+def _telling_errors(new_loop: Callable[[], asyncio.AbstractEventLoop]) -> Any:
+    loop = new_loop()
     loop.set_exception_handler(lambda _loop, context: _loop_errors.append(context))
     return loop
 
 
 def pytest_asyncio_loop_factories(config: Any, item: Any) -> dict[str, Callable[[], Any]]:
-    return {"uvloop": _new_event_loop}
+    if item.get_closest_marker("virtual_time"):
+        return {"virtual_time": partial(_telling_errors, SimLoop)}
+    return {"uvloop": partial(_telling_errors, uvloop.new_event_loop)}
 
 
 @pytest.fixture(autouse=True)

@@ -22,6 +22,8 @@ from proglog.errors import (
 )
 from proglog.types import Chunk
 
+pytestmark = pytest.mark.virtual_time
+
 
 @pytest.fixture
 def filled(backend):

@@ -25,6 +25,8 @@ from proglog.errors import (
 from proglog.replica.producers import Producers
 from tests.client.fake import FakeStream, Lost
 
+pytestmark = pytest.mark.virtual_time
+
 
 async def turns(count: int = 20) -> None:
     """Lets everything run that is ready to."""
