@@ -40,6 +40,7 @@ from proglog.simulation.disk import SimDisk
 from proglog.simulation.files import SimFile, SimFiles
 from proglog.simulation.worker import SimWorker
 from tests.replica.support import CONFIG, Node, descriptors, outcomes, proposed
+from tests.waiting import DEADLINE_SECONDS
 
 Check = Callable[[Path], Awaitable[None]]
 Fault = Callable[[pytest.MonkeyPatch], None]
@@ -208,7 +209,7 @@ async def test_w14_descriptors_are_released_with_what_retention_deletes(
         await node.fill(20, size=1000)
         before = descriptors(tmp_path)
         await node.fill(100, size=1000)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(DEADLINE_SECONDS):
             while len(node.replica.log.segment_facts()) > 3:
                 await asyncio.sleep(0.01)
         await node.written()
@@ -263,7 +264,7 @@ async def test_w19_old_records_go(tmp_path: Path) -> None:
     config = replace(CONFIG, retention_bytes=CONFIG.segment_bytes, retention_check_seconds=0.01)
     async with Node(tmp_path / "log", config=config) as node:
         await node.fill(100, size=1000)
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(5):
             while len(list(node.folder.glob("0*.store"))) > 3:
                 await asyncio.sleep(0.01)
         assert node.replica.earliest > 50
@@ -351,7 +352,7 @@ async def test_w16_a_reader_at_the_end_costs_nothing(tmp_path: Path) -> None:
             await asyncio.sleep(0.2)
             assert len(reads) <= 1
         await log.produce(b"second")
-        assert (await asyncio.wait_for(following, 5)).value == b"second"
+        assert (await asyncio.wait_for(following, DEADLINE_SECONDS)).value == b"second"
         await reader.aclose()
 
 
@@ -424,12 +425,12 @@ async def test_w20_a_following_reader_does_not_hold_up_a_stop(tmp_path: Path) ->
         following = asyncio.ensure_future(anext(reader))
         await asyncio.sleep(0.05)
         stopping = asyncio.ensure_future(node.stop())
-        done, _ = await asyncio.wait([stopping], timeout=3)
+        done, _ = await asyncio.wait([stopping], timeout=5)
         following.cancel()
         await asyncio.wait([following])
         await reader.aclose()
     if not done:
-        await asyncio.wait_for(stopping, 5)
+        await asyncio.wait_for(stopping, DEADLINE_SECONDS)
     assert done, "the node waits for the reader"
 
 

@@ -14,6 +14,7 @@ import structlog
 
 from proglog import limits
 from tests.gateway.conftest import Node
+from tests.waiting import until
 
 
 @pytest.mark.parametrize(
@@ -88,10 +89,12 @@ async def test_all_bodies_together_are_bounded(node: Node, monkeypatch: pytest.M
     reader, writer = await asyncio.open_connection(node.host, node.port)
     head = b"POST /v1/records HTTP/1.1\r\nHost: localhost\r\nContent-Length: 90001\r\n\r\n"
     writer.write(head + bytes(90_000))
-    await asyncio.sleep(0.05)
-    async with node.http.post("/v1/records", data=bytes(20_000)) as response:
-        assert response.status == 503
-        assert (await response.json())["code"] == "OVERLOADED"
+
+    async def refused() -> bool:
+        async with node.http.post("/v1/records", data=bytes(20_000)) as response:
+            return response.status == 503 and (await response.json())["code"] == "OVERLOADED"
+
+    await until(refused, "the first body is under way, and leaves no room")
     writer.write(b"!")
     assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
     writer.close()

@@ -14,6 +14,7 @@ import pytest
 from proglog import limits
 from proglog.errors import Unavailable
 from tests.gateway.conftest import TIME, Node
+from tests.waiting import until
 
 
 def plain(offset: int, value: bytes) -> dict[str, Any]:
@@ -243,17 +244,18 @@ async def test_drain_ends_a_tail_that_has_much_left(node: Node) -> None:
 
 
 async def test_drain_waits_for_answers_under_way(node: Node) -> None:
-    proceed = asyncio.Event()
+    asked, proceed = asyncio.Event(), asyncio.Event()
     propose = node.replica.propose
 
     async def slow(proposed: Any) -> Any:
+        asked.set()
         await proceed.wait()
         return await propose(proposed)
 
     node.replica.propose = slow  # type: ignore[method-assign]
     async with asyncio.TaskGroup() as tasks:
         post = tasks.create_task(node.http.post("/v1/records", data=b"x"))
-        await asyncio.sleep(0.05)
+        await asked.wait()
         drain = tasks.create_task(node.gateway.drain(10))
         await asyncio.sleep(0.05)
         assert not drain.done()
@@ -268,13 +270,11 @@ async def test_drain_has_an_end(node: Node) -> None:
         node.replica.append(bytes(limits.MiB))
     _, writer = await asyncio.open_connection(node.host, node.port, limit=1024)
     writer.write(b"GET /v1/tail?offset=0 HTTP/1.1\r\nHost: localhost\r\n\r\n")
-    while not node.replica.reads:
-        await asyncio.sleep(0)
-    await asyncio.sleep(0.1)
+    await until(lambda: node.replica.reads)
     [connection] = node.gateway._connections()
     transport = connection.transport
     assert transport is not None
-    assert transport.get_write_buffer_size() > 0
+    await until(lambda: transport.get_write_buffer_size() > 0)
     await node.gateway.drain(0.1)
     await node.gateway.close()
     assert "closed=True" in repr(transport)

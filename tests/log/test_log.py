@@ -19,6 +19,7 @@ from proglog.log.segment import store_name
 from proglog.ports import RealFiles
 from tests.log.disk import Disk
 from tests.log.support import CONFIG, Engine, build, stored
+from tests.waiting import DEADLINE_SECONDS
 
 
 async def test_an_empty_log(engine: Engine) -> None:
@@ -339,7 +340,7 @@ async def test_a_failed_write_is_never_retried(folder: Path, call: str) -> None:
             await engine.log.run_job(lambda: None)
         assert engine.log.durable_index == 1
         with pytest.raises(StorageFailed):
-            await asyncio.wait_for(engine.log.make_room(100_000), 5)
+            await asyncio.wait_for(engine.log.make_room(100_000), DEADLINE_SECONDS)
     assert (await stored(folder))[:1] == [b"a"]
 
 
@@ -353,4 +354,4 @@ async def test_who_waits_for_room_hears_of_a_failed_disk(folder: Path) -> None:
         files.failing = {"fdatasync": errno.EIO}
         engine.release()
         with pytest.raises(StorageFailed):
-            await asyncio.wait_for(waiting, 5)
+            await asyncio.wait_for(waiting, DEADLINE_SECONDS)

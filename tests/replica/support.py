@@ -17,6 +17,7 @@ from proglog.ports import Files, Ports, RealFiles, ThreadWorker, Worker
 from proglog.raft.config import RaftConfig
 from proglog.replica.replica import Replica, open_replica
 from proglog.types import Appended
+from tests.waiting import DEADLINE_SECONDS
 
 CONFIG = LogConfig.for_tests()
 START_MS = 1_700_000_000_000
@@ -167,6 +168,6 @@ def proposed(
 
 async def outcomes(futures: Sequence[asyncio.Future[Appended]]) -> list[object]:
     """The offset or the error that each got, within seconds."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(DEADLINE_SECONDS):
         answers = await asyncio.gather(*futures, return_exceptions=True)
     return [answer.offset if isinstance(answer, Appended) else answer for answer in answers]

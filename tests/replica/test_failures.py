@@ -12,6 +12,7 @@ from proglog.errors import DiskFull, OutcomeUnknown, StorageFailed, Unavailable
 from proglog.replica.fitness import Fitness
 from tests.log.disk import NO_SPACE, Disk, DiskFile
 from tests.replica.support import Node, descriptors, outcomes, proposed
+from tests.waiting import DEADLINE_SECONDS
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
@@ -24,13 +25,13 @@ async def test_a_failed_write_stops_the_replica(folder: Path, call: str, number:
         disk.failing = {call: number}
         futures = [await node.replica.propose(proposed(b"lost?")) for _ in range(3)]
         waiting = asyncio.ensure_future(node.replica.wait_past(1000))
-        await asyncio.wait_for(node.failed_event.wait(), 5)
+        await asyncio.wait_for(node.failed_event.wait(), DEADLINE_SECONDS)
         assert isinstance(node.failure, StorageFailed)
         disk.failing = {}
         for outcome in await outcomes(futures):
             assert isinstance(outcome, OutcomeUnknown)
         with pytest.raises(Unavailable):
-            await asyncio.wait_for(waiting, 5)
+            await asyncio.wait_for(waiting, DEADLINE_SECONDS)
         with pytest.raises(Unavailable):
             await node.replica.propose(proposed(b"later"))
         assert not node.replica.is_ready
@@ -57,9 +58,9 @@ async def test_who_waits_for_space_hears_of_a_failure(folder: Path) -> None:
         lost = await node.replica.propose(proposed(b"x"))
         # The space is asked for behind the write that fails.
         waiting = asyncio.ensure_future(node.replica.propose(proposed(bytes(100_000))))
-        await asyncio.wait_for(node.failed_event.wait(), 5)
+        await asyncio.wait_for(node.failed_event.wait(), DEADLINE_SECONDS)
         with pytest.raises((Unavailable, StorageFailed)):
-            await asyncio.wait_for(waiting, 5)
+            await asyncio.wait_for(waiting, DEADLINE_SECONDS)
         assert isinstance((await outcomes([lost]))[0], OutcomeUnknown)
 
 
@@ -152,7 +153,7 @@ async def test_many_starts_with_a_full_disk(folder: Path) -> None:
     # What was kept for no-ops is used up: it cannot lead, but waits, and does not fall over.
     assert node.failure is None
     disk.failing = {}
-    await asyncio.wait_for(ready, 5)
+    await asyncio.wait_for(ready, DEADLINE_SECONDS)
     await until_taken(node, bytes(2000))
     assert await node.consume() == [*values, bytes(2000)]
     await node.replica.close()

@@ -16,6 +16,8 @@ from proglog.replica import repair
 from proglog.replica.repair import Repair
 from tests.waiting import until
 
+pytestmark = pytest.mark.virtual_time
+
 TRIO = Configuration(tuple(Server(name, name, f"{name}:1") for name in "abc"))
 
 

@@ -21,6 +21,7 @@ from proglog.errors import (
 )
 from proglog.replica.state import Command, encode_command
 from tests.replica.support import START_MS, Node, outcomes, proposed
+from tests.waiting import DEADLINE_SECONDS
 
 
 async def test_an_empty_log_serves(node: Node) -> None:
@@ -101,7 +102,7 @@ async def test_waiting_for_a_record(node: Node) -> None:
     await asyncio.sleep(0)
     assert not waiting.done()
     await node.produce(b"1")
-    await asyncio.wait_for(waiting, 5)
+    await asyncio.wait_for(waiting, DEADLINE_SECONDS)
     await node.replica.wait_past(0)
 
 
@@ -111,7 +112,7 @@ async def test_a_consumer_is_not_woken_by_batches_without_records(node: Node) ->
     await node.replica.barrier()
     assert not woken.done()
     await node.produce(b"a")
-    await asyncio.wait_for(woken, 5)
+    await asyncio.wait_for(woken, DEADLINE_SECONDS)
 
 
 async def test_seek_by_time(node: Node) -> None:
@@ -189,7 +190,7 @@ async def test_a_barrier_ends_with_the_replica(
         await asyncio.sleep(0)
         await node.replica.close()
         with pytest.raises(Unavailable):
-            await asyncio.wait_for(waiting, 5)
+            await asyncio.wait_for(waiting, DEADLINE_SECONDS)
 
 
 @pytest.mark.parametrize("compress", [False, True])
@@ -207,5 +208,5 @@ async def test_after_the_end_everything_is_refused(folder: Path, compress: bool)
     ]
     for call in calls:
         with pytest.raises(Unavailable):
-            await asyncio.wait_for(call(), 5)
+            await asyncio.wait_for(call(), DEADLINE_SECONDS)
     await replica.close()

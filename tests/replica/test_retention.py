@@ -13,6 +13,7 @@ from proglog.errors import OffsetOutOfRange
 from proglog.log.format import Tip
 from proglog.replica.retention import start_to_keep
 from tests.replica.support import CONFIG, START_MS, Node, outcomes, proposed
+from tests.waiting import DEADLINE_SECONDS
 
 BY_SIZE = replace(CONFIG, retention_bytes=CONFIG.segment_bytes, retention_check_seconds=0.01)
 BY_AGE = replace(CONFIG, retention_seconds=60, retention_check_seconds=0.01)
@@ -68,7 +69,7 @@ async def test_a_snapshot_stands_at_the_end_of_each_sealed_segment(
 
 
 async def until_earliest_moves(node: Node, beyond: int = 0) -> int:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(DEADLINE_SECONDS):
         while node.replica.earliest <= beyond or node.replica.log.first_index == 1:
             await asyncio.sleep(0.005)
     return node.replica.earliest
@@ -128,7 +129,7 @@ async def test_the_start_moves_before_the_files_go(folder: Path) -> None:
     async with Node(folder, config=BY_SIZE) as node:
         node.replica.log.drop_prefix = lambda first_index: 0  # type: ignore[method-assign]
         await node.fill(60, size=1000)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(DEADLINE_SECONDS):
             while node.replica.earliest == 0:
                 await asyncio.sleep(0.005)
         assert node.replica.log.first_index == 1

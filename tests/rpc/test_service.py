@@ -15,7 +15,7 @@ from proglog._generated.log import v1
 from proglog.batch import ProposedBatch
 from tests.rpc.fakes import PRODUCE_BOUND, MemoryLog, Node, new_channel
 from tests.rpc.raw import RawPeer
-from tests.waiting import until
+from tests.waiting import DEADLINE_SECONDS, until
 
 
 def produce_batches(channel: Channel, **options: object):
@@ -297,7 +297,7 @@ async def test_a_batch_is_answered_while_no_other_follows(channel, node):
     async with produce_batches(channel) as stream:
         for i in range(3):
             await stream.send_message(one(b"x"))
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(DEADLINE_SECONDS):
                 assert (await stream.recv_message()).offset == i
         await stream.end()
 
@@ -548,7 +548,7 @@ async def test_a_stalled_writer_does_not_starve_others_of_its_connection(channel
         filling = asyncio.ensure_future(fill())
         await until(lambda: len(node.log.waiting) > PRODUCE_BOUND)
         await asyncio.sleep(0.05)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(DEADLINE_SECONDS):
             await v1.LogStub(channel).describe(v1.DescribeRequest())
         filling.cancel()
         await asyncio.gather(filling, return_exceptions=True)
