@@ -14,14 +14,14 @@ from proglog.log.segment import Segment
 
 async def find_damage(log: Log, index: int) -> list[tuple[int, int]]:
     """Reads all of the segment that holds batch `index`, as far as it is durable, and says which
-    ranges of batches (first, last) are damaged: none if the segment is deleted meanwhile. Takes
-    long; the loop does not wait."""
+    ranges of batches (first, last) are damaged: none if the segment is dropped meanwhile, by
+    retention or with a suffix that is cut. Takes long; the loop does not wait."""
     segment = log.segment_of(index)
     last = min(segment.last_index, log.durable_index)
     bad: list[int] = []
     first = segment.first_index
     while first <= last:
-        if first < log.first_index:
+        if segment.retired:
             return []
         upto = min(first + limits.scan_batches, last)
         # Unpinned when the thread is done, not when the waiting task is, which may be cancelled.

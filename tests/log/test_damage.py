@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -66,14 +66,28 @@ async def test_what_does_not_fit_is_not_taken(engine: Engine) -> None:
     assert await find_damage(engine.log, 5) == [(5, 5)]
 
 
-async def test_a_segment_that_is_deleted_while_it_is_read_has_no_damage(engine: Engine) -> None:
-    await spoil(engine, 4)
-    go_on = threading.Event()
-    waiting = asyncio.ensure_future(engine.log.reader.run(lambda: go_on.wait(10)))
-    finding = asyncio.ensure_future(find_damage(engine.log, 1))
-    await asyncio.sleep(0)
+def drop_first(engine: Engine) -> Segment:
     segment = engine.segments[0]
     assert engine.log.drop_prefix(BATCHES) == 1
+    return segment
+
+
+def cut_last(engine: Engine) -> Segment:
+    segment = engine.segments[-1]
+    engine.log.cut_suffix(8)
+    return segment
+
+
+@pytest.mark.parametrize(("index", "drop"), [(1, drop_first), (BATCHES, cut_last)])
+async def test_a_segment_that_is_dropped_while_it_is_read_has_no_damage(
+    engine: Engine, index: int, drop: Callable[[Engine], Segment]
+) -> None:
+    await spoil(engine, index)
+    go_on = threading.Event()
+    waiting = asyncio.ensure_future(engine.log.reader.run(lambda: go_on.wait(10)))
+    finding = asyncio.ensure_future(find_damage(engine.log, index))
+    await asyncio.sleep(0)
+    segment = drop(engine)
     await engine.settled()
     go_on.set()
     await waiting
