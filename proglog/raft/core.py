@@ -111,6 +111,16 @@ class Raft:
         self._seen_commit = self._state.commit
         self._seen_configuration = self._state.configurations.latest_index
 
+    @property
+    def term(self) -> int:
+        """The newest term that this server knows of."""
+        return self._state.term
+
+    @property
+    def configuration(self) -> Configuration:
+        """The newest one in the log, which is in force, committed or not."""
+        return self._state.configurations.latest
+
     # --- in --------------------------------------------------------------------------------------
 
     def tick(self) -> None:

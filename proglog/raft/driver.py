@@ -86,6 +86,10 @@ class Driver:
         self._loop = asyncio.get_running_loop()
         self._pumping = False
         self._waiting_for_disk: asyncio.Task[None] | None = None
+        self._is_starved = False
+        """It waits for space, perhaps for hours. Until there is some nothing that the core says can
+        leave; so it is told nothing either, as if the network were down, and no time passes for it:
+        else answers and campaigns would pile up."""
         self._closed = False
         # Batches whose entries the core has and the log does not yet, by index.
         self._proposed: dict[int, ProposedBatch | Body] = {}
@@ -100,6 +104,11 @@ class Driver:
         """(write number, last index) of each log write whose durability the core waits for."""
 
     @property
+    def term(self) -> int:
+        """The newest term that this server knows of."""
+        return self.raft.term
+
+    @property
     def pending_batches(self) -> int:
         """How many batches were proposed and are not in the log yet."""
         return len(self._proposed)
@@ -112,8 +121,9 @@ class Driver:
     # --- in --------------------------------------------------------------------------------------
 
     def tick(self) -> None:
-        self.raft.tick()
-        self.pump_soon()
+        if not self._is_starved:
+            self.raft.tick()
+            self.pump_soon()
 
     def propose(self, proposed: ProposedBatch) -> tuple[int, int]:
         """Appends a client's batch, for which there must be room: (index, term) it gets.
@@ -138,10 +148,13 @@ class Driver:
         return index, term
 
     def propose_change(self, change: Change) -> tuple[int, int]:
-        """Appends a change of members: (index, term) it gets. Raises as `Raft` does."""
-        result = self.raft.propose_change(change)
+        """Appends a change of members, for which there must be room: (index, term) it gets. Raises
+        as `Raft` does."""
+        index, term = self.raft.propose_change(change)
+        body = self._proposed[index] = batches.plain_body(self.raft.configuration.encode())
+        self.pending_bytes += HEADER_BYTES + len(body.data)
         self.pump_soon()
-        return result
+        return index, term
 
     def transfer(self, uuid: str | None) -> None:
         """Begins to hand leadership over. Raises as `Raft.transfer`."""
@@ -173,23 +186,31 @@ class Driver:
 
     def receive(self, message: Message) -> None:
         """Steps a message without batches."""
-        self.raft.step(message)
-        self.pump_soon()
+        if not self._is_starved:
+            self.raft.step(message)
+            self.pump_soon()
 
     def has_room_for(self, received: Sequence[ReceivedBatch]) -> bool:
         """Whether a leader's batches could be taken now. Control room is theirs too."""
-        return not self._received and self._log.has_room_for([each.header for each in received])
+        return not self._is_behind and self._log.has_room_for([each.header for each in received])
+
+    @property
+    def _is_behind(self) -> bool:
+        """Whether effects of what came before are still to be done, which may take or give room."""
+        return bool(self._received) or self._waiting_for_disk is not None
 
     async def make_room_for(self, received: Sequence[ReceivedBatch]) -> None:
         """Until `has_room_for`. Raises DiskFull."""
         while not self.has_room_for(received):
-            if self._received:
+            if self._is_behind:
                 await self.taken.wait()
             else:
                 await self._log.make_room_for([each.header for each in received])
 
     def receive_append(self, request: AppendRequest, received: Sequence[ReceivedBatch]) -> None:
         """Steps an append with its batches. The log must have room for them."""
+        if self._is_starved:
+            return
         for each in received:
             self._received[each.header.index, each.header.term] = each
         self.raft.step(request._replace(entries=tuple(map(_entry, received))))
@@ -198,6 +219,8 @@ class Driver:
 
     def receive_snapshot(self, request: InstallSnapshot, snapshot: LogSnapshot) -> None:
         """Steps an offer of a snapshot, with the configuration in it already filled in."""
+        if self._is_starved:
+            return
         self._snapshots[snapshot.tip.index] = snapshot
         self.raft.step(request)
         self.pump_soon()
@@ -279,6 +302,7 @@ class Driver:
             try:
                 await work()
             except DiskFull:
+                self._is_starved = True
                 await asyncio.sleep(limits.reserve_retry_seconds)
             else:
                 return True
@@ -299,6 +323,7 @@ class Driver:
             self._events.failed(error)
         finally:
             self._waiting_for_disk = None
+            self._is_starved = False
             self.pump_soon()
 
     async def _save(self, hard_state: HardState) -> None:
@@ -343,19 +368,18 @@ class Driver:
         """The batch of an entry that this server, as leader, made."""
         proposed = self._proposed.pop(entry.index, None)
         producer_id = sequence = 0
-        if entry.configuration is not None:
-            kind, body = Kind.CONFIGURATION, batches.plain_body(entry.configuration.encode())
-        elif proposed is None:
+        if proposed is None:
             assert entry.size_bytes == 0, "an entry came back without the batch proposed for it"
             kind, body = Kind.NOOP, _EMPTY
         elif isinstance(proposed, ProposedBatch):
             kind, body = Kind.DATA, proposed.body
-            self.pending_bytes -= entry.size_bytes
             self._pending_records -= body.count
             producer_id, sequence = proposed.producer_id, proposed.sequence
         else:
-            kind, body = Kind.COMMAND, proposed
-            self.pending_bytes -= entry.size_bytes
+            kind = Kind.COMMAND if entry.configuration is None else Kind.CONFIGURATION
+            body = proposed
+        if proposed is not None:
+            self.pending_bytes -= HEADER_BYTES + len(body.data)
         header, packed = batches.build(
             body,
             kind=kind,

@@ -43,6 +43,8 @@ class Follower:
         state, log = self._state, self._state.log
         _, _, _, prev_index, prev_term, last_index, commit, entries = request
         assert len(entries) == last_index - prev_index, "the driver fills in the entries"
+        # Else the log would be newer than the hard state, and this server never start again.
+        assert not entries or entries[-1].term <= request.term, "entries of a later term"
         if self.installing is not None:
             return  # The log is about to be replaced; the leader will ask again.
         if prev_index < state.commit:

@@ -191,6 +191,8 @@ def decode_append(
         raise FrameError(f"malformed append: {error}") from None
     if request.prev_index + len(received) != request.last_index:
         raise FrameError(f"an append up to {request.last_index} has {len(received)} batches")
+    if received and received[-1].header.term > request.term:
+        raise FrameError(f"an append of term {request.term} has batches of a later one")
     return request, received
 
 

@@ -235,6 +235,10 @@ class _Peer:
             run = await log.read(index, request.last_index, limits.batch_bytes_max)
             parts.append(run.data)
             index = run.headers[-1].index + 1
+        # Within a term the log of its leader only grows, so these are the batches that were meant.
+        # In a later one others may stand there, which do not follow `prev_term`.
+        if self._transport.driver.term != request.term:
+            raise Unavailable("the term it was meant for is over")
         return frames.encode_append(request, parts)
 
     def _lost(self) -> None:

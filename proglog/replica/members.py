@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 
 from proglog import limits
+from proglog.batch import HEADER_BYTES
 from proglog.errors import ChangeRefused, NotLeader, Unavailable
 from proglog.log.log import Log
-from proglog.raft.configuration import AddLearner, Change, Promote, Remove, Server
+from proglog.raft.configuration import AddLearner, Change, Promote, Remove, Server, changed
 from proglog.raft.driver import Driver
 from proglog.replica.leadership import Leadership
 from proglog.replica.waiters import CommitWaiters
@@ -26,12 +27,19 @@ class Members:
         self._waiters = waiters
         self._loop = asyncio.get_running_loop()
 
-    def has_room(self) -> bool:
-        """Whether a small batch of our own can be appended."""
+    def has_room(self, size: int = limits.control_bytes_reserved) -> bool:
+        """Whether a batch of our own of this size can be appended; a small one unless given."""
         return self._log.has_room(
-            self._driver.pending_bytes + limits.control_bytes_reserved,
-            self._driver.pending_batches + 1,
+            self._driver.pending_bytes + size, self._driver.pending_batches + 1
         )
+
+    def _size_of(self, change: Change | None) -> int:
+        """Of the batch with the next configuration; without a change one that adds a server whose
+        name and address are not long. Raises ChangeRefused."""
+        configuration = self._leadership.configuration
+        if change is None:
+            return len(configuration.encode()) + limits.control_bytes_reserved
+        return HEADER_BYTES + len(changed(configuration, change).encode())
 
     async def add(self, server: Server) -> None:
         """Adds a learner, which becomes a voter by itself once it has caught up. A server of the
@@ -57,21 +65,24 @@ class Members:
         """Removes a server by its name or uuid. Returns and raises as `add`."""
         await self._change(Remove(self._uuid_of(name)))
 
-    async def turn(self) -> None:
+    async def turn(self, change: Change | None = None) -> None:
         """Until a change may be proposed: the one before is committed, and so is the beginning of
-        this leadership. A change that the caller then decides on, without waiting in between, is
-        proposed in the same step.
+        this leadership, and there is room for it. A change that the caller then decides on, without
+        waiting in between, is proposed in the same step.
 
-        Raises NotLeader, or Unavailable where that takes too long.
+        Raises NotLeader, ChangeRefused, DiskFull, or Unavailable where that takes too long.
         """
         deadline = self._loop.time() + limits.answer_seconds_max
-        while not self._is_settled():
-            if not self._leadership.is_mine:
+        while True:
+            if self._is_settled():
+                size = self._size_of(change)
+                if self.has_room(size):
+                    return
+                await self._log.make_room(size)
+            elif not self._leadership.is_mine:
                 raise self._leadership.refusal()
             if self._loop.time() >= deadline:
                 raise Unavailable("another change of the cluster is not committed yet")
-            if not self.has_room():
-                await self._log.make_room(limits.control_bytes_reserved)
             await asyncio.sleep(limits.tick_seconds)
 
     def _is_settled(self) -> bool:
@@ -80,7 +91,6 @@ class Members:
             status.committed_own_term
             and status.transferee is None
             and status.configuration_index <= status.commit
-            and self.has_room()
         )
 
     def _uuid_of(self, name: str) -> str:
@@ -90,7 +100,7 @@ class Members:
         raise ChangeRefused(f"no server of the cluster is called {name!r}", server=name)
 
     async def _change(self, change: Change) -> None:
-        await self.turn()
+        await self.turn(change)
         try:
             index, term = self._driver.propose_change(change)
         except NotLeader:
@@ -104,14 +114,14 @@ class Members:
             not configuration.learners
             or not self._leadership.is_mine
             or len(configuration.voters) >= limits.voters_max
-            or not self.has_room()
         ):
             return
         for peer in self._driver.raft.status().peers:
             if peer.caught_up and not configuration.is_voter(peer.id):
                 with contextlib.suppress(ChangeRefused, Unavailable):
                     # Another change or a transfer is under way: the next tick tries again.
-                    self._driver.propose_change(Promote(peer.id))
+                    if self.has_room(self._size_of(Promote(peer.id))):
+                        self._driver.propose_change(Promote(peer.id))
                 return
 
     async def transfer(self, name: str = "") -> None:

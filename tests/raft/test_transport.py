@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import pytest
 
+from proglog.log.format import Tip
+from proglog.log.log import Run
+from proglog.ports import RealClock
 from proglog.raft import frames
 from proglog.raft.configuration import Configuration, Server
 from proglog.raft.frames import Hello, Lane, Welcome
 from proglog.raft.hard_state import Identity
 from proglog.raft.messages import AppendRequest
 from proglog.raft.transport import Transport
+from proglog.replica.opening import first_batch
 
 OURS = Identity(cluster_id="cluster", uuid="us", name="us")
 
@@ -31,22 +35,48 @@ class Host:
 
 class Driver:
     def __init__(self) -> None:
+        self.term = 1
         self.disconnections: list[str] = []
+        self.unreachables: list[str] = []
 
     def disconnected(self, uuid: str) -> None:
         self.disconnections.append(uuid)
+
+    def unreachable(self, uuid: str) -> None:
+        self.unreachables.append(uuid)
+
+
+class Log:
+    """Of one batch of term 1."""
+
+    def __init__(self) -> None:
+        header, packed, body = first_batch(Configuration(), RealClock())
+        self.first_index = 1
+        self.tip = Tip.after(header)
+        self.run = Run(packed + body, [header])
+
+    async def read(self, *_range: int) -> Run:
+        return self.run
 
 
 class Wire:
     """A connection that takes everything."""
 
+    def __init__(self) -> None:
+        self.written = b""
+        self.aborted = False
+
     def is_closing(self) -> bool:
         return False
 
-    def writelines(self, parts: object) -> None: ...
+    def writelines(self, parts: Iterable[bytes]) -> None:
+        self.written += b"".join(parts)
+
     def pause_reading(self) -> None: ...
     def resume_reading(self) -> None: ...
-    def abort(self) -> None: ...
+
+    def abort(self) -> None:
+        self.aborted = True
 
 
 @pytest.fixture
@@ -59,10 +89,9 @@ async def transport() -> Transport:
         connection.data_received(b"".join(welcome))
         connection.pause_writing()
 
-    unused = cast("Any", None)
     made = Transport(
         host=cast("Any", Host()),
-        log=unused,
+        log=cast("Any", Log()),
         log_id="default",
         rpc_addr="us:1",
         connect=connect,
@@ -109,6 +138,35 @@ async def test_the_end_of_an_old_control_lane_is_not(transport: Transport) -> No
     transport.close()
     other.connection_lost(None)
     assert told == ["them"]
+
+
+@pytest.mark.parametrize("is_over", [False, True])
+async def test_an_append_leaves_in_its_term_or_not_at_all(
+    transport: Transport, is_over: bool
+) -> None:
+    """In a later term other batches may stand where those stood that it was made for: a follower
+    that took them under the old term would have a log that is newer than its hard state."""
+    transport.hint("them", "them", "them:1")
+    transport.send(AppendRequest("us", "them", 1, 0, 0, 0, 0))
+    await asyncio.sleep(0.001)
+    driver, bulk = cast("Driver", transport.driver), transport._peer("them")._bulk
+    driver.unreachables.clear()
+    transport.send(AppendRequest("us", "them", 1, 0, 0, 1, 0))
+    await asyncio.sleep(0.001)
+    driver.term += is_over
+    bulk.resume_writing()
+    await asyncio.sleep(0.001)
+    batch = cast("Log", transport.log).run.data
+    assert cast("Wire", bulk._wire).written.endswith(batch) is not is_over
+    assert driver.unreachables == ["them"] * is_over
+
+
+async def test_an_append_with_batches_of_a_later_term_is_not_taken(transport: Transport) -> None:
+    batch = cast("Log", transport.log).run.data
+    connection = cast("Any", await dialled(transport, "them", Lane.BULK))
+    append = frames.encode_append(AppendRequest("them", "us", 0, 0, 0, 1, 0), [batch])
+    connection.data_received(b"".join(append))
+    assert connection._wire.aborted
 
 
 async def test_a_server_may_be_removed_while_it_is_sent_something(transport: Transport) -> None:
