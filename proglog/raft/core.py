@@ -109,7 +109,7 @@ class Raft:
         self._seen_hard_state = hard_state
         self._seen_soft_state = self._soft_state()
         self._seen_commit = self._state.commit
-        self._seen_configuration = self._state.configurations.latest_index
+        self._seen_configuration = self._configuration()
 
     @property
     def term(self) -> int:
@@ -132,7 +132,10 @@ class Raft:
                 self._become_follower(self._state.term, None)
             return
         self._election_ticks += 1
-        alone = self._state.configurations.voter_ids == (self._state.id,)
+        # Not while a leader is heard: one that removes itself has the last word on its removal.
+        alone = self._state.leader is None and self._state.configurations.voter_ids == (
+            self._state.id,
+        )
         if (alone or self._election_ticks >= self._timeout_ticks) and self._promotable():
             self._become_pre_candidate()
 
@@ -183,7 +186,8 @@ class Raft:
 
     def resign(self) -> None:
         """Leads no more, if it did, and names no successor: for a leader that cannot send what its
-        followers need. They elect one of theirs after an election timeout; set `may_campaign`."""
+        followers need. They elect one of theirs after an election timeout, if they are a majority
+        without this one's vote, whose log is the longer one; set `may_campaign`."""
         if self._leader is not None:
             self._become_follower(self._state.term, None)
 
@@ -305,11 +309,15 @@ class Raft:
         return SoftState(self._role, self._state.leader, self._state.term)
 
     def _changed_configuration(self) -> tuple[int, Configuration] | None:
-        configurations = self._state.configurations
-        if self._seen_configuration == configurations.latest_index:
+        configuration = self._configuration()
+        if configuration == self._seen_configuration:
             return None
-        self._seen_configuration = configurations.latest_index
-        return configurations.latest_index, configurations.latest
+        self._seen_configuration = configuration
+        return configuration
+
+    def _configuration(self) -> tuple[int, Configuration]:
+        # The index alone does not tell: another leader's, or a snapshot's, may stand at the same.
+        return self._state.configurations.latest_index, self._state.configurations.latest
 
     def status(self) -> Status:
         return status_of(self._role, self._state, self._follower, self._leader)

@@ -92,9 +92,9 @@ class Leader:
 
     def _heard_quorum(self) -> bool:
         voters = self._state.configurations.voter_ids
-        heard = sum(v == self._state.id or self.peers[v].active for v in voters)
+        heard = sum(v == self._state.id or self.peers[v].heard for v in voters)
         for peer in self.peers.values():
-            peer.active = False
+            peer.checked()
         return heard >= majority(len(voters))
 
     def _tick_snapshots(self) -> None:
@@ -195,12 +195,18 @@ class Leader:
         return index
 
     def caught_up(self, uuid: NodeId) -> bool:
+        """Whether a learner may be given a vote. One that is dead may not, however much it had: the
+        promotion itself might then need its vote, and could not be taken back."""
         peer, config = self.peers.get(uuid), self._state.config
-        return peer is not None and peer.catch_up.caught_up(
-            peer.match,
-            last_index=self._state.log.last_index,
-            now=self._now,
-            lag_max=config.promotion_lag_entries_max,
+        return (
+            peer is not None
+            and peer.active
+            and peer.catch_up.caught_up(
+                peer.match,
+                last_index=self._state.log.last_index,
+                now=self._now,
+                lag_max=config.promotion_lag_entries_max,
+            )
         )
 
     def _watch_members(self) -> None:
@@ -309,7 +315,7 @@ class Leader:
     def on_append_response(self, response: AppendResponse) -> None:
         state = self._state
         peer = self.peers[response.sender]
-        peer.active = True
+        peer.heard = True
         if response.rejected:
             match = state.log.last_possible_match(response.hint_index, response.hint_term)
             peer.rejected(response.index, match)

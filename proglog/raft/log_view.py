@@ -177,13 +177,18 @@ class LogView:
         return last + self._ends_from, ends[last] - ends[before]
 
     def _fit_old(self, first: int, highest: int, bytes_max: int) -> tuple[int, int]:
-        total = self._size_of(first)
+        total = self._size_at(first)
         for index in range(first + 1, highest + 1):
-            size_bytes = self._size_of(index)
+            size_bytes = self._size_at(index)
             if total + size_bytes > bytes_max:
                 return index - 1, total
             total += size_bytes
         return highest, total
+
+    def _size_at(self, index: int) -> int:
+        at = index - self._ends_from
+        # The driver may not have the newest yet.
+        return self._ends[at] - self._ends[at - 1] if at > 0 else self._size_of(index)
 
     def forget_sizes_before(self, commit: int) -> None:
         """Keeps the totals short. Done in large steps, so it costs nothing per entry."""

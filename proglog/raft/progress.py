@@ -28,10 +28,10 @@ class Progress:
     """Invariant: match < next. In REPLICATE everything in (match, next) is in flight."""
 
     __slots__ = (
-        "active",
         "catch_up",
         "commit_sent",
         "flow",
+        "heard",
         "id",
         "inflight",
         "match",
@@ -39,6 +39,7 @@ class Progress:
         "nudge",
         "probe_sent",
         "round",
+        "silent_checks",
         "snapshot_index",
         "snapshot_ticks",
     )
@@ -57,13 +58,32 @@ class Progress:
         """REPLICATE: send an append now even if there is nothing new or the window is full."""
         self.snapshot_index = 0
         self.snapshot_ticks = 0
-        self.active = False
+        self.heard = False
         """It has answered since the last quorum check."""
+        self.silent_checks = 1
+        """How many quorum checks in a row it had not answered before; of one that is new to this
+        leader nothing is known, so that it counts neither as active nor as silent."""
         self.commit_sent = 0
         """The commit index last told to it."""
         self.round = 0
         """The last heartbeat round that it answered."""
         self.catch_up = CatchUp(target=next_ - 1, now=now, ticks_max=config.election_ticks)
+
+    @property
+    def active(self) -> bool:
+        """It has answered since the quorum check before the last one. Since the last one would not
+        do: right after it that is true of nobody."""
+        return self.heard or self.silent_checks == 0
+
+    @property
+    def silent(self) -> bool:
+        """It has not answered between two quorum checks, nor since."""
+        return not self.heard and self.silent_checks > 1
+
+    def checked(self) -> None:
+        """A quorum check is done."""
+        self.silent_checks = 0 if self.heard else self.silent_checks + 1
+        self.heard = False
 
     def become_probe(self, next_: int | None = None) -> None:
         self.flow = Flow.PROBE
@@ -97,6 +117,10 @@ class Progress:
         elif self.flow is Flow.SNAPSHOT and self.match >= base_index:
             # Whatever it got it from: what follows its log is in ours.
             self.become_replicate()
+        elif self.flow is Flow.SNAPSHOT and news:
+            # It has installed another one: ours before the base moved, or an earlier leader's. If
+            # it is at ours now it drops the probe, which is repeated; else it says what it needs.
+            self.become_probe(self.snapshot_index + 1)
         return news
 
     def rejected(self, prev_index: int, possible_match: int) -> None:
@@ -119,7 +143,7 @@ class Progress:
         accepted, or rejected and probed. It goes the way of the appends, so it cannot overtake
         those that are merely slow.
         """
-        self.active = True
+        self.heard = True
         self.round = max(self.round, round_)
         self.probe_sent = False
         self.nudge = self.flow is Flow.REPLICATE and self.match < last_index

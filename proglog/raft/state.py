@@ -55,6 +55,7 @@ class State:
         self.configurations = configurations
         # A hint: a commit index is learned again from the leader, it only saves time.
         self.commit = max(log.base_index, min(commit, log.last_index))
+        self.configurations.commit(self.commit)
         self.leader: NodeId | None = None
         self.messages: list[Message] = []
         self.messages_after_persist: list[Message] = []

@@ -21,6 +21,9 @@ class PeerStatus:
     next: int
     flow: Flow
     active: bool
+    """It has answered a moment ago."""
+    silent: bool
+    """It has not answered for a while. Neither: not known yet."""
     inflight_messages: int
     caught_up: bool
 
@@ -76,6 +79,7 @@ def _peers(leader: Leader) -> tuple[PeerStatus, ...]:
             next=peer.next,
             flow=peer.flow,
             active=peer.active,
+            silent=peer.silent,
             inflight_messages=len(peer.inflight),
             caught_up=leader.caught_up(peer.id),
         )

@@ -53,11 +53,14 @@ class Members:
         if configuration.find(server.uuid) is not None:
             return
         status = self._driver.raft.status()
-        alive = {status.id, *(peer.id for peer in status.peers if peer.active)}
+        silent = {peer.id: peer.silent for peer in status.peers}
+        answering = {status.id, *(peer.id for peer in status.peers if peer.active)}
         for old in configuration.servers:
             if old.name == server.name:
-                if old.uuid in alive:
+                if old.uuid in answering:
                     raise ChangeRefused(f"there is a {old.name} that answers: choose another name")
+                if not silent[old.uuid]:
+                    raise Unavailable(f"whether the old {old.name} answers is not known yet")
                 await self._change(Remove(old.uuid))
         await self._change(AddLearner(server))
 

@@ -65,7 +65,16 @@ class Bounds(NamedTuple):
 
 TIMERS = {
     *("_rng", "_election_ticks", "_timeout_ticks", "_now", "_heartbeat_ticks", "_quorum_ticks"),
-    *("_transfer_ticks", "catch_up", "config", "_size_of", "_number", "active", "_ends"),
+    *(
+        "_transfer_ticks",
+        "catch_up",
+        "config",
+        "_size_of",
+        "_number",
+        "heard",
+        "silent_checks",
+        "_ends",
+    ),
 }
 
 

@@ -663,6 +663,93 @@ def test_a_learner_that_has_not_caught_up_is_not_promoted():
     raft.propose_change(Promote("d"))
 
 
+def answer(raft: Raft, *senders: str) -> None:
+    """Heartbeats are answered by some."""
+    for beat in sent(drain(raft), Heartbeat):
+        if beat.to in senders:
+            raft.step(HeartbeatResponse(beat.to, beat.sender, beat.term, beat.round))
+
+
+def test_a_learner_that_is_dead_is_not_promoted():
+    """Its vote might be needed at once, even to take that back."""
+    raft = committed_leader(learners="d")
+    ack(raft, "d", 1)
+    for _ in range(30):
+        raft.tick()
+        answer(raft, "b", "c")
+    with pytest.raises(ChangeRefused, match="caught up"):
+        raft.propose_change(Promote("d"))
+    raft.tick()
+    answer(raft, "d")
+    raft.propose_change(Promote("d"))
+
+
+def test_who_answers_is_active_at_every_moment_and_who_does_not_is_silent():
+    raft = committed_leader()
+    for _ in range(20):
+        raft.tick()
+        answer(raft, "b")
+    for _ in range(50):
+        raft.tick()
+        (b, c) = raft.status().peers
+        assert (b.active, b.silent, c.active, c.silent) == (True, False, False, True)
+        answer(raft, "b")
+
+
+def test_leadership_goes_to_one_who_answers():
+    for ticks in range(20, 40):
+        raft = committed_leader()
+        ack(raft, "c", 1)
+        for _ in range(ticks):
+            raft.tick()
+            answer(raft, "c")
+        raft.tick()
+        assert raft.transfer() == "c"
+
+
+def test_a_configuration_that_takes_the_place_of_another_is_told():
+    """It may stand at the same index."""
+    theirs, ours = (
+        Configuration(tuple(SERVERS[v] for v in "abc"), (SERVERS[x],)) for x in ("d", "e")
+    )
+    raft = make("c", terms=(1,))
+    entries = (Entry(2, 1, 10), Entry(3, 1, 10, theirs))
+    raft.step(AppendRequest("a", "c", 1, 1, 1, 3, 1, entries))
+    assert (3, theirs) in [each.configuration for each in drain(raft)]
+    raft.step(InstallSnapshot("b", "c", 2, 3, 2, ours))
+    drain(raft)
+    raft.snapshot_installed(3, 2)
+    assert (3, ours) in [each.configuration for each in drain(raft)]
+
+
+def test_a_server_whose_removal_is_known_to_be_committed_does_not_run_after_a_restart():
+    members = [Configuration(tuple(SERVERS[v] for v in voters)) for voters in ("abc", "bc")]
+    raft = Raft(
+        id="a",
+        config=RaftConfig(heartbeat_ticks=1, election_ticks=10),
+        hard_state=HardState(1),
+        log=LogView(runs=[(1, 1)], last_index=5, size_of=lambda _: 10),
+        configurations=list(zip((1, 4), members, strict=True)),
+        commit=5,
+        rng=random.Random(1),
+    )
+    for _ in range(30):
+        raft.tick()
+    assert raft.ready() is None
+
+
+def test_the_last_voter_does_not_depose_the_leader_that_is_removing_itself():
+    """It would never learn whether it was removed, nor its client."""
+    raft = make("b", "ab", terms=(1,), commit=1)
+    raft.step(Heartbeat("a", "b", 1, 1, 1))
+    alone = Configuration((SERVERS["b"],))
+    raft.step(AppendRequest("a", "b", 1, 1, 1, 2, 1, (Entry(2, 1, 10, alone),)))
+    for _ in range(5):  # The write is slow.
+        raft.tick()
+    assert raft.status().role is Role.FOLLOWER
+    assert sent(drain(raft), AppendResponse)[-1] == AppendResponse("b", "a", 1, 2)
+
+
 def test_a_leader_that_removed_itself_leaves_when_that_is_committed_without_it():
     raft = committed_leader()
     raft.propose_change(Remove("a"))

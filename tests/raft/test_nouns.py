@@ -173,8 +173,8 @@ def test_log_view_asks_for_sizes_only_of_what_it_does_not_remember():
     view.append(entries(6, 1, 1, 1))
     assert view.fit(6, 10, 1000) == (8, 30)
     assert asked == []
-    assert view.fit(4, 3, 1000) == (6, 4 + 5 + 6)
-    assert asked == [4, 5, 6]
+    assert view.fit(4, 3, 1000) == (6, 4 + 5 + 10)
+    assert asked == [4, 5]
 
 
 def test_log_view_forgets_old_sizes_in_large_steps():
@@ -284,10 +284,39 @@ def test_progress_steps_back_to_the_hint_but_never_behind_match():
 def test_progress_leaves_snapshot_when_its_log_reaches_the_base():
     peer = progress(10)
     peer.become_snapshot(6)
-    peer.accepted(3, 6)
+    peer.accepted(0, 6)
     assert peer.flow is Flow.SNAPSHOT
     peer.accepted(6, 6)
     assert (peer.flow, peer.next) == (Flow.REPLICATE, 7)
+
+
+def test_progress_asks_whether_another_snapshot_was_installed():
+    peer = progress(10)
+    peer.become_snapshot(6)
+    peer.accepted(3, 6)
+    assert (peer.flow, peer.next) == (Flow.PROBE, 7)
+    peer.accepted(5, 6)  # Late ones are no answer to that.
+    assert (peer.flow, peer.next) == (Flow.PROBE, 7)
+    peer.accepted(6, 6)
+    assert (peer.flow, peer.next) == (Flow.REPLICATE, 7)
+
+
+def test_progress_is_silent_after_a_whole_window_without_an_answer():
+    peer = progress(10)
+    assert not peer.active and not peer.silent  # Nothing is known of it yet.
+    peer.answered_heartbeat(1, last_index=9)
+    assert peer.active
+    peer.checked()
+    assert peer.active and not peer.heard
+    peer.checked()
+    assert not peer.active and not peer.silent
+    peer.checked()
+    assert peer.silent
+    peer.answered_heartbeat(2, last_index=9)
+    assert peer.active and not peer.silent
+    newcomer = progress(10)
+    newcomer.checked()
+    assert newcomer.silent
 
 
 def test_progress_is_nudged_by_a_heartbeat_while_something_is_unacknowledged():
