@@ -140,6 +140,9 @@ class LogService:
             for records in await _decoded(chunk):
                 for some in _slices(records.between(offset)):
                     await call.send_messages(_responses(some))
+                    # Sending waits for nothing while there is room, and a window of small records
+                    # takes seconds to encode: long enough for a leader to be deposed.
+                    await asyncio.sleep(0)
             offset = chunk.next_offset
 
     async def consume_batches(self, call: Call) -> None:

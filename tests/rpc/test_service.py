@@ -13,6 +13,7 @@ from grpclib.exceptions import GRPCError, StreamTerminatedError
 from proglog import batch, errors, limits, wire
 from proglog._generated.log import v1
 from proglog.batch import ProposedBatch
+from proglog.rpc.calls import Call
 from tests.rpc.fakes import PRODUCE_BOUND, MemoryLog, Node, new_channel
 from tests.rpc.raw import RawPeer
 from tests.waiting import DEADLINE_SECONDS, until
@@ -226,6 +227,33 @@ async def test_consume_stream_reads_many_and_compressed_batches(channel, node):
         found = [(await stream.recv_message()).record.value for _ in range(1500)]
         assert found == values[500:] + values
         await stream.cancel()
+
+
+async def test_a_consume_stream_leaves_the_loop_to_others(channel, node, monkeypatch):
+    await node.log.append(*[b"x"] * 2000)
+    turns, sent_in = 0, []
+    send_messages = Call.send_messages
+
+    async def noted(call, messages):
+        sent_in.append(turns)
+        await send_messages(call, messages)
+
+    async def count_turns():
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(Call, "send_messages", noted)
+    counting = asyncio.ensure_future(count_turns())
+    async with consume_stream(channel) as stream:
+        await stream.send_message(v1.ConsumeRequest(offset=0), end=True)
+        for _ in range(2000):
+            await stream.recv_message()
+        await stream.cancel()
+    counting.cancel()
+    assert len(sent_in) > 20
+    assert len(set(sent_in)) == len(sent_in)
 
 
 async def test_w16_an_idle_tail_costs_no_turns_of_the_loop(channel, node):
