@@ -108,6 +108,8 @@ replay_retry_seconds = 0.1
 # --- between servers -----------------------------------------------------------------------------
 dial_seconds_max = 2.0
 redial_seconds_max = 1.0
+peer_unacked_seconds_max = 30.0
+"""A connection to a peer that acknowledges nothing for this long, or takes nothing, is given up."""
 peer_hints_max = 256
 """Addresses heard of beside the configured ones."""
 

@@ -68,7 +68,7 @@ class Node:
         try:
             await self._start()
         except BaseException:
-            await self._parts.aclose()
+            await self.stop()
             raise
 
     async def _start(self) -> None:
@@ -265,7 +265,11 @@ class Node:
 async def _connect(address: str, factory: Callable[[], asyncio.Protocol]) -> None:
     """Dials another server."""
     host, port = Address.parse(address)
-    await asyncio.get_running_loop().create_connection(factory, host, port)
+    transport, _ = await asyncio.get_running_loop().create_connection(factory, host, port)
+    # A host that is gone without a word: TCP by itself would send again for a quarter of an hour.
+    transport.get_extra_info("socket").setsockopt(
+        socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * limits.peer_unacked_seconds_max)
+    )
 
 
 def _listen(address: Address) -> socket.socket:

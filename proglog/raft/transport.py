@@ -135,9 +135,14 @@ class Transport:
     def hint(self, uuid: str, name: str, address: str) -> None:
         """Someone told where a server can be reached. The handshake proves who answers there."""
         if address and self._hints.get(uuid) != (name, address):
+            before = self.address_of(uuid)
             if len(self._hints) >= limits.peer_hints_max:
                 self._hints.pop(next(iter(self._hints)))
             self._hints[uuid] = name, address
+            if before != address and uuid in self._peers:
+                # What is open to the old address may be open to nobody, and TCP would not say so
+                # for a quarter of an hour.
+                self._peers[uuid].dial_again()
 
     def disconnected(self, uuid: str) -> None:
         """A control lane that a peer had dialled has ended; by now there may be another one."""
@@ -174,6 +179,11 @@ class _Peer:
         """Begins to connect where that is not done."""
         self._control.dial_soon()
         self._bulk.dial_soon()
+
+    def dial_again(self) -> None:
+        """Gives up the connections that there are."""
+        self._control.give_up("the peer has moved")
+        self._bulk.give_up("the peer has moved")
 
     def send(self, message: Message) -> None:
         if not isinstance(message, AppendRequest | InstallSnapshot):
@@ -270,6 +280,7 @@ class _Outbound(asyncio.Protocol):
         self._failures = 0
         self._retry_at = 0.0
         self._paused: asyncio.Future[None] | None = None
+        self._greeting: asyncio.TimerHandle | None = None
         self._closed = False
         self.is_open = False
         """The peer has proved who it is."""
@@ -292,8 +303,9 @@ class _Outbound(asyncio.Protocol):
         try:
             async with asyncio.timeout(limits.dial_seconds_max):
                 await self._owner.connect(self._owner.address_of(self._uuid), lambda: self)
-        except (OSError, TimeoutError) as error:
-            self._back_off(str(error))
+        except (OSError, ValueError, ProglogError) as error:
+            # Gossip and greetings tell addresses: one may be none, or no name.
+            self._back_off(str(error) or f"no connection in {limits.dial_seconds_max:g} s")
         finally:
             self._dialling = None
 
@@ -314,6 +326,9 @@ class _Outbound(asyncio.Protocol):
         if self._closed:
             self._wire.abort()
             return
+        self._greeting = self._loop.call_later(
+            limits.sniff_seconds_max, self.give_up, "it does not answer a greeting"
+        )
         self._reader = frames.FrameReader()
         identity = self._owner.host.identity
         hello = Hello(
@@ -333,11 +348,11 @@ class _Outbound(asyncio.Protocol):
             while (got := self._reader.next()) is not None:
                 self._greet(*got)
         except FrameError as error:
-            self._abort(str(error))
+            self.give_up(str(error))
 
     def _greet(self, type_: int, payload: memoryview) -> None:
         if type_ == Type.REFUSAL:
-            self._abort(frames.decode_refusal(payload))
+            self.give_up(frames.decode_refusal(payload))
         elif type_ != Type.WELCOME or self.is_open:
             raise FrameError(f"a frame of type {type_} is not expected here")
         else:
@@ -347,15 +362,23 @@ class _Outbound(asyncio.Protocol):
             if self._failures >= 3 and self._lane is Lane.CONTROL:
                 _logger.info("peer reached again", peer=self._owner.name_of(self._uuid))
             self._failures = 0
+            self._end_greeting()
             self.is_open = True
 
-    def _abort(self, why: str) -> None:
-        self._back_off(why)
+    def _end_greeting(self) -> None:
+        if self._greeting is not None:
+            self._greeting.cancel()
+            self._greeting = None
+
+    def give_up(self, why: str) -> None:
+        """Ends the connection, if there is one."""
         if self._wire is not None:
+            self._back_off(why)
             self._wire.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._wire = None
+        self._end_greeting()
         self.is_open = False
         self.resume_writing()
         if self._failures == 0:

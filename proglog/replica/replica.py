@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -52,6 +52,7 @@ from proglog.replica.proposer import Proposer
 from proglog.replica.repair import Repair
 from proglog.replica.retention import Retention
 from proglog.replica.state import ReplicatedState
+from proglog.replica.tasks import Tasks
 from proglog.replica.waiters import CommitWaiters
 from proglog.types import Appended, Chunk, ClusterStatus, Description, ServerInfo
 
@@ -100,9 +101,8 @@ class Replica:
         self._close: asyncio.Task[None] | None = None
         self._answering: set[str] = set()
         """The peers for which a range is being read."""
-        # In the order of their making, unlike a set: so that a simulated run is always the same.
-        self._tasks: dict[asyncio.Task[None], None] = {}
-        self._adopting = asyncio.Lock()
+        self._tasks = Tasks(self.failed)
+        self._adopted = self.identity.cluster_id
         self._applier = self._make_applier(opened)
         self.transport = self._make_transport(rpc_addr, connect)
         self.leadership = Leadership(
@@ -135,7 +135,7 @@ class Replica:
         self._committed_at_start = self._driver.raft.status().commit
         self.committed(self._committed_at_start)
         for work in (self._tick(), self._retain(), self.repair.run(), self.repair.scrub()):
-            self._spawn(work)
+            self._tasks.spawn(work)
 
     def _make_applier(self, opened: Opened) -> Applier:
         return Applier(
@@ -143,7 +143,7 @@ class Replica:
             opened.state,
             opened.applied,
             self._waiters,
-            spawn=self._spawn,
+            spawn=self._tasks.spawn,
             on_start_moved=self._trim,
             on_damage=self.damaged,
         )
@@ -203,16 +203,6 @@ class Replica:
         """Who this server is. Without a cluster id it belongs to none yet."""
         return self._hard_state.identity
 
-    def _spawn(self, coroutine: Coroutine[None, None, None]) -> None:
-        task = self._loop.create_task(coroutine)
-        self._tasks[task] = None
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.pop(task, None)
-        if not task.cancelled() and (error := task.exception()) is not None and not self._closing:
-            self.failed(error)
-
     async def _tick(self) -> None:
         due = self._loop.time()
         while True:
@@ -232,7 +222,7 @@ class Replica:
         fit = self._fitness.look(now)
         if not fit and self.leadership.is_mine and now >= self._handing_over_until:
             self._handing_over_until = now + limits.unfit_retry_seconds
-            self._spawn(self.hand_over())
+            self._tasks.spawn(self.hand_over())
 
     # --- proposing -------------------------------------------------------------------------------
 
@@ -452,7 +442,7 @@ class Replica:
         # One at a time; who got no answer asks again.
         if peer not in self._answering:
             self._answering.add(peer)
-            self._spawn(self._answer_range(peer, first, last))
+            self._tasks.spawn(self._answer_range(peer, first, last))
 
     async def _answer_range(self, peer: str, first: int, last: int) -> None:
         last = min(last, self.applied_index)
@@ -477,13 +467,13 @@ class Replica:
 
     async def adopt_cluster(self, cluster_id: str) -> None:
         """Joins the cluster of a leader that called, durably. Raises Unavailable."""
-        async with self._adopting:
-            if self.identity.cluster_id in {"", cluster_id}:
-                file = self._hard_state
-                # Read when it is written, on the thread that writes: a vote may come in between.
-                await self.log.run_job(lambda: file.save(file.hard_state, cluster_id))
-            else:
-                raise Unavailable(f"this server joined cluster {self.identity.cluster_id}")
+        # Decided here, at once: who calls may be gone, and another call come, before it is written.
+        if self._adopted not in {"", cluster_id}:
+            raise Unavailable(f"this server joined cluster {self._adopted}")
+        self._adopted = cluster_id
+        file = self._hard_state
+        # Read when it is written, on the thread that writes: a vote may come in between.
+        await self.log.run_job(lambda: file.save(file.hard_state, cluster_id))
 
     async def begin(self, configuration: Configuration) -> None:
         """Begins a cluster with these servers, once: the log must be empty, and all of them must
@@ -533,11 +523,10 @@ class Replica:
     async def _close_once(self) -> None:
         await self.hand_over()
         self._end(Unavailable("the node is stopping"))
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.end()
         self.transport.close()
         await self._driver.close()
+        await self._tasks.end()
         await self.log.close()
         self._waiters.give_up()
         self._offload.stop()

@@ -9,6 +9,8 @@ from typing import Any, cast
 
 import pytest
 
+from proglog import limits
+from proglog.errors import ConfigurationError
 from proglog.log.format import Tip
 from proglog.log.log import Run
 from proglog.ports import RealClock
@@ -16,7 +18,7 @@ from proglog.raft import frames
 from proglog.raft.configuration import Configuration, Server
 from proglog.raft.frames import Hello, Lane, Welcome
 from proglog.raft.hard_state import Identity
-from proglog.raft.messages import AppendRequest
+from proglog.raft.messages import AppendRequest, HeartbeatResponse
 from proglog.raft.transport import Transport
 from proglog.replica.opening import first_batch
 
@@ -159,6 +161,55 @@ async def test_an_append_leaves_in_its_term_or_not_at_all(
     batch = cast("Log", transport.log).run.data
     assert cast("Wire", bulk._wire).written.endswith(batch) is not is_over
     assert driver.unreachables == ["them"] * is_over
+
+
+@pytest.mark.virtual_time
+async def test_one_that_does_not_answer_a_greeting_is_given_up(transport: Transport) -> None:
+    """Its host may have died before it answered: nothing is sent again, and TCP says nothing."""
+
+    async def connect(_address: str, factory: Callable[[], asyncio.Protocol]) -> None:
+        factory().connection_made(cast("Any", Wire()))
+
+    transport.connect = connect
+    transport.hint("them", "them", "them:1")
+    transport.send(HeartbeatResponse("us", "them", 1, 0))
+    await asyncio.sleep(0.001)
+    wire = cast("Wire", transport._peer("them")._control._wire)
+    await asyncio.sleep(limits.sniff_seconds_max - 0.1)
+    assert not wire.aborted
+    await asyncio.sleep(0.1)
+    assert wire.aborted
+
+
+async def test_connections_to_where_a_server_was_are_given_up(transport: Transport) -> None:
+    transport.set_configuration(Configuration((Server("them", "them", "them:1"),)))
+    transport.keep_warm()
+    await asyncio.sleep(0.001)
+    peer = transport._peer("them")
+    wires = [cast("Wire", lane._wire) for lane in (peer._control, peer._bulk)]
+    transport.hint("them", "their name", "them:1")
+    assert not any(wire.aborted for wire in wires)
+    transport.hint("them", "their name", "them:2")
+    assert all(wire.aborted for wire in wires)
+
+
+@pytest.mark.parametrize("error", [ConfigurationError("no address"), UnicodeError("no name")])
+async def test_an_address_that_is_none_is_tried_again_like_any_other(
+    transport: Transport, error: Exception
+) -> None:
+    async def connect(*_: object) -> None:
+        raise error
+
+    transport.connect = connect
+    transport.hint("them", "them", "them")
+    lane = transport._peer("them")._control
+    lane.dial_soon()
+    dialling = lane._dialling
+    assert dialling is not None
+    await dialling
+    assert (lane._failures, lane._dialling) == (1, None)
+    lane.dial_soon()
+    assert lane._dialling is None  # Not at once.
 
 
 async def test_an_append_with_batches_of_a_later_term_is_not_taken(transport: Transport) -> None:

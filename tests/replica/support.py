@@ -47,12 +47,14 @@ class Node:
         files: Files | None = None,
         name: str = "n1",
         worker: Callable[[str], Worker] = ThreadWorker,
+        bootstrap: bool = True,
     ) -> None:
         self.folder = folder
         self.config = config
         self.files = files or RealFiles()
         self.name = name
         self.worker = worker
+        self.bootstrap = bootstrap
         self.clock = Clock()
         self.failure: BaseException | None = None
         self.failed_event = asyncio.Event()
@@ -77,7 +79,7 @@ class Node:
             self.folder,
             node_name=self.name,
             rpc_addr="127.0.0.1:1",
-            bootstrap=True,
+            bootstrap=self.bootstrap,
             config=self.config,
             raft_config=RaftConfig(),
             ports=Ports(

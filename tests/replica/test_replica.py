@@ -20,6 +20,7 @@ from proglog.errors import (
     Unavailable,
 )
 from proglog.replica.state import Command, encode_command
+from proglog.replica.tasks import Tasks
 from tests.replica.support import START_MS, Node, outcomes, proposed
 from tests.waiting import DEADLINE_SECONDS
 
@@ -164,6 +165,48 @@ async def test_a_batch_larger_than_a_segment(node: Node) -> None:
     await node.produce(b"small")
     await node.restart()
     assert [len(value) for value in await node.consume()] == [200_000, 5]
+
+
+async def test_the_cluster_that_calls_first_is_joined(folder: Path) -> None:
+    """Also where the caller is gone before that is written."""
+    ours, theirs = "a" * 36, "b" * 36
+    node = Node(folder, bootstrap=False)
+    for _ in range(2):
+        replica = await node.open()
+        calling = asyncio.ensure_future(replica.adopt_cluster(ours))
+        await asyncio.sleep(0)
+        calling.cancel()
+        with pytest.raises(Unavailable, match=ours):
+            await replica.adopt_cluster(theirs)
+        await node.written()
+        assert replica.identity.cluster_id == ours
+        await replica.close()
+
+
+async def test_a_task_that_ends_may_begin_another() -> None:
+    ended: list[str] = []
+    tasks = Tasks(lambda _error: None)
+
+    async def last(name: str) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(name)
+
+    async def first() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            tasks.spawn(last("begun before"))
+            await asyncio.sleep(0)
+            tasks.spawn(last("begun while it ended"))
+            await asyncio.sleep(0)
+
+    tasks.spawn(first())
+    await asyncio.sleep(0)
+    await tasks.end()
+    assert ended == ["begun before", "begun while it ended"]
+    assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
 async def test_closing_with_proposals_in_flight(folder: Path) -> None:
