@@ -88,7 +88,7 @@ async def _status(server: Address, *, as_json: bool) -> int:
     async with Cluster([server], timeout_seconds=FIRST_ANSWER_SECONDS_MAX) as cluster:
         found = await cluster.status()
         members = (await cluster.members()).members
-    differing = differences(found.servers, members)
+    differing = differences(found.cluster_id, found.servers, members)
     if as_json:
         document = {
             "servers": [_fields(each, _SERVER) for each in found.servers],
@@ -110,7 +110,9 @@ async def _status(server: Address, *, as_json: bool) -> int:
     return 0
 
 
-def differences(servers: Sequence[ServerStatus], members: Sequence[Member]) -> list[str]:
+def differences(
+    cluster_id: str, servers: Sequence[ServerStatus], members: Sequence[Member]
+) -> list[str]:
     """Where Raft's configuration and what gossip tells are not the same."""
     ours = {
         tags["uuid"]: (member, tags) for member in members if (tags := _tags(member)).get("uuid")
@@ -127,7 +129,12 @@ def differences(servers: Sequence[ServerStatus], members: Sequence[Member]) -> l
             told = tags.get("rpc_addr", "")
             lines.append(f"{server.id} is configured at {server.rpc_addr}, but tells {told}")
     for member, tags in ours.values():
-        if member.status == "alive" and tags.get("role") == "proglog":
+        if member.status != "alive" or tags.get("role") != "proglog":
+            continue
+        other = tags.get("cluster", "")
+        if other not in {"", cluster_id}:
+            lines.append(f"{member.name} is alive, but a server of another cluster: {other}")
+        else:
             lines.append(f"{member.name} is alive, but no server of this cluster")
     return lines
 

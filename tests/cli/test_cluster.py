@@ -18,19 +18,21 @@ def member(number: int, status: str = "alive", **tags: str) -> Member:
 
 
 def test_the_same_views_do_not_differ() -> None:
-    assert differences([server(1), server(2)], [member(1), member(2)]) == []
+    assert differences("c1", [server(1), server(2)], [member(1), member(2)]) == []
 
 
 def test_each_difference_is_told() -> None:
     servers = [server(1), server(2), server(3)]
     members = [member(1, "failed"), member(3, rpc_addr="elsewhere:2"), member(4)]
-    assert differences(servers, members) == [
+    members.append(member(5, cluster="c2"))
+    assert differences("c1", servers, members) == [
         "n1 is a voter, but gossip says failed",
         "n2 is a voter, but gossip does not know it",
         "n3 is configured at h3:1, but tells elsewhere:2",
         "n4 is alive, but no server of this cluster",
+        "n5 is alive, but a server of another cluster: c2",
     ]
 
 
 def test_members_of_another_role_are_no_difference() -> None:
-    assert differences([server(1)], [member(1), member(5, uuid="", role="web")]) == []
+    assert differences("c1", [server(1)], [member(1), member(5, uuid="", role="web")]) == []

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import pytest
+from structlog.testing import capture_logs
 
 from proglog import limits
 from proglog.errors import ConfigurationError
@@ -66,10 +67,10 @@ class Wire:
 
     def __init__(self) -> None:
         self.written = b""
-        self.aborted = False
+        self.aborted = self.closed = False
 
     def is_closing(self) -> bool:
-        return False
+        return self.closed
 
     def writelines(self, parts: Iterable[bytes]) -> None:
         self.written += b"".join(parts)
@@ -79,6 +80,9 @@ class Wire:
 
     def abort(self) -> None:
         self.aborted = True
+
+    def close(self) -> None:
+        self.closed = True
 
 
 @pytest.fixture
@@ -103,7 +107,9 @@ async def transport() -> Transport:
     return made
 
 
-async def dialled(transport: Transport, sender: str, lane: Lane) -> asyncio.Protocol:
+async def dialled(
+    transport: Transport, sender: str, lane: Lane, to: str = "us"
+) -> asyncio.Protocol:
     """A connection on which a server has said who it is."""
     connection = transport.accept()
     connection.connection_made(cast("Any", Wire()))
@@ -113,7 +119,7 @@ async def dialled(transport: Transport, sender: str, lane: Lane) -> asyncio.Prot
         sender=sender,
         sender_name=sender,
         sender_addr=f"{sender}:1",
-        to="us",
+        to=to,
         lane=lane.value,
     )
     connection.data_received(b"".join([frames.PROLOGUE, *frames.encode_hello(hello)]))
@@ -161,6 +167,21 @@ async def test_an_append_leaves_in_its_term_or_not_at_all(
     batch = cast("Log", transport.log).run.data
     assert cast("Wire", bulk._wire).written.endswith(batch) is not is_over
     assert driver.unreachables == ["them"] * is_over
+
+
+async def test_who_is_refused_again_and_again_is_told_once(transport: Transport) -> None:
+    with capture_logs() as lines:
+        for to in ("us before we were wiped", "us before we were wiped", "somebody else"):
+            connection = cast("Any", await dialled(transport, "them", Lane.CONTROL, to=to))
+            assert to.encode() in connection._wire.written
+            assert connection._wire.closed
+    assert [(line["event"], line["peer"]) for line in lines] == [
+        ("peer refused", "them at them:1")
+    ] * 2
+    assert [line["why"].rpartition(" not ")[2] for line in lines] == [
+        "us before we were wiped",
+        "somebody else",
+    ]
 
 
 @pytest.mark.virtual_time
