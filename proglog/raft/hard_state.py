@@ -47,6 +47,10 @@ class HardStateFile:
         """Opens an existing file, rewriting a damaged copy. Raises CorruptionError."""
         self._path = folder / FILE_NAME
         self._file = files.open(self._path)
+        # What the disk has: in the page cache may be a copy that a failed fdatasync never brought
+        # there. Before that, what kill -9 left in the cache only; never are both in flight.
+        self._file.fdatasync()
+        self._file.forget_cache(0)
         copies = [_parse(self._file.pread(_COPY.size, place * _BLOCK_BYTES)) for place in (0, 1)]
         whole = [copy for copy in copies if copy is not None]
         if not whole:
@@ -61,8 +65,6 @@ class HardStateFile:
         self._sequence = newest.sequence
         self.identity = newest.identity
         self.hard_state = newest.hard_state
-        # After kill -9 the newest copy may be in the page cache only: never are both in flight.
-        self._file.fdatasync()
         for place, copy in enumerate(copies):
             if copy != newest:
                 self._write(place)
