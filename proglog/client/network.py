@@ -177,16 +177,14 @@ class NetworkStream:
             self._ended(error)
 
     def _ended(self, error: ProglogError) -> None:
-        """A refusal is that of the first batch without an answer; the server took none behind it.
-        Without a refusal, each of them may be in the log or not."""
-        self._end = error
-        for position, answer in enumerate(self._unanswered):
-            if answer.done():
-                continue
-            if position and _definite(error):
-                answer.set_exception(EarlierRefused("an earlier batch was refused"))
-            else:
+        """A refusal is that of the first batch without an answer; the server took none behind it,
+        and will take none. Without a refusal, each of them may be in the log or not."""
+        for answer in self._unanswered:
+            if not answer.done():
                 answer.set_exception(copy.copy(error))
+            if _definite(error):
+                error = EarlierRefused("an earlier batch was refused")
+        self._end = error
         self._unanswered.clear()
 
 

@@ -129,6 +129,25 @@ async def test_a_refusal_reaches_a_sender_that_flow_control_stopped(server, log)
     assert server.service.fake.log.values() == sent
 
 
+async def test_a_final_refusal_reaches_no_batch_that_flow_control_kept_back(server, log):
+    """The sender is woken by the end of the call before it is told of the refusal."""
+    server.service.release.clear()
+    server.service.fake.faults.append(InvalidBatch("poison"))
+    calls = [asyncio.ensure_future(log.produce(bytes(1_000_000 + i))) for i in range(12)]
+    await until(lambda: server.service.received and _window_of_the_only_call(log) == 0)
+    assert log._producer._sender._queue, "flow control stopped it"
+    server.service.release.set()
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    assert isinstance(results[0], InvalidBatch)
+    assert results[1:] == list(range(11))
+
+
+def _window_of_the_only_call(log) -> int:
+    (channel,) = log._backend._channels.values()
+    (call,) = channel._current.processor.streams.values()
+    return call._h2_connection.local_flow_control_window(call.id)
+
+
 async def test_a_call_that_ends_without_a_reset_wakes_its_sender():
     """Some servers answer early and leave the stream open to what the client still sends."""
     handle = answering(OK, b"\x00\x00\x00\x00\x02\x08\x00", [("grpc-status", "16")])
