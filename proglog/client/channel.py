@@ -14,7 +14,7 @@ from hyperframe.frame import GoAwayFrame
 
 from proglog import http2, limits
 from proglog.config import Address
-from proglog.errors import Unauthenticated, Unavailable, reason_of
+from proglog.errors import InvalidRequest, Unauthenticated, Unavailable, reason_of
 
 _CONFIGURATION = Configuration(
     _keepalive_time=limits.client_keepalive_seconds,
@@ -66,13 +66,19 @@ class Channel:
         self._lock = asyncio.Lock()
         self._current: Connection | None = None
         self._open: set[Connection] = set()
+        self._closed = False
 
     async def connection(self) -> Connection:
-        """A connection that takes new calls. Raises Unavailable or Unauthenticated."""
+        """A connection that takes new calls.
+
+        Raises Unavailable or Unauthenticated; InvalidRequest once the channel is closed.
+        """
         async with self._lock:
+            self._check_open()
             if self._current is None or not self._current.takes_calls:
                 self._current = await self._dial()
                 self._open.add(self._current)
+                self._check_open()
             if not self._current.takes_calls:
                 raise Unavailable(f"{self.address} ended the connection at once")
             return self._current
@@ -83,9 +89,16 @@ class Channel:
             self._current.draining = True
 
     def close(self) -> None:
+        """Ends all connections, and what calls on them wait for."""
+        self._closed = True
         for connection in list(self._open):
             connection.draining = True
             connection.processor.close("the client was closed")
+
+    def _check_open(self) -> None:
+        if self._closed:
+            self.close()  # Once more: a connection may have come since.
+            raise InvalidRequest("the log is closed")
 
     async def _dial(self) -> Connection:
         loop = asyncio.get_running_loop()

@@ -21,6 +21,7 @@ from proglog.config import Address
 from proglog.errors import (
     Action,
     EarlierRefused,
+    InvalidRequest,
     NotLeader,
     Outcome,
     OutcomeUnknown,
@@ -44,6 +45,7 @@ class NetworkBackend:
         self._tls = tls
         self._picker = Picker(addresses)
         self._channels: dict[Address, Channel] = {}
+        self._closed = False
 
     async def open_produce(self) -> NetworkStream:
         channel = self._channel()
@@ -81,6 +83,7 @@ class NetworkBackend:
         )
 
     async def close(self) -> None:
+        self._closed = True
         for channel in self._channels.values():
             channel.close()
         self._channels.clear()
@@ -93,6 +96,8 @@ class NetworkBackend:
             self._picker.failed(channel.address)
 
     def _channel(self) -> Channel:
+        if self._closed:
+            raise InvalidRequest("the log is closed")
         address = self._picker.current
         if address not in self._channels:
             self._channels[address] = Channel(address, self._tls)

@@ -141,6 +141,11 @@ class TestServer:
         self._listener = await loop.create_server(factory, "127.0.0.1", self.port, ssl=self._tls)
         self.port = self._listener.sockets[0].getsockname()[1]
 
+    @property
+    def connections(self) -> int:
+        """How many are open."""
+        return sum(not protocol.connection.is_closing() for protocol in self._protocols)
+
     def remap(self) -> None:
         """Takes over methods of the service that a test has replaced."""
         self._grpc._mapping.update(self.service.__mapping__())

@@ -417,6 +417,52 @@ async def test_a_dead_connection_is_noticed_without_traffic(quick_keepalive):
             await asyncio.wait([waiting])
 
 
+# --- the end -------------------------------------------------------------------------------------
+
+
+async def test_a_consumer_ends_when_its_log_is_closed(server):
+    server.service.fake.log.extend([b"a"])
+    async with proglog.connect(url(server), timeout_seconds=5) as log:
+        records = log.consume(0)
+        assert (await anext(records)).value == b"a"
+        waiting = asyncio.ensure_future(anext(records))
+        await asyncio.sleep(0)
+    await until(waiting.done)
+    with pytest.raises(InvalidRequest, match="the log is closed"):
+        waiting.result()
+    await until(lambda: server.connections == 0)
+
+
+async def test_a_consumer_does_not_begin_when_its_log_is_closed(server):
+    server.service.fake.log.extend([b"a"])
+    async with proglog.connect(url(server), timeout_seconds=5) as log:
+        records = log.consume(0)
+    with pytest.raises(InvalidRequest, match="the log is closed"):
+        await anext(records)
+    assert not server._protocols
+
+
+async def test_a_connection_that_comes_after_its_log_was_closed(server, monkeypatch):
+    dialled, go_on = asyncio.Event(), asyncio.Event()
+    dial = channel.Channel._dial
+
+    async def slow_dial(self):
+        connection = await dial(self)
+        dialled.set()
+        await go_on.wait()
+        return connection
+
+    monkeypatch.setattr(channel.Channel, "_dial", slow_dial)
+    async with proglog.connect(url(server), timeout_seconds=5) as log:
+        calls = [asyncio.ensure_future(log.describe()) for _ in range(2)]
+        await dialled.wait()
+    go_on.set()
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    assert list(map(type, results)) == [InvalidRequest] * 2
+    await until(lambda: server.connections == 0)
+    assert len(server._protocols) == 1
+
+
 # --- servers that are none -----------------------------------------------------------------------
 
 
