@@ -49,7 +49,8 @@ class Call(http2.Stream):
     def __init__(self, connection: Connection, method: Method) -> None:
         link = connection.connection
         super().__init__(link, link._connection, link._transport)
-        self._processor = connection.processor
+        self._carrier = connection
+        connection.calls.add(self)
         self._method = method
         self._release: Callable[[], None] | None = None
         self._lost: str | None = None
@@ -66,7 +67,7 @@ class Call(http2.Stream):
             ("user-agent", USER_AGENT),
         ]
         try:
-            self._release = await self.send_request(headers, _processor=self._processor)
+            self._release = await self.send_request(headers, _processor=self._carrier.processor)
         except ProtocolError as error:
             raise errors.Unavailable(f"the connection ended: {error}") from None
 
@@ -110,14 +111,18 @@ class Call(http2.Stream):
         self.window_updated.set()  # Whoever waits to send waits in vain.
         return None
 
+    def distrust(self) -> None:
+        """Answers are missing: new calls need another connection."""
+        self._carrier.draining = True
+
     def close(self) -> None:
         """Lets go of the call; the server hears of it if it is not over."""
-        if self._release is None:
-            return
-        if self.closable:
-            self.reset_nowait(ErrorCodes.CANCEL)
-        self._release()
-        self._release = None
+        if self._release is not None:
+            if self.closable:
+                self.reset_nowait(ErrorCodes.CANCEL)
+            self._release()
+            self._release = None
+        self._carrier.let_go(self)
 
     def __terminated__(self, reason: str) -> None:
         self._lost = reason

@@ -25,11 +25,15 @@ _CONFIGURATION = Configuration(
 
 
 class Connection(http2.Protocol):
-    """One connection. `draining`: calls on it go on, new ones need another connection."""
+    """One connection. `draining`: calls on it go on, new ones need another connection.
+
+    `calls` are those that begin or are under way. A draining connection ends with the last of them.
+    """
 
     def __init__(self, lost: Callable[[Connection], None]) -> None:
         super().__init__(Handler(), _CONFIGURATION, http2.configuration(client_side=True))
         self.draining = False
+        self.calls: set[object] = set()
         self._lost = lost
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -43,6 +47,13 @@ class Connection(http2.Protocol):
     def takes_calls(self) -> bool:
         """Whether new calls may begin. It closes a moment before it is known to be lost."""
         return not self.draining and not self.connection.is_closing()
+
+    def let_go(self, call: object) -> None:
+        """A call is over."""
+        self.calls.discard(call)
+        if self.draining and not self.calls and not self.connection.is_closing():
+            # Nobody waits for what is still to be sent, and the node may not take it.
+            self.connection._transport.abort()
 
     def _goaway_received(self, frame: GoAwayFrame) -> tuple[list[Any], list[Event]]:
         self.draining = True
@@ -82,11 +93,6 @@ class Channel:
             if not self._current.takes_calls:
                 raise Unavailable(f"{self.address} ended the connection at once")
             return self._current
-
-    def distrust(self) -> None:
-        """Answers are missing: the next call gets a new connection."""
-        if self._current is not None:
-            self._current.draining = True
 
     def close(self) -> None:
         """Ends all connections, and what calls on them wait for."""

@@ -105,7 +105,11 @@ class NetworkBackend:
 
     async def _start(self, channel: Channel, method: Method) -> Call:
         call = Call(await channel.connection(), method)
-        await call.start("https" if self._tls else "http", str(channel.address))
+        try:
+            await call.start("https" if self._tls else "http", str(channel.address))
+        except BaseException:
+            call.close()
+            raise
         return call
 
     @asynccontextmanager
@@ -157,7 +161,7 @@ class NetworkStream:
 
     async def close(self) -> None:
         if self._unanswered:
-            self._channel.distrust()
+            self._call.distrust()
             self._backend.note(self._channel, OutcomeUnknown("answers are missing"))
         elif self._end is None:
             with suppress(TimeoutError):

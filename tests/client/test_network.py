@@ -15,6 +15,7 @@ from h2.events import DataReceived, RequestReceived
 
 import proglog
 from proglog import limits
+from proglog.batch import ProposedBatch, encode
 from proglog.client import channel
 from proglog.errors import (
     InvalidBatch,
@@ -355,6 +356,28 @@ async def test_a_mute_node_is_left_for_another_one(server, monkeypatch):
         async with proglog.connect(url(server, other), timeout_seconds=5) as log:
             assert await log.produce(b"a") == 0
         assert other.service.fake.log.values() == [b"a"]
+
+
+async def test_a_connection_on_which_answers_are_missing_ends_with_its_last_call(server, log):
+    server.service.fake.log.extend([b"a"])
+    server.service.release.clear()
+    records = log.consume(0)
+    assert (await anext(records)).value == b"a"
+    for _ in range(3):
+        await _lose_an_answer(log._backend)
+    await until(lambda: server.connections == 1)
+    assert len(server._protocols) == 3
+    server.service.fake.log.extend([b"b"])
+    assert (await anext(records)).value == b"b"
+    assert server.service.calls.count("consume") == 1, "its connection was kept for it"
+    await records.aclose()
+    await until(lambda: server.connections == 0)
+
+
+async def _lose_an_answer(backend) -> None:
+    stream = await backend.open_produce()
+    await stream.submit(ProposedBatch(encode([b"x"])))
+    await stream.close()
 
 
 async def test_a_node_that_sends_damage_is_left_for_another_one(server):
