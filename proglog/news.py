@@ -13,7 +13,8 @@ class News:
     __slots__ = ("_closed", "_waiting")
 
     def __init__(self) -> None:
-        self._waiting: list[asyncio.Future[None]] = []
+        # By the future, in their order: one that goes away is not searched for among all.
+        self._waiting: dict[asyncio.Future[None], None] = {}
         self._closed: ProglogError | None = None
 
     async def wait(self) -> None:
@@ -21,12 +22,15 @@ class News:
         if self._closed is not None:
             raise self._closed
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(future)
-        await future
+        self._waiting[future] = None
+        try:
+            await future
+        finally:
+            self._waiting.pop(future, None)
 
     def tell(self) -> None:
         """Wakes all who wait."""
-        waiting, self._waiting = self._waiting, []
+        waiting, self._waiting = self._waiting, {}
         for future in waiting:
             if not future.done():
                 future.set_result(None)
@@ -34,7 +38,7 @@ class News:
     def close(self, error: ProglogError) -> None:
         """From now on nothing will change: all who wait, or will, get `error`."""
         self._closed = error
-        waiting, self._waiting = self._waiting, []
+        waiting, self._waiting = self._waiting, {}
         for future in waiting:
             if not future.done():
                 future.set_exception(error)
