@@ -8,6 +8,7 @@ just sending, and wait for new records without asking for them.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -239,6 +240,8 @@ class _Pipeline:
         self._waiting: asyncio.Queue[Proposal | None] = asyncio.Queue(
             limits.stream_inflight_batches_max
         )
+        self._unanswered: deque[asyncio.Future[Appended]] = deque()
+        """Of all proposals, in their order: those outside of `_waiting` count as well."""
 
     async def run(self, propose: Propose) -> None:
         """Runs until `propose` gives None and everything is answered. Raises what was refused."""
@@ -255,13 +258,17 @@ class _Pipeline:
         appended: asyncio.Future[Appended] | None = None
         try:
             while (proposal := await propose(appended)) is not None:
-                await self._waiting.put(proposal)
                 appended = proposal.appended
+                await self._put(proposal)
             await self._waiting.put(None)
         except (ProglogError, BadMessage, GRPCError) as refusal:
             refused: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
             refused.set_exception(refusal)
-            await self._waiting.put(Proposal(refused, 0))
+            await self._put(Proposal(refused, 0))
+
+    async def _put(self, proposal: Proposal) -> None:
+        self._unanswered.append(proposal.appended)
+        await self._waiting.put(proposal)
 
     async def _answer(self) -> None:
         answers: list[Any] = []
@@ -274,16 +281,16 @@ class _Pipeline:
             if proposal is None:
                 return
             answers.extend(self._answers(await proposal.appended, proposal.count))
+            self._unanswered.popleft()
 
     async def _send(self, answers: list[Any]) -> None:
         await self._call.send_messages(answers)
         answers.clear()
 
     def _let_go(self) -> None:
-        while not self._waiting.empty():
-            proposal = self._waiting.get_nowait()
-            if proposal is not None and not proposal.appended.cancel():
-                proposal.appended.exception()  # seen, so that asyncio does not warn of it
+        for appended in self._unanswered:
+            if not appended.cancel() and not appended.cancelled():
+                appended.exception()  # seen, so that asyncio does not warn of it
 
 
 def _succeeded(future: asyncio.Future[Appended]) -> bool:

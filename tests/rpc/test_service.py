@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 
 import pytest
@@ -500,6 +501,39 @@ async def test_a_client_that_vanishes_leaves_nothing_behind(node, how):
     assert node.log.waiting[0].cancelled()
     channel.close()
     await until(lambda: node.mux.connections == 0)
+
+
+@pytest.mark.parametrize("last", [None, errors.DiskFull])
+async def test_a_batch_that_waits_behind_many_is_let_go_of_as_well(channel, node, last):
+    """With its error seen, where it has one: a test fails of one that nobody asked for."""
+    node.log.durable_at_once = False
+    node.log.refusals = [*[None] * (PRODUCE_BOUND + 1), last and last("no space")]
+    async with contextlib_suppress(), produce_batches(channel) as stream:
+        for _ in range(PRODUCE_BOUND + 2):
+            await stream.send_message(one(b"x"))
+        await until(lambda: not node.log.refusals)
+        await stream.cancel()
+    await until(lambda: node.calls == 0)
+    assert len(node.log.waiting) == PRODUCE_BOUND + (2 if last is None else 1)
+    assert all(future.cancelled() for future in node.log.waiting)
+    gc.collect()
+
+
+async def test_a_batch_behind_an_answer_that_is_not_taken_is_let_go_of_as_well(channel, node):
+    node.log.durable_at_once = False
+    async with contextlib_suppress(), produce_batches(channel) as stream:
+        for _ in range(3):
+            await stream.send_message(one(b"x"))
+        await until(lambda: len(node.log.waiting) == 3)
+        (connection,) = node.server._connections
+        connection.connection.write_ready.clear()
+        first, *others = node.log.waiting
+        first.set_result(first.answer)
+        await asyncio.sleep(0)
+        await stream.cancel()
+    await until(lambda: node.calls == 0)
+    assert all(future.cancelled() for future in others)
+    connection.connection.write_ready.set()
 
 
 class contextlib_suppress:
