@@ -56,6 +56,8 @@ class Call(GrpclibCall[Any, Any]):
     _codec: wire.Codec
     ending: errors.ProglogError | None = None
     """Why the server interrupts this call, once it does."""
+    handling = False
+    """Whether its handler runs: before and after it nothing may be interrupted."""
     timeout_seconds: float | None = None
     _sending = False
 
@@ -203,7 +205,8 @@ class Calls(AbstractHandler):
                 call.receive_buffer.fail(error)
             elif call._cardinality.server_streaming:
                 call.ending = error
-                self._tasks[stream].cancel()
+                if call.handling:
+                    self._tasks[stream].cancel()
 
     def _done(self, stream: GrpclibStream, release_stream: Callable[[], None]) -> None:
         task = self._tasks.pop(stream)
@@ -268,11 +271,12 @@ async def _refuse(stream: GrpclibStream, refused: _Refused) -> None:
 
 async def _serve(call: Call, method: Method, refusal: errors.ProglogError | None) -> None:
     with contextlib.suppress(H2Error):  # the peer reset the stream meanwhile
-        await call.finish(refusal or await _run(call, method))
+        await call.finish(refusal or call.ending or await _run(call, method))
 
 
 async def _run(call: Call, method: Method) -> Failure | None:
     """Runs the handler of a call. Answers why it failed, if it did."""
+    call.handling = True
     try:
         async with asyncio.timeout(call.timeout_seconds) as deadline:
             await method.func(call)
@@ -291,4 +295,6 @@ async def _run(call: Call, method: Method) -> Failure | None:
             return errors.DeadlineExceeded("the deadline of the call has passed")
         log.exception("the handler of %s failed", call._method_name)
         return errors.Internal("the server failed to handle the call; its log says why")
+    finally:
+        call.handling = False
     return None

@@ -14,7 +14,7 @@ from grpclib.exceptions import GRPCError, StreamTerminatedError
 from proglog import batch, errors, limits, wire
 from proglog._generated.log import v1
 from proglog.batch import ProposedBatch
-from proglog.rpc.calls import Call
+from proglog.rpc.calls import Call, Calls
 from tests.rpc.fakes import PRODUCE_BOUND, MemoryLog, Node, new_channel
 from tests.rpc.raw import RawPeer
 from tests.waiting import DEADLINE_SECONDS, until
@@ -657,6 +657,53 @@ async def test_drain_ends_streams_answers_what_is_under_way_and_refuses_the_rest
         assert [type(error) for error in await asyncio.gather(*calls)] == [errors.Unavailable] * 2
         assert sorted([*seen, (await unary).offset]) == [0, 1, 2]
         channel.close()
+
+
+async def test_drain_answers_a_reader_that_has_come_this_moment(node, channel, monkeypatch):
+    accept = Calls.accept
+
+    def accept_and_end(self, *arguments) -> None:
+        accept(self, *arguments)
+        self.end(errors.Unavailable("the node is shutting down"))
+
+    monkeypatch.setattr(Calls, "accept", accept_and_end)
+
+    async def follow():
+        async with asyncio.timeout(DEADLINE_SECONDS), consume_batches(channel) as stream:
+            await stream.send_message(v1.ConsumeBatchesRequest(offset=0, follow=True), end=True)
+            await stream.recv_message()
+
+    assert type(await failure(follow())) is errors.Unavailable
+    assert node.log.readers == 0
+
+
+async def test_drain_lets_a_reader_end_that_has_read_all(node, channel):
+    await node.log.append(b"x")
+    read = node.log.read
+    blocked: list[asyncio.Event] = []
+
+    async def read_and_block(offset, bytes_max):
+        """At the end of the log the connection takes no more, not even the status of the call."""
+        chunk = await read(offset, bytes_max)
+        if not chunk.data:
+            (connection,) = node.server._connections
+            blocked.append(connection.connection.write_ready)
+            blocked[0].clear()
+        return chunk
+
+    async def read_all():
+        async with consume_batches(channel) as stream:
+            await stream.send_message(v1.ConsumeBatchesRequest(offset=0), end=True)
+            return [message.next_offset async for message in stream]
+
+    node.log.read = read_and_block
+    reading = asyncio.ensure_future(read_all())
+    await until(lambda: blocked)
+    draining = asyncio.ensure_future(node.server.drain(DEADLINE_SECONDS))
+    await asyncio.sleep(0)
+    blocked[0].set()
+    await draining
+    assert await reading == [1]
 
 
 async def test_drain_cuts_a_reader_that_is_stuck_within_a_message():
