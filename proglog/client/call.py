@@ -66,10 +66,26 @@ class Call(http2.Stream):
             ("content-type", GRPC_CONTENT_TYPE),
             ("user-agent", USER_AGENT),
         ]
+        await self._turn()
         try:
             self._release = await self.send_request(headers, _processor=self._carrier.processor)
         except ProtocolError as error:
             raise errors.Unavailable(f"the connection ended: {error}") from None
+
+    async def _turn(self) -> None:
+        """Waits until the connection has room for one more call.
+
+        `send_request` would, but it does not notice that the connection ends.
+        """
+        state = self._h2_connection
+        while True:
+            await self.connection.write_ready.wait()
+            if not self._carrier.takes_calls:
+                raise errors.Unavailable("the connection ended before the call could begin")
+            if state.open_outbound_streams < state.remote_settings.max_concurrent_streams:
+                return
+            self.connection.stream_close_waiter.clear()
+            await self.connection.stream_close_waiter.wait()
 
     async def send(self, message: Any, *, end: bool = False) -> None:
         """Sends one message, as fast as flow control lets it. Raises CallEnded."""

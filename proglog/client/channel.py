@@ -65,6 +65,9 @@ class Connection(http2.Protocol):
     def connection_lost(self, exc: BaseException | None) -> None:
         self.draining = True
         super().connection_lost(exc)
+        # Whoever waits to begin a call waits in vain.
+        self.connection.write_ready.set()
+        self.connection.stream_close_waiter.set()
         self._lost(self)
 
 

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 import grpclib
 from grpclib.const import Cardinality, Handler
 from grpclib.server import Server
+from h2.settings import SettingCodes
 from hyperframe.frame import GoAwayFrame
 
 from proglog import wire
@@ -149,6 +150,13 @@ class TestServer:
     def remap(self) -> None:
         """Takes over methods of the service that a test has replaced."""
         self._grpc._mapping.update(self.service.__mapping__())
+
+    def allow_calls(self, count: int) -> None:
+        """So many at once on each connection."""
+        for protocol in self._protocols:
+            settings = {SettingCodes.MAX_CONCURRENT_STREAMS: count}
+            protocol.connection._connection.update_settings(settings)
+            protocol.connection.flush()
 
     def cut(self) -> None:
         """Loses all connections at once, without a word."""

@@ -143,9 +143,13 @@ async def test_a_final_refusal_reaches_no_batch_that_flow_control_kept_back(serv
     assert results[1:] == list(range(11))
 
 
+def _only_channel(log) -> channel.Channel:
+    (found,) = log._backend._channels.values()
+    return found
+
+
 def _window_of_the_only_call(log) -> int:
-    (channel,) = log._backend._channels.values()
-    (call,) = channel._current.processor.streams.values()
+    (call,) = _only_channel(log)._current.processor.streams.values()
     return call._h2_connection.local_flow_control_window(call.id)
 
 
@@ -389,6 +393,31 @@ async def test_a_node_that_sends_damage_is_left_for_another_one(server):
         async with proglog.connect(url(server, other), timeout_seconds=5) as log:
             assert [record.value async for record in log.consume(0, follow=False)] == [b"a"]
         assert server.service.calls == other.service.calls == ["consume"]
+
+
+async def test_a_call_that_waits_to_begin_hears_that_its_connection_was_lost(server, log):
+    server.service.fake.log.extend([b"a"])
+    async with aclosing(log.consume(0)) as first, aclosing(log.consume(0)) as second:
+        await anext(first)
+        connection = await _only_channel(log).connection()
+        server.allow_calls(1)
+        state = connection.connection._connection
+        await until(lambda: state.remote_settings.max_concurrent_streams == 1)
+        waiting = asyncio.ensure_future(anext(second))
+        await until(lambda: len(connection.calls) == 2)
+        server.cut()
+        await until(waiting.done)
+        assert waiting.result().value == b"a"
+
+
+async def test_a_call_that_waits_to_begin_hears_that_a_full_connection_was_lost(server, log):
+    await log.describe()
+    connection = await _only_channel(log).connection()
+    connection.pause_writing()
+    waiting = asyncio.ensure_future(log.describe())
+    await until(lambda: connection.calls)
+    server.cut()
+    assert (await waiting).next == 0
 
 
 @pytest.fixture
