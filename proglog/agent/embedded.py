@@ -18,7 +18,7 @@ from proglog.batch import ProposedBatch, Record, decode_all
 from proglog.client.backend import At, Start
 from proglog.client.client import Log
 from proglog.config import LogConfig
-from proglog.errors import EarlierRefused, OffsetOutOfRange, ProglogError
+from proglog.errors import EarlierRefused, InvalidRequest, OffsetOutOfRange, ProglogError
 from proglog.ports import Ports
 from proglog.raft.config import RaftConfig
 from proglog.replica.logs import DEFAULT
@@ -106,6 +106,7 @@ class LocalBackend:
 
     def __init__(self, replica: Replica) -> None:
         self._replica = replica
+        self._closed = False
 
     async def open_produce(self) -> LocalProduceStream:
         return LocalProduceStream(self._replica)
@@ -113,6 +114,7 @@ class LocalBackend:
     async def consume(
         self, start: Start, *, follow: bool, linearizable: bool = False, bytes_max: int = 0
     ) -> AsyncGenerator[Chunk, None]:
+        self._check_open()
         replica = self._replica
         if linearizable:
             await replica.barrier()
@@ -140,6 +142,7 @@ class LocalBackend:
         raise AssertionError(f"{start!r} is no place to start")
 
     async def read(self, offset: int) -> Record:
+        self._check_open()
         chunk = await self._replica.read(offset, 1)
         for batch in decode_all(chunk.data):
             return batch[offset - batch.base_offset]
@@ -150,6 +153,12 @@ class LocalBackend:
 
     async def close(self) -> None:
         """The replica belongs to `open`."""
+        self._closed = True
+
+    def _check_open(self) -> None:
+        # The replica would say that it stops, which is worth another try.
+        if self._closed:
+            raise InvalidRequest("the log is closed")
 
 
 class LocalProduceStream:

@@ -193,7 +193,10 @@ class Log:
         return await call_until(self._backend.describe, self._timeout, self._chance)
 
     async def close(self) -> None:
-        """Waits for the answers to all records accepted, then lets go of everything."""
+        """Waits for the answers to all records accepted, then lets go of everything.
+
+        Consumers and reads of other tasks then raise InvalidRequest.
+        """
         await self._close(flush=True)
 
     async def __aenter__(self) -> Self:

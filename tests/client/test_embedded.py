@@ -9,7 +9,8 @@ import sys
 import pytest
 
 import proglog
-from proglog.errors import OffsetMismatch, ProglogError
+from proglog.errors import InvalidRequest, OffsetMismatch, ProglogError
+from tests.waiting import until
 
 
 async def test_what_is_produced_is_there_after_opening_again(tmp_path):
@@ -35,6 +36,17 @@ async def test_a_consumer_follows(tmp_path):
             await log.produce(b"a")
         assert (await waiting).value == b"a"
         await records.aclose()
+
+
+async def test_what_waits_for_a_record_ends_when_the_log_is_closed(tmp_path):
+    async with proglog.open(tmp_path / "data") as log:
+        calls = [anext(log.consume("latest")), log.read(0, after=0)]
+        waiting = [asyncio.ensure_future(call) for call in calls]
+        await asyncio.sleep(0)
+    for each in waiting:
+        await until(each.done)
+        with pytest.raises(InvalidRequest, match="the log is closed"):
+            each.result()
 
 
 async def test_a_directory_is_open_only_once(tmp_path):
