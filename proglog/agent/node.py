@@ -22,6 +22,7 @@ from proglog.agent.cluster import ClusterAdmin, ask_promise, identify, leave_con
 from proglog.agent.forming import Forming
 from proglog.agent.reconciler import Reconciler
 from proglog.config import Address, NodeConfig
+from proglog.dialling import dial
 from proglog.errors import ConfigurationError, reason_of
 from proglog.gateway.health import Probes
 from proglog.gateway.server import Gateway
@@ -264,8 +265,7 @@ class Node:
 
 async def _connect(address: str, factory: Callable[[], asyncio.Protocol]) -> None:
     """Dials another server."""
-    host, port = Address.parse(address)
-    transport, _ = await asyncio.get_running_loop().create_connection(factory, host, port)
+    transport, _ = await dial(factory, Address.parse(address))
     # A host that is gone without a word: TCP by itself would send again for a quarter of an hour.
     transport.get_extra_info("socket").setsockopt(
         socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * limits.peer_unacked_seconds_max)

@@ -14,6 +14,7 @@ from hyperframe.frame import GoAwayFrame
 
 from proglog import http2, limits
 from proglog.config import Address
+from proglog.dialling import dial
 from proglog.errors import InvalidRequest, Unauthenticated, Unavailable, reason_of
 
 _CONFIGURATION = Configuration(
@@ -110,12 +111,10 @@ class Channel:
             raise InvalidRequest("the log is closed")
 
     async def _dial(self) -> Connection:
-        loop = asyncio.get_running_loop()
-        host, port = self.address
         try:
             async with asyncio.timeout(limits.client_dial_seconds_max):
-                _, connection = await loop.create_connection(
-                    lambda: Connection(self._open.discard), host, port, ssl=self._tls
+                _, connection = await dial(
+                    lambda: Connection(self._open.discard), self.address, self._tls
                 )
         except TimeoutError:
             raise Unavailable(

@@ -1,0 +1,84 @@
+"""Names with several addresses, and none."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+import ssl
+from typing import Any
+
+import pytest
+
+from proglog import dialling
+from proglog.config import Address
+
+ADDRESS = Address("node", 8400)
+
+
+class Loop:
+    """Knows the addresses of one name, and which of them accept."""
+
+    def __init__(self, found: list[str], accepting: dict[str, OSError | None]) -> None:
+        self._found = found
+        self._accepting = accepting
+        self.tried: list[tuple[str, str | None]] = []
+
+    async def getaddrinfo(self, host: str, port: int, **_options: object) -> list[Any]:
+        assert (host, port) == ADDRESS
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (ip, port)) for ip in self._found]
+
+    async def create_connection(
+        self,
+        factory: Any,
+        host: str,
+        _port: int,
+        *,
+        server_hostname: str | None,
+        **_options: object,
+    ) -> tuple[str, Any]:
+        self.tried.append((host, server_hostname))
+        if (error := self._accepting[host]) is not None:
+            raise error
+        return "transport", factory()
+
+
+@pytest.fixture
+def use(monkeypatch: pytest.MonkeyPatch) -> Any:
+    def use(loop: Loop) -> Loop:
+        monkeypatch.setattr(dialling.asyncio, "get_running_loop", lambda: loop)
+        return loop
+
+    return use
+
+
+REFUSED = ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
+
+
+async def test_the_first_address_that_accepts_is_taken(use: Any) -> None:
+    loop = use(Loop(["10.0.0.1", "10.0.0.2"], {"10.0.0.1": REFUSED, "10.0.0.2": None}))
+    made = asyncio.Protocol()
+    assert await dialling.dial(lambda: made, ADDRESS) == ("transport", made)
+    assert loop.tried == [("10.0.0.1", None), ("10.0.0.2", None)]
+
+
+async def test_the_certificate_is_that_of_the_name(use: Any) -> None:
+    loop = use(Loop(["10.0.0.1"], {"10.0.0.1": None}))
+    await dialling.dial(asyncio.Protocol, ADDRESS, ssl.create_default_context())
+    assert loop.tried == [("10.0.0.1", "node")]
+
+
+async def test_a_wrong_certificate_is_not_got_around(use: Any) -> None:
+    wrong = ssl.SSLCertVerificationError("another name")
+    loop = use(Loop(["10.0.0.1", "10.0.0.2"], {"10.0.0.1": wrong, "10.0.0.2": None}))
+    with pytest.raises(ssl.SSLCertVerificationError):
+        await dialling.dial(asyncio.Protocol, ADDRESS, ssl.create_default_context())
+    assert loop.tried == [("10.0.0.1", "node")]
+
+
+@pytest.mark.parametrize(("found", "why"), [(["10.0.0.1"], "refused"), ([], "no address")])
+async def test_where_none_accepts_it_says_why(use: Any, found: list[str], why: str) -> None:
+    use(Loop(found, {"10.0.0.1": REFUSED}))
+    with pytest.raises(OSError, match=why):
+        await dialling.dial(asyncio.Protocol, ADDRESS)
