@@ -13,7 +13,7 @@ from proglog.agent.reconciler import Reconciler
 from proglog.client.admin import Cluster
 from proglog.client.network import NetworkBackend
 from proglog.config import Address
-from proglog.errors import ChangeRefused, InvalidRequest, NotLeader, ProglogError, Unavailable
+from proglog.errors import ChangeRefused, InvalidRequest, NotLeader, ProglogError
 from proglog.membership import Member, Membership
 from proglog.raft.configuration import Server
 from proglog.replica.replica import Replica
@@ -85,14 +85,17 @@ class ClusterAdmin:
 async def identify(rpc_addr: str, cluster_id: str) -> Server:
     """Asks the node at an address who it is: gossip and operators only say whom to ask.
 
-    Raises ChangeRefused if it belongs to another cluster, ProglogError if it does not answer.
+    Raises ChangeRefused if it does not answer, or belongs to another cluster.
     """
     backend = NetworkBackend([Address.parse(rpc_addr, "rpc_addr")], "", None)
     try:
         async with asyncio.timeout(limits.identify_seconds_max):
             found = await backend.describe()
     except TimeoutError:
-        raise Unavailable(f"{rpc_addr} does not say who it is") from None
+        raise ChangeRefused(f"{rpc_addr} does not say who it is") from None
+    except ProglogError as error:
+        # Whoever asks for the change would take its Unavailable for this node's, and try again.
+        raise ChangeRefused(f"{rpc_addr} does not say who it is: {error}") from None
     finally:
         await backend.close()
     if found.cluster_id not in {"", cluster_id}:

@@ -19,6 +19,7 @@ from proglog.raft.config import RaftConfig
 from tests.agent.nodes import Nodes, some_nodes
 from tests.cluster.load import Load
 from tests.membership.stock import agents
+from tests.ports import free_port
 from tests.waiting import until
 
 TRIO = ("a", "b", "c")
@@ -320,6 +321,9 @@ async def test_an_operator_adds_a_node_that_gossip_does_not_know(nodes: Nodes) -
     await nodes.form("a", "b")
     await nodes.start("c", bootstrap=False)
     async with Cluster([nodes.running["b"].rpc_addr]) as admin:
+        nobody = f"127.0.0.1:{free_port()}"
+        with pytest.raises(ChangeRefused, match=f"{nobody} does not say who it is: cannot connect"):
+            await admin.add(nobody)
         await admin.add(str(nodes.running["c"].rpc_addr))
     await nodes.voters(*TRIO)
 
