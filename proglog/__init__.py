@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from proglog.agent.embedded import open  # noqa: A004  # as in gzip.open
     from proglog.batch import Record, RecordBatch
     from proglog.client.client import Log, connect
+    from proglog.client.sender import Series
     from proglog.errors import (
         ConfigurationError,
         ConsumerGap,
@@ -57,6 +58,7 @@ __all__ = [
     "ProglogError",
     "Record",
     "RecordBatch",
+    "Series",
     "TooLarge",
     "Unauthenticated",
     "Unavailable",
@@ -71,6 +73,7 @@ _HOMES = {
     "Log": "proglog.client.client",
     "Record": "proglog.batch",
     "RecordBatch": "proglog.batch",
+    "Series": "proglog.client.sender",
     "connect": "proglog.client.client",
     "open": "proglog.agent.embedded",
 }

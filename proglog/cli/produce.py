@@ -5,22 +5,26 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import orjson
 from cyclopts.types import ExistingFile
 
+import proglog
 from proglog.cli.connection import connected, run_on_loop
 from proglog.cli.lines import read_lines
 from proglog.cli.parameters import SERVER_DEFAULT, Json, Server
 from proglog.cli.progress import Progress
 from proglog.config import Address
+from proglog.errors import ProglogError
 
 if TYPE_CHECKING:
     from proglog.client.client import Log
 
 CHUNKS_INFLIGHT_MAX = 16
 STDIN = Path("/dev/stdin")
+Chunk: TypeAlias = tuple[list[bytes], Sequence[int] | ProglogError]
+"""Some lines, and their offsets or why not all of them are in the log."""
 
 
 def produce(*files: ExistingFile, server: Server = SERVER_DEFAULT, json: Json = False) -> int:
@@ -65,32 +69,55 @@ async def _append(
 ) -> tuple[int | None, int | None]:
     """Keeps several chunks under way, in order. Returns the first and the last offset, if any.
 
-    What fails first ends it all; `progress` has counted what was acknowledged by then.
+    What fails first ends it all, in its turn: by then `progress` has counted what is in the log
+    before it, and there is nothing behind it.
     """
     first: int | None = None
     last: int | None = None
-    underway: asyncio.Queue[tuple[list[bytes], asyncio.Task[Sequence[int]]] | None]
+    series = proglog.Series()
+    underway: asyncio.Queue[asyncio.Task[Chunk] | Exception | None]
     underway = asyncio.Queue(CHUNKS_INFLIGHT_MAX)
 
-    async def count_answers() -> None:
-        nonlocal first, last
-        while (chunk := await underway.get()) is not None:
-            lines, answer = chunk
-            offsets = await answer
-            first = offsets[0] if first is None else first
-            last = offsets[-1]
-            progress.add(len(lines), sum(map(len, lines)) + len(lines))
+    async def append(lines: list[bytes]) -> Chunk:
+        try:
+            return lines, await log.produce_many(lines, series=series)
+        except ProglogError as error:
+            return lines, error
+
+    async def hand_over() -> None:
+        try:
+            for path in files:
+                async for lines in read_lines(path):
+                    await underway.put(tasks.create_task(append(lines)))
+        except (OSError, ProglogError) as error:
+            await underway.put(error)
+        else:
+            await underway.put(None)
 
     try:
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(count_answers())
-            for path in files:
-                async for lines in read_lines(path):
-                    await underway.put((lines, tasks.create_task(log.produce_many(lines))))
-            await underway.put(None)
+            tasks.create_task(hand_over())
+            while (following := await underway.get()) is not None:
+                if isinstance(following, Exception):
+                    raise following
+                offsets = _count(*await following, progress)
+                first = offsets[0] if first is None else first
+                last = offsets[-1]
     except ExceptionGroup as errors:
         raise errors.exceptions[0] from None
     return first, last
+
+
+def _count(
+    lines: list[bytes], outcome: Sequence[int] | ProglogError, progress: Progress
+) -> Sequence[int]:
+    """Counts the lines that are in the log; the offsets of all. Raises why not all are."""
+    if isinstance(outcome, ProglogError):
+        lines = lines[: outcome.number("appended") or 0]
+    progress.add(len(lines), sum(map(len, lines)) + len(lines))
+    if isinstance(outcome, ProglogError):
+        raise outcome
+    return outcome
 
 
 def _bytes_total(files: tuple[Path, ...]) -> int | None:

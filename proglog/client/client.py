@@ -18,7 +18,7 @@ from proglog.client.columns import Columns, HeadersLike
 from proglog.client.consumer import Consumer, OnGap
 from proglog.client.producer import Producer
 from proglog.client.retry import behind, call_until
-from proglog.client.sender import Unresolved
+from proglog.client.sender import Series, Unresolved
 from proglog.errors import InvalidRequest, OffsetOutOfRange, OutcomeUnknown
 from proglog.types import Description
 
@@ -105,18 +105,26 @@ class Log:
         timestamps: Sequence[int | datetime | None] | None = None,
         *,
         expected_offset: int | None = None,
+        series: Series | None = None,
     ) -> Sequence[int]:
         """Appends many records in their order; returns their offsets once all are durable.
 
         The records travel in several batches, between which records of others may come. If it
-        raises, some batches may have been appended and others not. With `expected_offset` they are
-        one batch, of which the first record gets that offset, or nothing is appended.
+        raises, the first of them may have been appended, and nothing behind one that was not: the
+        error's fact `appended` says how many. With `expected_offset` they are one batch, of which
+        the first record gets that offset, or nothing is appended.
+
+        Calls that share a `series` do so as if they were one: none waits for the answer to the one
+        before it, and yet they are appended in the order in which they were made, and nothing
+        behind a record that was not appended (EarlierRefused).
 
         Raises ProglogError, as `produce` does.
         """
         records = Columns.checked(values, keys, headers, timestamps)
         expected = None if expected_offset is None else to_offset(expected_offset)
-        return await (self._producer or self._start_producer()).add_many(records, expected)
+        return await (self._producer or self._start_producer()).add_many(
+            records, series or Series(), expected
+        )
 
     async def resolve(self, unknown: OutcomeUnknown) -> int:
         """Waits for what became of a record after all; returns its offset.

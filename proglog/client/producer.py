@@ -29,7 +29,8 @@ from proglog.client.columns import (
     to_bytes,
     to_headers,
 )
-from proglog.client.sender import Batch, Sender
+from proglog.client.sender import Batch, Sender, Series
+from proglog.errors import ProglogError
 
 
 class _Gathering:
@@ -231,7 +232,9 @@ class Producer:
             body = done.encode(compress=self._compress)
             self._sender.enqueue(Batch(body, done.futures, done.size, done.deadline))
 
-    async def add_many(self, records: Columns, expected_offset: int | None = None) -> Sequence[int]:
+    async def add_many(
+        self, records: Columns, series: Series, expected_offset: int | None = None
+    ) -> Sequence[int]:
         """Accepts many records as whole batches, without an object for each; gives their offsets.
 
         With `expected_offset` they are one batch, which is appended there or not at all.
@@ -242,14 +245,17 @@ class Producer:
         answers: list[asyncio.Future[int]] = []
         counts: list[int] = []
         try:
-            for part, size in parts:
-                await self._take(size)
-                self.finish()
-                body = records.encode(part, compress=self._compress)
-                answers.append(self._create_future())
-                counts.append(body.count)
-                deadline = self._loop.time() + self._timeout
-                self._sender.enqueue(Batch(body, answers[-1:], size, deadline, expected_offset))
+            async with series.turn:
+                for part, size in parts:
+                    await self._take(size)
+                    self.finish()
+                    body = records.encode(part, compress=self._compress)
+                    answers.append(self._create_future())
+                    counts.append(body.count)
+                    deadline = self._loop.time() + self._timeout
+                    self._sender.enqueue(
+                        Batch(body, answers[-1:], size, deadline, expected_offset, series)
+                    )
             answered = await asyncio.gather(*answers, return_exceptions=True)
         except BaseException:
             for answer in answers:
@@ -273,6 +279,8 @@ def _offsets(firsts: Sequence[int | BaseException], counts: Sequence[int]) -> Se
     """The offsets of batches by their first offsets: a range where they are consecutive."""
     ranges: list[range] = []
     for first, count in zip(firsts, counts, strict=True):
+        if isinstance(first, ProglogError):
+            first.facts = first.facts | {"appended": str(sum(map(len, ranges)))}
         if isinstance(first, BaseException):
             raise first
         if ranges and ranges[-1].stop == first:

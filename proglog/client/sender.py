@@ -37,6 +37,7 @@ from proglog.client.budget import Budget
 from proglog.client.retry import RETRIED, Backoff
 from proglog.errors import (
     Action,
+    EarlierRefused,
     InvalidRequest,
     Outcome,
     OutcomeUnknown,
@@ -71,6 +72,16 @@ class Unresolved(OutcomeUnknown):
         self.position = position
 
 
+class Series:
+    """Batches that are appended in the order in which they were handed over, up to the first that
+    is not: nothing is appended behind it."""
+
+    def __init__(self) -> None:
+        self.has_failed = False
+        self.turn = asyncio.Lock()
+        """Of the call that hands over its batches."""
+
+
 class Batch:
     """An encoded batch on its way: whenever it is sent again, it is the same bytes.
 
@@ -89,6 +100,7 @@ class Batch:
         "is_given_up",
         "may_be_in_log",
         "sequence",
+        "series",
         "size",
     )
 
@@ -99,12 +111,14 @@ class Batch:
         size: int,
         deadline: float,
         expected_offset: int | None = None,
+        series: Series | None = None,
     ) -> None:
         self.body = body
         self.futures = futures
         self.size = size
         self.deadline = deadline
         self.expected_offset = expected_offset
+        self.series = series
         self.sequence = 0
         self.may_be_in_log = False
         self.is_given_up = False
@@ -113,6 +127,10 @@ class Batch:
     @property
     def next_sequence(self) -> int:
         return self.sequence + self.body.count
+
+    @property
+    def is_behind_a_failure(self) -> bool:
+        return self.series is not None and self.series.has_failed
 
     def result(self) -> Appended | ProglogError:
         """What became of it on the stream that it was sent on last."""
@@ -181,6 +199,9 @@ class Sender:
 
     def enqueue(self, batch: Batch) -> None:
         """Takes a batch, to be sent behind all others."""
+        if batch.is_behind_a_failure:
+            self._fail(batch, _behind_a_failure())
+            return
         self._queue.append(batch)
         self._wake.set()
 
@@ -216,6 +237,9 @@ class Sender:
     async def _send(self) -> bool:
         """Sends on one stream until a batch fails. Whether to pause before the next."""
         self._begin_numbering()
+        self._fail_what_is_behind()
+        if self.is_idle and self._source.deadline is None:
+            return False
         try:
             async with asyncio.timeout_at(self._deadline()):
                 stream = await self._backend.open_produce()
@@ -400,6 +424,8 @@ class Sender:
     def _fail(self, batch: Batch, error: BaseException) -> None:
         """The end of a batch: `error` tells why, and whether it may be in the log the batch."""
         self._needs_new_id |= batch.may_be_in_log
+        if batch.series is not None:
+            batch.series.has_failed = True
         if isinstance(error, ProglogError) and batch.may_be_in_log:
             error = _unknown(error)
         elif isinstance(error, ProglogError) and error.outcome is Outcome.UNKNOWN:
@@ -409,6 +435,15 @@ class Sender:
             if not future.done():
                 # Each gets its own: a shared one would collect the traceback of every task.
                 future.set_exception(copy.copy(error))
+
+    def _fail_what_is_behind(self) -> None:
+        """Ends the batches whose series has failed: nothing is under way, so none was sent."""
+        batches, self._queue = self._queue, deque()
+        for batch in batches:
+            if batch.is_behind_a_failure:
+                self._fail(batch, _behind_a_failure())
+            else:
+                self._queue.append(batch)
 
     def _fail_all(self, error: BaseException) -> None:
         while self._queue:
@@ -441,6 +476,10 @@ class Sender:
             self._answered_sequence = 0
             self._needs_new_id = False
         self._next_sequence = self._answered_sequence
+
+
+def _behind_a_failure() -> ProglogError:
+    return EarlierRefused("records before these were not appended, so these were not either")
 
 
 def _unknown(error: ProglogError | None) -> ProglogError:

@@ -15,8 +15,12 @@ import pytest
 
 from proglog.batch import RecordBatch
 from proglog.cli.app import run
+from proglog.cli.lines import LINE_BYTES_MAX
 from proglog.cli.produce import CHUNKS_INFLIGHT_MAX
+from proglog.client.client import Log
+from proglog.client.sender import Series
 from proglog.errors import DiskFull
+from tests.client.fake import FakeBackend
 
 
 class MemoryLog:
@@ -29,17 +33,23 @@ class MemoryLog:
         self.chunks = 0
         self.chunks_most = 0
         self.room: int | None = None
+        self.full = asyncio.Event()
+        self.answers_after = 0.001
         self.described = False
 
-    async def produce_many(self, values: Sequence[bytes]) -> Sequence[int]:
+    async def produce_many(self, values: Sequence[bytes], series: Series) -> Sequence[int]:
         self.chunks += 1
         self.chunks_most = max(self.chunks, self.chunks_most)
         try:
             if self.room is not None and len(self.values) + len(values) > self.room:
+                self.full.set()
                 raise DiskFull("the disk is full")
             first = len(self.values)
             self.values.extend(values)
-            await asyncio.sleep(0.001)
+            if self.room is not None:
+                # Answered at the very moment at which what is behind it is refused.
+                await self.full.wait()
+            await asyncio.sleep(self.answers_after)
         finally:
             self.chunks -= 1
         return range(first, first + len(values))
@@ -146,12 +156,40 @@ def test_a_refusal_ends_it_and_says_what_is_in(
 ) -> None:
     (tmp_path / "a").write_bytes(b"1\n2\n")
     (tmp_path / "b").write_bytes(b"3\n4\n")
-    log.room = 3
+    log.room, log.answers_after = 3, 0
     assert run(["produce", str(tmp_path / "a"), str(tmp_path / "b")]) == 1
     assert log.values == [b"1", b"2"]
     summary, error = capsys.readouterr().err.splitlines()
-    assert "records" in summary
+    assert summary.startswith("2 records, 4 B, ")
     assert error == "proglog: the disk is full"
+
+
+def test_a_line_too_long_ends_it_and_says_what_is_in(
+    log: MemoryLog, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a").write_bytes(b"1\n2\n")
+    (tmp_path / "b").write_bytes(bytes(LINE_BYTES_MAX + 1))
+    log.answers_after = 0.2
+    assert run(["produce", str(tmp_path / "a"), str(tmp_path / "b")]) == 1
+    summary, error = capsys.readouterr().err.splitlines()
+    assert summary.startswith("2 records, 4 B, ")
+    assert f"{tmp_path / 'b'}, line 1: longer than" in error
+
+
+def test_nothing_behind_a_refusal_is_in_the_log(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the real client: what is said to be in the log is what is there, up to the record."""
+    lines = [b"%d" % number for number in range(400_000)]
+    (tmp_path / "many").write_bytes(b"\n".join(lines))
+    backend = FakeBackend()
+    backend.faults.extend([*[None] * 4, DiskFull("the disk is full")])
+    monkeypatch.setattr("proglog.connect", lambda url, **_: Log(backend), raising=False)
+    assert run(["produce", str(tmp_path / "many")]) == 1
+    count = len(backend.log.values())
+    assert 0 < count < len(lines)
+    assert backend.log.values() == lines[:count]
+    assert capsys.readouterr().err.startswith(f"{count:,} records, ")
 
 
 @pytest.mark.parametrize("path", ["/absent", "/tmp"])

@@ -9,9 +9,10 @@ import pytest
 
 from proglog import errors, limits
 from proglog.client.client import Log
-from proglog.client.sender import Unresolved
+from proglog.client.sender import Series, Unresolved
 from proglog.errors import (
     DiskFull,
+    EarlierRefused,
     InvalidBatch,
     InvalidRequest,
     NotLeader,
@@ -21,6 +22,7 @@ from proglog.errors import (
     TooLarge,
     Unavailable,
     UnknownLog,
+    UnknownProducer,
 )
 from proglog.replica.producers import Producers
 from tests.client.fake import FakeStream, Lost
@@ -247,6 +249,52 @@ async def test_produce_many_raises_when_a_part_of_it_is_refused(log, backend):
     backend.faults.extend([None, DiskFull("full")])
     with pytest.raises(DiskFull):
         await log.produce_many([bytes(200_000)] * 4)
+    assert log._producer._budget.taken == 0
+
+
+async def test_nothing_is_appended_behind_a_part_that_was_refused(log, backend):
+    """What comes next may fit where that did not, and would leave a hole."""
+    backend.faults.extend([None, None, DiskFull("full")])
+    values = [b"%0200000d" % number for number in range(5)]
+    many = asyncio.ensure_future(log.produce_many(values))
+    await turns(1)
+    one = asyncio.ensure_future(log.produce(b"of somebody else"))
+    with pytest.raises(DiskFull) as caught:
+        await many
+    assert caught.value.number("appended") == 2
+    assert await one == 2
+    assert backend.log.values() == [*values[:2], b"of somebody else"]
+    assert await log.produce_many([b"of another call"]) == range(3, 4)
+    assert log._producer._budget.taken == 0
+
+
+async def test_nothing_is_appended_behind_a_part_that_may_not_be_in_the_log(log, backend):
+    backend.faults.extend([OutcomeUnknown("lost"), UnknownProducer("who?")])
+    with pytest.raises(OutcomeUnknown):
+        await log.produce_many([bytes(200_000)] * 3)
+    assert backend.log.values() == []
+    assert await log.produce(b"a") == 0
+
+
+async def test_calls_of_a_series_are_appended_in_order_up_to_the_first_refusal(
+    log, backend, monkeypatch
+):
+    monkeypatch.setattr(limits, "client_buffer_bytes_max", 500_000)
+    series = Series()
+    values = [b"%0200000d" % number for number in range(9)]
+    backend.faults.extend([*[None] * 7, DiskFull("full")])
+    calls = [
+        asyncio.ensure_future(log.produce_many(values[at : at + 3], series=series))
+        for at in (0, 3, 6)
+    ]
+    assert await calls[0] == range(3)
+    assert await calls[1] == range(3, 6)
+    with pytest.raises(DiskFull) as caught:
+        await calls[2]
+    assert caught.value.number("appended") == 1
+    with pytest.raises(EarlierRefused):
+        await log.produce_many([b"later"], series=series)
+    assert backend.log.values() == values[:7]
     assert log._producer._budget.taken == 0
 
 
