@@ -64,9 +64,11 @@ def repair(
 
 
 def _logs(directory: Path) -> list[Path]:
-    """The directories of the logs in a data directory; itself, if it is that of a log."""
+    """The directories of the logs in a data directory; itself, if it is that of a log, whatever
+    else there is in it."""
     folder = directory / "logs"
-    return sorted(folder.iterdir()) if folder.is_dir() else [directory]
+    is_log = any(directory.glob("*.store"))
+    return sorted(folder.iterdir()) if folder.is_dir() and not is_log else [directory]
 
 
 def _print_report(report: Report) -> None:

@@ -21,7 +21,7 @@ from proglog.config import LogConfig
 from proglog.errors import ConfigurationError, CorruptionError
 from proglog.log import format as fmt
 from proglog.log.recovery import Recovered, recover
-from proglog.ports import Clock, Ports
+from proglog.ports import Clock, Files, Ports
 from proglog.raft.configuration import Configuration, Server
 from proglog.raft.hard_state import FILE_NAME, HardStateFile, Identity
 from proglog.raft.log_view import LogView
@@ -76,8 +76,10 @@ def open_directory(
     An empty `node_name` is the directory's, or the host's for a new one. `bootstrap` begins a
     cluster of one if the node belongs to none; else it is without effect.
 
-    Raises CorruptionError, OSError, and ConfigurationError if it is in use or another node's.
+    Raises CorruptionError, OSError, and ConfigurationError if it is in use, another node's, or
+    part of another log's.
     """
+    _refuse_inside_of_a_log(ports.files, folder)
     ports.files.mkdir(folder)
     with contextlib.ExitStack() as undo:
         unlock = _lock(ports, folder)
@@ -121,6 +123,19 @@ def _hard_state(
     _refuse_if_used(folder, recovered)
     identity = Identity("", new_id(ports.random), node_name or socket.gethostname())
     return HardStateFile.create(ports.files, folder, identity, HardState())
+
+
+def _refuse_inside_of_a_log(files: Files, folder: Path) -> None:
+    """Somebody may name the directory of a log, or that of all logs, for the data directory: a new
+    log in there would look like a node that has lost everything."""
+    data_dir = folder.parent.parent
+    for place in (data_dir, data_dir / folder.name):
+        if files.exists(place) and any(name.endswith(".store") for name in files.listdir(place)):
+            raise ConfigurationError(
+                f"{data_dir} is no data directory but part of one: there is a log in {place}. "
+                "Name the directory that holds logs/, or a new one",
+                setting="data_dir",
+            )
 
 
 def _check_name(folder: Path, name: str, wanted: str) -> None:

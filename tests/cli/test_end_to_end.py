@@ -200,6 +200,7 @@ def test_verify_and_repair(serve: Serve, server: str, data_dir: Path) -> None:
     damaged = store.read_bytes().replace(b"two", b"twO")
     store.write_bytes(damaged)
 
+    (folder / "logs" / "default").mkdir(parents=True)  # nobody's, and no reason not to look here
     verified = run("verify", str(folder))
     assert verified.returncode == 1
     assert str(store).encode() in verified.stdout

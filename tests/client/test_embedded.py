@@ -56,6 +56,18 @@ async def test_a_directory_is_open_only_once(tmp_path):
                 pass
 
 
+@pytest.mark.parametrize("place", ["logs/default", "logs"])
+async def test_no_log_is_begun_inside_of_another(tmp_path, place):
+    async with proglog.open(tmp_path) as log:
+        await log.produce(b"a")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ProglogError, match="is no data directory but part of one") as caught:
+        async with proglog.open(tmp_path / place):
+            pass
+    assert str(tmp_path / "logs" / "default") in str(caught.value)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 PROGRAM = """
 import asyncio, logging, sys
 import proglog, structlog
