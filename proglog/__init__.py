@@ -11,10 +11,10 @@ loads nothing of the server.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from proglog.agent.embedded import open  # noqa: A004  # as in gzip.open
     from proglog.batch import Record, RecordBatch
     from proglog.client.client import Log, connect
@@ -82,6 +82,8 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
     value = getattr(importlib.import_module(_HOMES.get(name, "proglog.errors")), name)
     globals()[name] = value
     return value

@@ -10,10 +10,11 @@ from cyclopts import App, CycloptsError
 from cyclopts.config import Env
 
 import proglog
+from proglog.cli import INTERRUPTED
 from proglog.cli.config_file import config_file
 from proglog.errors import ConfigurationError, ProglogError
 
-DONE, FAILED, MISUSED, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141
+DONE, FAILED, MISUSED, BROKEN_PIPE = 0, 1, 2, 141
 
 
 app = App(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import uvloop
 
 import proglog
+from proglog.cli import INTERRUPTED
 from proglog.config import Address
 
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
 FIRST_ANSWER_SECONDS_MAX = 2.0
 INTERRUPTED_SECONDS_MAX = 5.0
-INTERRUPTED = 130
-"""Exit status after Ctrl-C."""
 
 
 def run_on_loop(main: Coroutine[Any, Any, int]) -> int:

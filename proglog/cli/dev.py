@@ -94,6 +94,8 @@ class _Cluster:
             preexec_fn=stop_with_parent,
         )
         self._processes.append(process)
+        if asked.is_set():  # while this one was being started
+            process.terminate()
         assert process.stdout is not None
         async for line in process.stdout:
             self._show(number, line)

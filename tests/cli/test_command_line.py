@@ -14,6 +14,8 @@ from proglog.config import Address, LogConfig, NodeConfig
 from proglog.errors import StorageFailed
 from tests.ports import free_port
 
+ROOT = Path(__file__).resolve().parent.parent.parent
+
 
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,6 +201,23 @@ def test_ctrl_c_is_130_without_a_word(
     monkeypatch.setattr("proglog.agent.daemon.run", interrupt)
     assert run(["serve"]) == 130
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "module"),
+    [(["serve"], "cyclopts"), (["serve"], "uvloop"), (["consume"], "yaml"), (["dev"], "grpclib")],
+)
+def test_ctrl_c_during_an_import_is_no_different(
+    words: list[str], module: str, tmp_path: Path
+) -> None:
+    (tmp_path / f"{module}.py").write_text(
+        "import os, signal\n"
+        "try: os.kill(os.getpid(), signal.SIGINT)\n"
+        "except KeyboardInterrupt: pass  # lost, as in a callback of the import system\n"
+    )
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    ended = _proglog(*words, PYTHONPATH=path)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")
 
 
 def test_nobody_listens(capsys: pytest.CaptureFixture[str]) -> None:

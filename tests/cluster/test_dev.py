@@ -148,6 +148,27 @@ def is_running(pid: int) -> bool:
         return False
 
 
+STOPPED_AS_IT_STARTS = """
+import asyncio, os, signal, sys
+start = asyncio.create_subprocess_exec
+async def interrupted(*words, **how):
+    os.kill(os.getpid(), signal.SIGINT)
+    await asyncio.sleep(0.05)  # the loop takes notice
+    return await start(*words, **how)
+asyncio.create_subprocess_exec = interrupted
+from proglog.cli import main
+sys.exit(main())
+"""
+
+
+def test_ctrl_c_before_its_nodes_are_there_ends_it_too(tmp_path: Path, port_base: int) -> None:
+    words = ["dev", "--data-dir", str(tmp_path), "--port-base", str(port_base)]
+    done = subprocess.run(
+        [sys.executable, "-c", STOPPED_AS_IT_STARTS, *words], cwd=ROOT, check=False, timeout=60
+    )
+    assert done.returncode == 0
+
+
 def test_a_cluster_that_cannot_start_says_why_and_ends(tmp_path: Path, port_base: int) -> None:
     with socket.create_server(("127.0.0.1", port_base + 20)):
         words = ["dev", "--data-dir", str(tmp_path), "--port-base", str(port_base)]
