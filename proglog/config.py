@@ -176,6 +176,14 @@ class NodeConfig:
             self.bootstrap_expect,
             f"2 to {limits.voters_max}, or 0",
         )
+        for text in self.start_join_addrs:
+            address = Address.parse(text, "start_join_addrs")
+            _require(
+                address.port > 0 and not text.startswith(":"),
+                "start_join_addrs",
+                repr(text),
+                "host:port of another node",
+            )
         _require(self.drain_seconds >= 0, "drain_seconds", self.drain_seconds, "0 or more")
         if self.http_addr is not None:
             _require(

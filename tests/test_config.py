@@ -70,6 +70,9 @@ def test_a_wrong_log_setting_is_named(wrong: dict[str, Any]) -> None:
         {"rpc_port": 65536},
         {"drain_seconds": -1},
         {"http_addr": Address("127.0.0.1", 8400)},
+        {"start_join_addrs": ("a:1", "b")},
+        {"start_join_addrs": ("a:0",)},
+        {"start_join_addrs": (":1",)},
     ],
     ids=str,
 )

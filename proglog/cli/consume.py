@@ -14,6 +14,7 @@ from cyclopts import Parameter
 from proglog.batch import Record, RecordBatch
 from proglog.cli.connection import connected, run_on_loop
 from proglog.cli.parameters import SERVER_DEFAULT, Json, Server, Timestamp
+from proglog.client.backend import OFFSETS_END
 from proglog.config import Address
 from proglog.errors import ConfigurationError
 
@@ -24,7 +25,7 @@ Render: TypeAlias = Callable[[RecordBatch], bytes]
 def consume(
     *,
     server: Server = SERVER_DEFAULT,
-    offset: Offset = "earliest",
+    offset: Offset | None = None,
     timestamp: Timestamp | None = None,
     follow: Annotated[bool, Parameter(name=("--follow", "-f"), negative=())] = False,
     limit: Annotated[int | None, Parameter(name=("--limit", "-n"))] = None,
@@ -38,7 +39,7 @@ def consume(
     server
         The node, or any node of the cluster.
     offset
-        Where to begin.
+        Where to begin: an offset, earliest or latest; earliest unless given.
     timestamp
         Begin with the first record appended at or after this time, as 2026-03-01T12:00:00Z.
     follow
@@ -54,10 +55,15 @@ def consume(
         raise ConfigurationError("--json and --raw exclude each other: leave one out")
     if limit is not None and limit < 0:
         raise ConfigurationError(f"--limit is {limit}: expected 0 or more")
+    if offset is not None and timestamp is not None:
+        raise ConfigurationError("--offset and --timestamp exclude each other: leave one out")
+    if isinstance(offset, int) and not 0 <= offset < OFFSETS_END:
+        raise ConfigurationError(f"--offset is {offset}: expected 0 to 2**64 - 1")
     render = _json if json else _raw if raw else _values
     if limit == 0:
         return 0
-    return run_on_loop(_consume(server, offset, timestamp, render, follow=follow, limit=limit))
+    start = "earliest" if offset is None else offset
+    return run_on_loop(_consume(server, start, timestamp, render, follow=follow, limit=limit))
 
 
 async def _consume(

@@ -88,7 +88,7 @@ def test_every_flag_arrives(started: list[NodeConfig]) -> None:
     ("name", "text"),
     [
         ("node.yaml", "rpc-port: 1\nnode-name: file\nhttp-hosts: [a, b]\nretention-time: 7d\n"),
-        ("node.yml", "rpc_port: 1\nnode_name: file\nhttp_hosts: [a, b]\nretention_time: 7d\n"),
+        ("node.yml", "{rpc-port: 1, node-name: file, http-hosts: [a, b], retention-time: 7d}"),
         (
             "node.toml",
             'rpc-port = 1\nnode-name = "file"\nhttp-hosts = ["a", "b"]\nretention-time = "7d"\n',
@@ -144,15 +144,23 @@ def test_an_empty_file_sets_nothing(started: list[NodeConfig], tmp_path: Path) -
         (["prodcue"], 'Did you mean "produce"?'),
         (["consume", "--json", "--raw"], "--json and --raw exclude each other"),
         (["consume", "--limit", "-1"], "--limit is -1"),
+        (["consume", "--offset", "-1"], "--offset is -1"),
+        (["consume", "--offset", "0", "--timestamp", "0"], "--offset and --timestamp exclude"),
+        (["serve", "--start-join-addrs", "a:1,b:2"], "is 'a:1,b:2': expected host:port"),
+        (["serve", "--start-join-addrs", "foo"], "is 'foo': expected host:port"),
         (["consume", "--timestamp", "noon"], "'noon' is not like 2026"),
         (["consume", "--server", "a:b"], "'a:b' is not like host:port"),
         (["verify"], "requires an argument"),
     ],
 )
 def test_a_wrong_command_line_is_said_to_be_so(
-    words: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+    words: list[str],
+    complaint: str,
+    started: list[NodeConfig],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert run(words) == 2
+    assert started == []
     output = capsys.readouterr()
     assert output.out == ""
     assert output.err.startswith("proglog")
@@ -165,17 +173,31 @@ def test_a_wrong_command_line_is_said_to_be_so(
         ("a.yaml", "rpc-port: [", "while parsing"),
         ("a.yaml", "- rpc-port", "expected keys with values"),
         ("a.yaml", "rpc-prot: 1", "rpc-prot"),
+        ("a.yaml", "rpc-port: 1\nrpc-port: 2", "rpc-port is set twice"),
+        ("a.yaml", "data_dir: x", "unknown key 'data_dir'. Did you mean data-dir?"),
+        ("a.yaml", "no-bootstrap: true", "unknown key 'no-bootstrap'"),
+        ("a.yaml", "config-file: b.yaml", "unknown key 'config-file'"),
+        ("a.yaml", "5: 5", "unknown key 5"),
+        ("a.yaml", "http-hosts: 5", "http-hosts: expected a list of words"),
+        ("a.yaml", "http-hosts: [5]", "http-hosts: expected a list of words"),
+        ("a.yaml", 'start-join-addrs: "a:1,b:2"', "start-join-addrs: expected a list of words"),
         ("a.toml", "rpc-port = ", "Invalid value"),
         ("a.toml", 'rpc-port = "x"', "rpc-port"),
         ("a.toml", "[log]\nx = 1", "log"),
     ],
 )
 def test_a_wrong_file_is_named(
-    name: str, text: str, complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str,
+    text: str,
+    complaint: str,
+    started: list[NodeConfig],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     file = tmp_path / name
     file.write_text(text)
     assert run(["serve", "--config-file", str(file)]) == 2
+    assert started == []
     error = capsys.readouterr().err
     assert str(file) in error
     assert complaint in error
