@@ -26,7 +26,14 @@ from proglog.dialling import dial
 from proglog.errors import ConfigurationError, reason_of
 from proglog.gateway.health import Probes
 from proglog.gateway.server import Gateway
-from proglog.membership import JoinFailed, Membership, MembershipConfig, Timing, decode_key
+from proglog.membership import (
+    JoinFailed,
+    KeyRefused,
+    Membership,
+    MembershipConfig,
+    Timing,
+    decode_key,
+)
 from proglog.observability.metrics import Metrics
 from proglog.ports import Ports
 from proglog.raft.config import RaftConfig
@@ -46,7 +53,9 @@ class Node:
     """A node. `start` it, wait for `failure` or decide to end it, then `stop`."""
 
     def __init__(self, config: NodeConfig, ports: Ports | None = None) -> None:
+        """Raises ConfigurationError."""
         self._config = config
+        self._gossip_keys = tuple(map(_gossip_key, config.gossip_keys))
         self._ports = ports or Ports()
         self._parts = AsyncExitStack()
         self._stopping = False
@@ -176,7 +185,7 @@ class Node:
                 name=self.replica.identity.name,
                 bind_host=config.bind_addr.host,
                 bind_port=config.bind_addr.port,
-                keys=tuple(map(decode_key, config.gossip_keys)),
+                keys=self._gossip_keys,
                 snapshot_path=Path(config.data_dir) / "peers",
                 keyring_path=Path(config.data_dir) / "keyring" if config.gossip_keys else None,
                 timing=Timing.local() if config.bind_addr.is_loopback else Timing.lan(),
@@ -261,6 +270,13 @@ class Node:
             ready=lambda: "" if self.replica.is_ready and not self._stopping else "not ready",
             started=lambda: "",
         )
+
+
+def _gossip_key(text: str) -> bytes:
+    try:
+        return decode_key(text)
+    except KeyRefused as error:
+        raise ConfigurationError(f"gossip-keys: {error}", setting="gossip-keys") from None
 
 
 async def _connect(address: str, factory: Callable[[], asyncio.Protocol]) -> None:

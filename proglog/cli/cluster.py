@@ -9,7 +9,7 @@ from cyclopts import App
 
 from proglog._generated.log.v1 import Member, ServerStatus
 from proglog.cli.connection import FIRST_ANSWER_SECONDS_MAX, run_on_loop
-from proglog.cli.parameters import SERVER_DEFAULT, Json, Server
+from proglog.cli.parameters import SERVER_DEFAULT, Json, ListenAddress, Server
 from proglog.client.admin import Cluster
 from proglog.config import Address
 
@@ -35,7 +35,7 @@ def status(*, server: Server = SERVER_DEFAULT, json: Json = False) -> int:
 
 
 @app.command
-def add(rpc_addr: str, *, server: Server = SERVER_DEFAULT) -> int:
+def add(rpc_addr: ListenAddress, *, server: Server = SERVER_DEFAULT) -> int:
     """Add a node to the cluster. It catches up first, then votes.
 
     Parameters
@@ -45,7 +45,7 @@ def add(rpc_addr: str, *, server: Server = SERVER_DEFAULT) -> int:
     server
         Any node of the cluster.
     """
-    return run_on_loop(_change(server, lambda cluster: cluster.add(rpc_addr)))
+    return run_on_loop(_change(server, lambda cluster: cluster.add(str(rpc_addr))))
 
 
 @app.command

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from proglog.errors import Action, Outcome, ProglogError
+from proglog.errors import Action, ConfigurationError, Outcome, ProglogError
 
 
 class MembershipError(ProglogError):
@@ -33,7 +33,7 @@ class JoinFailed(MembershipError):
     """No address given to `join` could be joined; the message gives a reason for each."""
 
 
-class BindFailed(MembershipError):
+class BindFailed(MembershipError, ConfigurationError):
     """The gossip address cannot be used. Facts: address."""
 
 

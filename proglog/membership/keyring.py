@@ -9,7 +9,6 @@ reaches the whole cluster before the next: install it, use it, remove the old on
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 from collections.abc import Callable, Iterable
 
@@ -105,7 +104,7 @@ def decode_key(text: str) -> bytes:
     """A key as people write it, base64. Raises KeyRefused."""
     try:
         key = base64.b64decode(text, validate=True)
-    except binascii.Error as error:
+    except ValueError as error:
         raise KeyRefused("a gossip key is base64 of 16, 24 or 32 bytes") from error
     if len(key) not in _KEY_SIZES:
         raise KeyRefused("a gossip key is base64 of 16, 24 or 32 bytes")

@@ -150,6 +150,7 @@ def test_an_empty_file_sets_nothing(started: list[NodeConfig], tmp_path: Path) -
         (["serve", "--start-join-addrs", "foo"], "is 'foo': expected host:port"),
         (["consume", "--timestamp", "noon"], "'noon' is not like 2026"),
         (["consume", "--server", "a:b"], "'a:b' is not like host:port"),
+        (["cluster", "add", "nonsense"], "'nonsense' is not like host:port"),
         (["verify"], "requires an argument"),
     ],
 )

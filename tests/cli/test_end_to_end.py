@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import sysconfig
@@ -183,6 +184,24 @@ def test_errors_of_a_node_are_one_line(serve: Serve, server: str, data_dir: Path
             f"cannot listen on 127.0.0.1:{port}: Address already in use. ".encode() in other.stderr
         )
         assert other.stderr.count(b"\n") == 1
+
+
+def test_a_setting_that_is_wrong_on_this_machine_is_told_as_such(data_dir: Path) -> None:
+    elsewhere = ["serve", "--data-dir", str(data_dir), "--rpc-port", "0", "--http-addr", "none"]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        gossip = f"127.0.0.1:{taken.getsockname()[1]}"
+        refused = run(*elsewhere, "--bind-addr", gossip)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith(
+        f"proglog: cannot gossip at {gossip}: Address already in use. ".encode()
+    )
+    assert refused.stderr.count(b"\n") == 1
+    for key in ("c2VjcmV0", "sécret"):
+        refused = run(*elsewhere, "--bind-addr", "127.0.0.1:0", "--gossip-keys", key)
+        assert refused.returncode == 2
+        assert refused.stderr == (
+            b"proglog: gossip-keys: a gossip key is base64 of 16, 24 or 32 bytes\n"
+        )
 
 
 def test_verify_and_repair(serve: Serve, server: str, data_dir: Path) -> None:
