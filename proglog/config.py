@@ -2,7 +2,7 @@
 
 Bounds that nobody should have to choose are in `proglog.limits`. Units are part of the names; the
 command line also takes "128MiB" and "7d". A wrong value raises ConfigurationError, which says
-which setting, what was given, and what would do.
+which setting, by the name that it has for an operator, what was given, and what would do.
 """
 
 from __future__ import annotations
@@ -79,32 +79,32 @@ class LogConfig:
     def __post_init__(self) -> None:
         _require(
             4 * limits.KiB < self.segment_bytes <= limits.segment_bytes_max,
-            "segment_bytes",
+            "segment-bytes",
             self.segment_bytes,
             f"more than 4096 and at most {limits.segment_bytes_max}",
         )
         _require(
             limits.segment_batches_min <= self.segment_batches <= limits.segment_batches_max,
-            "segment_batches",
+            "segment-batches",
             self.segment_batches,
             f"{limits.segment_batches_min} to {limits.segment_batches_max}",
         )
         if self.retention_bytes is not None:
             _require(
                 self.retention_bytes >= self.segment_bytes,
-                "retention_bytes",
+                "retention-bytes",
                 self.retention_bytes,
                 f"at least one segment ({self.segment_bytes}), for whole segments are deleted",
             )
         _require(
             self.retention_seconds is None or self.retention_seconds > 0,
-            "retention_seconds",
+            "retention-time",
             self.retention_seconds,
             "more than 0",
         )
         _require(
             self.retention_check_seconds > 0,
-            "retention_check_seconds",
+            "retention-check",
             self.retention_check_seconds,
             "more than 0",
         )
@@ -159,36 +159,36 @@ class NodeConfig:
     def __post_init__(self) -> None:
         _require(
             not self.node_name or _NODE_NAME.fullmatch(self.node_name) is not None,
-            "node_name",
+            "node-name",
             repr(self.node_name),
             "1 to 128 letters, digits, '.', '_' or '-', beginning and ending with one of the first",
         )
-        _require(0 <= self.rpc_port <= 65535, "rpc_port", self.rpc_port, "0 to 65535")
+        _require(0 <= self.rpc_port <= 65535, "rpc-port", self.rpc_port, "0 to 65535")
         _require(
             not (self.bootstrap and self.bootstrap_expect),
-            "bootstrap_expect",
+            "bootstrap-expect",
             self.bootstrap_expect,
             "0 together with bootstrap: a node begins a cluster alone or with others, not both",
         )
         _require(
             self.bootstrap_expect in {0, *range(2, limits.voters_max + 1)},
-            "bootstrap_expect",
+            "bootstrap-expect",
             self.bootstrap_expect,
             f"2 to {limits.voters_max}, or 0",
         )
         for text in self.start_join_addrs:
-            address = Address.parse(text, "start_join_addrs")
+            address = Address.parse(text, "start-join-addrs")
             _require(
                 address.port > 0 and not text.startswith(":"),
-                "start_join_addrs",
+                "start-join-addrs",
                 repr(text),
                 "host:port of another node",
             )
-        _require(self.drain_seconds >= 0, "drain_seconds", self.drain_seconds, "0 or more")
+        _require(self.drain_seconds >= 0, "drain-timeout", self.drain_seconds, "0 or more")
         if self.http_addr is not None:
             _require(
                 self.http_addr.port == 0 or self.http_addr != self.rpc_addr,
-                "http_addr",
+                "http-addr",
                 self.http_addr,
                 "another address than that of the RPC port, which answers HTTP anyway",
             )

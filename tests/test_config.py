@@ -53,9 +53,9 @@ def test_what_is_no_address(text: str) -> None:
 )
 def test_a_wrong_log_setting_is_named(wrong: dict[str, Any]) -> None:
     (name,) = wrong
-    with pytest.raises(ConfigurationError, match=f"^{name} is .*: expected ") as raised:
+    with pytest.raises(ConfigurationError, match=f"^{_key(name)} is .*: expected ") as raised:
         LogConfig(**wrong)
-    assert raised.value.facts == {"setting": name}
+    assert raised.value.facts == {"setting": _key(name)}
 
 
 @pytest.mark.parametrize(
@@ -78,9 +78,15 @@ def test_a_wrong_log_setting_is_named(wrong: dict[str, Any]) -> None:
 )
 def test_a_wrong_node_setting_is_named(wrong: dict[str, Any]) -> None:
     (name,) = wrong
-    with pytest.raises(ConfigurationError, match=f"^{name} is .*: expected ") as raised:
+    with pytest.raises(ConfigurationError, match=f"^{_key(name)} is .*: expected ") as raised:
         NodeConfig(**wrong)
-    assert raised.value.facts == {"setting": name}
+    assert raised.value.facts == {"setting": _key(name)}
+
+
+def _key(name: str) -> str:
+    """What an operator calls a setting."""
+    keys = {"drain_seconds": "drain-timeout", "retention_seconds": "retention-time"}
+    return keys.get(name, name.removesuffix("_seconds").replace("_", "-"))
 
 
 def test_the_defaults_are_right() -> None:

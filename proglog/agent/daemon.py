@@ -43,8 +43,8 @@ async def _run(config: NodeConfig, announce: Callable[[Node], None]) -> int:
     node = Node(config)
     node.failure.add_done_callback(_tell)
     await node.start()
-    announce(node)
     asked = _on_signals()
+    announce(node)
     await _first_of(asked, node.failure, node.left)
     if not node.failure.done():
         _logger.info("stopping", why=asked.result() if asked.done() else "the node has left")

@@ -7,6 +7,7 @@ part that fails stops the node: a node that half works is worse than one that is
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import socket
 import sys
@@ -303,8 +304,13 @@ async def _serve_http(gateway: Gateway, address: Address) -> Address:
 
 
 def _cannot_listen(address: Address, error: OSError) -> ConfigurationError:
+    why, advice = reason_of(error), "Choose"
+    if isinstance(error, socket.gaierror):
+        why = f"the name cannot be resolved ({why})"
+    elif error.errno == errno.EADDRINUSE:
+        advice = "Is another node running? Stop it, or choose"
     return ConfigurationError(
-        f"cannot listen on {address}: {reason_of(error)}. Is another node running? Stop it, or "
-        "choose another --rpc-port, --bind-addr or --http-addr",
+        f"cannot listen on {address}: {why}. "
+        f"{advice} another --rpc-port, --bind-addr or --http-addr",
         address=address,
     )

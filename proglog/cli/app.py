@@ -39,7 +39,7 @@ app.command(
 )
 app.command("proglog.cli.produce:produce", help="Append each line of files, or of stdin.")
 app.command("proglog.cli.consume:consume", help="Print records, each value on a line.")
-app.command("proglog.cli.cluster:app", name="cluster")
+app.command("proglog.cli.cluster:app", name="cluster", help="Look at a cluster and change it.")
 app.command("proglog.cli.cluster:members", help="Print who is there, by gossip.")
 app.command("proglog.cli.cluster:leave", help="Make a node leave its cluster and stop.")
 app.command("proglog.cli.dev:dev", help="Run a local cluster in this terminal.")

@@ -17,7 +17,7 @@ _SERVER = ("id", "uuid", "rpc_addr", "is_leader", "suffrage", "match_index", "ac
 _STATUS = ("term", "commit_index", "applied_index", "cluster_id", "node", "role")
 _MEMBER = ("name", "address", "status", "protocol")
 
-app = App(name="cluster", help="Look at a cluster and change it.")
+app = App(name="cluster")
 
 
 @app.command

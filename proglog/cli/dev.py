@@ -38,6 +38,12 @@ def dev(*, nodes: int = 3, data_dir: Path = Path("data/dev"), port_base: int = 8
     """
     if not 1 <= nodes <= _NODES_MAX:
         raise ConfigurationError(f"--nodes is {nodes}: expected 1 to {_NODES_MAX}")
+    port_base_max = 65535 - _PORT_STEP * (nodes - 1) - 1
+    if not _HTTP_BELOW_RPC < port_base <= port_base_max:
+        raise ConfigurationError(
+            f"--port-base is {port_base}: expected {_HTTP_BELOW_RPC + 1} to {port_base_max} with "
+            f"--nodes {nodes}, as HTTP is {_HTTP_BELOW_RPC} below"
+        )
     return run_on_loop(_Cluster(nodes, data_dir, port_base).run())
 
 

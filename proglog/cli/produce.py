@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import orjson
-from cyclopts.types import ExistingFile
 
 import proglog
 from proglog.cli.connection import connected, run_on_loop
@@ -16,7 +15,7 @@ from proglog.cli.lines import read_lines
 from proglog.cli.parameters import SERVER_DEFAULT, Json, Server
 from proglog.cli.progress import Progress
 from proglog.config import Address
-from proglog.errors import ProglogError
+from proglog.errors import ConfigurationError, ProglogError
 
 if TYPE_CHECKING:
     from proglog.client.client import Log
@@ -27,7 +26,7 @@ Chunk: TypeAlias = tuple[list[bytes], Sequence[int] | ProglogError]
 """Some lines, and their offsets or why not all of them are in the log."""
 
 
-def produce(*files: ExistingFile, server: Server = SERVER_DEFAULT, json: Json = False) -> int:
+def produce(*files: Path, server: Server = SERVER_DEFAULT, json: Json = False) -> int:
     """Appends each line as one record: without its newline byte, and with all other bytes.
 
     Parameters
@@ -39,6 +38,10 @@ def produce(*files: ExistingFile, server: Server = SERVER_DEFAULT, json: Json = 
     json
         Print a summary as JSON to stdout.
     """
+    for path in files:
+        if path.is_dir() or not path.exists():
+            what = "is a directory" if path.is_dir() else "does not exist"
+            raise ConfigurationError(f'"{path}" {what}: expected files')
     files = files or (STDIN,)
     progress = Progress(_bytes_total(files))
     return run_on_loop(_produce(files, server, progress, json=json))

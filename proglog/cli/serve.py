@@ -22,6 +22,7 @@ from proglog.config import Address, LogConfig, LogFormat, LogLevel, NodeConfig
 
 if TYPE_CHECKING:
     from proglog.agent.node import Node
+    from proglog.replica.replica import Replica
 
 _NODE = NodeConfig()
 _LOG = LogConfig()
@@ -130,21 +131,16 @@ def _welcome(config: NodeConfig, *, quiet: bool) -> Callable[[Node], None]:
     def print_welcome(node: Node) -> None:
         if quiet or config.log_format == "json":
             return
-        replica = node.replica
-        earliest, following = replica.earliest, replica.next_offset
-        held = f"offsets {earliest} to {following - 1}" if following > earliest else "empty"
+        waits_for = _waits_for(config, node.replica)
         lines = [
-            f"Node {replica.identity.name} serves the log in {config.data_dir} ({held}).",
+            f"Node {node.replica.identity.name} {waits_for or _serves(config, node.replica)}.",
             "",
             f"  gRPC and HTTP   {node.rpc_addr}",
             *([f"  HTTP            {node.http_addr}"] if node.http_addr else []),
             "",
             "Try in another terminal:",
             "",
-            f"  curl http://{node.http_addr or node.rpc_addr}/v1/records --data 'hello, world'",
-            f"  curl 'http://{node.http_addr or node.rpc_addr}/v1/records?format=text'",
-            f"  {sys.argv[0]} consume --follow{_server_flag(node.rpc_addr)}",
-            f"  {sys.argv[0]} produce README.md{_server_flag(node.rpc_addr)}",
+            *(_to_try_waiting(node) if waits_for else _to_try(node)),
             "",
             "Ctrl-C stops the node.",
             "",
@@ -152,6 +148,42 @@ def _welcome(config: NodeConfig, *, quiet: bool) -> Callable[[Node], None]:
         print("\n".join(lines), flush=True)
 
     return print_welcome
+
+
+def _serves(config: NodeConfig, replica: Replica) -> str:
+    earliest, following = replica.earliest, replica.next_offset
+    held = f"offsets {earliest} to {following - 1}" if following > earliest else "empty"
+    return f"serves the log in {config.data_dir} ({held})"
+
+
+def _waits_for(config: NodeConfig, replica: Replica) -> str:
+    """What a node that has started needs before it serves; empty if nothing."""
+    servers = replica.leadership.configuration.servers
+    if not servers and config.bootstrap_expect:
+        return f"waits until {config.bootstrap_expect} new nodes see each other (bootstrap-expect)"
+    if not servers:
+        return "waits until a cluster adds it"
+    if len(servers) > 1 and not replica.is_ready:
+        names = ", ".join(sorted(server.name for server in servers))
+        return f"looks for the leader of its cluster: a majority of {names} must be up"
+    return ""
+
+
+def _to_try(node: Node) -> list[str]:
+    http = f"http://{node.http_addr or node.rpc_addr}"
+    return [
+        f"  curl {http}/v1/records --data 'hello, world'",
+        f"  curl '{http}/v1/records?format=text'",
+        f"  {sys.argv[0]} consume --follow{_server_flag(node.rpc_addr)}",
+        f"  {sys.argv[0]} produce README.md{_server_flag(node.rpc_addr)}",
+    ]
+
+
+def _to_try_waiting(node: Node) -> list[str]:
+    return [
+        f"  curl http://{node.http_addr or node.rpc_addr}/readyz",
+        f"  {sys.argv[0]} members{_server_flag(node.rpc_addr)}",
+    ]
 
 
 def _server_flag(rpc_addr: Address) -> str:

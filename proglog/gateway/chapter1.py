@@ -40,7 +40,7 @@ class Chapter1:
             record = _member(_object(body, "the body"), "record")
             value = _member(_object(record, "record"), "value")
             if value is not None and not isinstance(value, str):
-                raise InvalidRequest("value is base64 in a string")
+                raise InvalidRequest("value must be base64 in a string")
             offset = await append(self._logs.get(""), from_base64(value or "", "value"))
         return json_response({"offset": offset})
 
@@ -66,7 +66,7 @@ def _asked_offset(body: bytes, query: str | None) -> int:
     if offset is None:
         return 0
     if type(offset) is not int or offset < 0:
-        raise InvalidRequest("offset is a whole number from 0 on")
+        raise InvalidRequest("offset must be a whole number from 0 on")
     return offset
 
 
@@ -82,7 +82,7 @@ def _object(content: Any, name: str) -> dict[str, Any]:
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise InvalidRequest(f"{name} is a JSON object")
+        raise InvalidRequest(f"{name} must be a JSON object")
     return content
 
 

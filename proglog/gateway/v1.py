@@ -145,7 +145,7 @@ def _record_headers(request: web.Request) -> RecordHeaders:
     for text in request.headers.getall("X-Proglog-Header", ()):
         name, separator, value = text.partition("=")
         if not separator:
-            raise InvalidRequest("X-Proglog-Header is NAME=BASE64")
+            raise InvalidRequest("X-Proglog-Header must be NAME=BASE64")
         pairs.append((name, from_base64(value, "X-Proglog-Header")))
     return check_record_headers(pairs)
 

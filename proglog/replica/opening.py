@@ -11,16 +11,17 @@ import contextlib
 import random
 import socket
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from proglog import batch as batches
 from proglog.batch import HEADER_BYTES, BatchHeader, Buffer, Kind
 from proglog.config import LogConfig
-from proglog.errors import ConfigurationError, CorruptionError
+from proglog.errors import ConfigurationError, CorruptionError, DiskFull
 from proglog.log import format as fmt
 from proglog.log.recovery import Recovered, recover
+from proglog.log.segment import NO_SPACE
 from proglog.ports import Clock, Files, Ports
 from proglog.raft.configuration import Configuration, Server
 from proglog.raft.hard_state import FILE_NAME, HardStateFile, Identity
@@ -76,12 +77,12 @@ def open_directory(
     An empty `node_name` is the directory's, or the host's for a new one. `bootstrap` begins a
     cluster of one if the node belongs to none; else it is without effect.
 
-    Raises CorruptionError, OSError, and ConfigurationError if it is in use, another node's, or
-    part of another log's.
+    Raises CorruptionError, DiskFull, OSError, and ConfigurationError if it is in use, another
+    node's, or part of another log's.
     """
-    _refuse_inside_of_a_log(ports.files, folder)
-    ports.files.mkdir(folder)
-    with contextlib.ExitStack() as undo:
+    with _telling_where(folder, config.segment_bytes), contextlib.ExitStack() as undo:
+        _refuse_inside_of_a_log(ports.files, folder)
+        ports.files.mkdir(folder)
         unlock = _lock(ports, folder)
         undo.callback(unlock)
         is_new = not HardStateFile.exists(ports.files, folder)
@@ -125,6 +126,22 @@ def _hard_state(
     return HardStateFile.create(ports.files, folder, identity, HardState())
 
 
+@contextlib.contextmanager
+def _telling_where(folder: Path, segment_bytes: int) -> Iterator[None]:
+    """An error of a call on an open file does not say where it was."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NO_SPACE:
+            raise DiskFull(
+                f"no space to open the log in {folder}: {error.strerror}. A new log takes a "
+                f"segment of {segment_bytes} bytes at once and reserves the next: free space, or "
+                "choose a smaller --segment-bytes"
+            ) from error
+        error.filename = error.filename or str(folder)
+        raise
+
+
 def _refuse_inside_of_a_log(files: Files, folder: Path) -> None:
     """Somebody may name the directory of a log, or that of all logs, for the data directory: a new
     log in there would look like a node that has lost everything."""
@@ -134,7 +151,7 @@ def _refuse_inside_of_a_log(files: Files, folder: Path) -> None:
             raise ConfigurationError(
                 f"{data_dir} is no data directory but part of one: there is a log in {place}. "
                 "Name the directory that holds logs/, or a new one",
-                setting="data_dir",
+                setting="data-dir",
             )
 
 
@@ -143,7 +160,7 @@ def _check_name(folder: Path, name: str, wanted: str) -> None:
         raise ConfigurationError(
             f"{folder} belongs to node {name}, not {wanted}: "
             "start it under that name, or with another --data-dir",
-            setting="node_name",
+            setting="node-name",
         )
 
 
@@ -153,7 +170,7 @@ def _lock(ports: Ports, folder: Path) -> Callable[[], None]:
     except BlockingIOError:
         raise ConfigurationError(
             f"{folder} is in use by another process: stop it first, or choose another --data-dir",
-            setting="data_dir",
+            setting="data-dir",
         ) from None
 
 

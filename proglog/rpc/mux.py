@@ -49,7 +49,9 @@ _BACKLOG = 1024
 def listen(host: str, port: int) -> socket.socket:
     """A listening socket; port 0 picks a free one. Raises OSError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    # By itself, for `create_server` turns "not known" into an OSError of a number of its own.
+    address = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)[0][4]
+    listener = socket.create_server(address, family=family, backlog=_BACKLOG)
     listener.setblocking(False)
     return listener
 

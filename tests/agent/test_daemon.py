@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
+import socket
 import sys
 from asyncio.subprocess import PIPE, Process
 from pathlib import Path
@@ -10,7 +13,10 @@ from pathlib import Path
 import pytest
 
 import proglog
-from proglog.errors import OutcomeUnknown
+from proglog.agent.node import Node, _listen
+from proglog.config import Address, NodeConfig
+from proglog.errors import ConfigurationError, DiskFull, OutcomeUnknown
+from proglog.ports import RealFile
 
 PROGRAM = """
 import errno, os, sys
@@ -65,3 +71,26 @@ async def test_a_disk_that_fails_ends_the_node_and_is_told_once(
     assert errors.count(b"stopped by a failure") == 1
     assert b"Traceback" not in errors
     assert (b"SIGTERM" in errors) is asked_to_stop
+
+
+def test_a_name_that_cannot_be_resolved_is_said_to_be_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def getaddrinfo(*_: object) -> list[object]:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    said = r"nohost.invalid:1: the name cannot be resolved \(Name or .* known\)\. Choose another --"
+    with pytest.raises(ConfigurationError, match=said):
+        _listen(Address("nohost.invalid", 1))
+
+
+async def test_a_disk_too_small_for_a_log_is_named_with_what_it_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reserve(file: RealFile, size: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(RealFile, "reserve", reserve)
+    with pytest.raises(DiskFull) as caught:
+        await Node(NodeConfig.for_tests(tmp_path)).start()
+    for word in (str(tmp_path / "logs" / "default"), "16384 bytes", "--segment-bytes"):
+        assert word in str(caught.value)

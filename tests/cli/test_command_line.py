@@ -6,13 +6,20 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
 from proglog.cli.app import run
+from proglog.cli.serve import _welcome
 from proglog.config import Address, LogConfig, NodeConfig
 from proglog.errors import StorageFailed
+from proglog.raft.configuration import Configuration, Server
 from tests.ports import free_port
+
+if TYPE_CHECKING:
+    from proglog.agent.node import Node
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -125,6 +132,41 @@ def test_an_empty_file_sets_nothing(started: list[NodeConfig], tmp_path: Path) -
     assert started == [NodeConfig()]
 
 
+@pytest.mark.parametrize(
+    ("names", "is_ready", "settings", "said"),
+    [
+        ("a", True, {}, "Node a serves the log in data (offsets 2 to 6)."),
+        ("", False, {"bootstrap_expect": 3}, "Node a waits until 3 new nodes see each other"),
+        ("", False, {"bootstrap": False}, "Node a waits until a cluster adds it."),
+        ("ab", False, {}, "Node a looks for the leader of its cluster: a majority of a, b must"),
+        ("ab", True, {}, "Node a serves the log in data (offsets 2 to 6)."),
+    ],
+)
+def test_the_welcome_says_whether_the_node_serves_yet(
+    names: str,
+    is_ready: bool,
+    settings: dict[str, Any],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    replica = SimpleNamespace(
+        identity=SimpleNamespace(name="a"),
+        leadership=SimpleNamespace(
+            configuration=Configuration(tuple(Server(name, name, "h:1") for name in names))
+        ),
+        is_ready=is_ready,
+        earliest=2,
+        next_offset=7,
+    )
+    addresses = {"rpc_addr": Address("127.0.0.1", 8400), "http_addr": None}
+    node = cast("Node", SimpleNamespace(replica=replica, **addresses))
+    _welcome(NodeConfig(**settings), quiet=False)(node)
+    welcome = capsys.readouterr().out
+    assert welcome.startswith(said)
+    assert ("/v1/records" in welcome) is is_ready
+    assert ("/readyz" in welcome) is not is_ready
+
+
 # --- mistakes ------------------------------------------------------------------------------------
 
 
@@ -133,11 +175,11 @@ def test_an_empty_file_sets_nothing(started: list[NodeConfig], tmp_path: Path) -
     [
         (["serve", "--rpc-prt", "1"], "Did you mean --rpc-port?"),
         (["serve", "--rpc-port", "x"], 'Invalid value for --rpc-port: unable to convert "x"'),
-        (["serve", "--rpc-port", "70000"], "rpc_port is 70000: expected 0 to 65535"),
+        (["serve", "--rpc-port", "70000"], "rpc-port is 70000: expected 0 to 65535"),
         (["serve", "--segment-bytes", "3parsecs"], "'3parsecs' is not like 128MiB"),
         (["serve", "--retention-bytes", "1MiB"], "expected at least one segment"),
         (["serve", "--http-addr", "127.0.0.1:8400"], "expected another address than"),
-        (["serve", "--node-name", "a b"], "node_name is 'a b'"),
+        (["serve", "--node-name", "a b"], "node-name is 'a b'"),
         (["serve", "--log-level", "loud"], '"loud"'),
         (["serve", "--config-file", "/absent.yaml"], "/absent.yaml: No such file"),
         (["serve", "--config-file", "/etc/passwd"], "must end in .yaml, .yml or .toml"),
@@ -150,6 +192,9 @@ def test_an_empty_file_sets_nothing(started: list[NodeConfig], tmp_path: Path) -
         (["serve", "--start-join-addrs", "foo"], "is 'foo': expected host:port"),
         (["consume", "--timestamp", "noon"], "'noon' is not like 2026"),
         (["consume", "--server", "a:b"], "'a:b' is not like host:port"),
+        (["produce", "/absent"], '"/absent" does not exist'),
+        (["dev", "--port-base", "100"], "--port-base is 100: expected 321 to 65514"),
+        (["dev", "--port-base", "65515"], "--port-base is 65515: expected 321 to 65514"),
         (["cluster", "add", "nonsense"], "'nonsense' is not like host:port"),
         (["verify"], "requires an argument"),
     ],
@@ -268,8 +313,9 @@ def _proglog(*words: str, **environment: str) -> subprocess.CompletedProcess[str
 def test_help_names_the_commands_and_imports_none() -> None:
     shown = _proglog("--help", PYTHONPROFILEIMPORTTIME="1")
     assert shown.returncode == 0
-    for command in ("serve", "produce", "consume", "verify", "repair"):
-        assert f"\n│ {command} " in shown.stdout
+    for command in ("serve", "produce", "consume", "cluster", "verify", "repair"):
+        (line,) = (line for line in shown.stdout.splitlines() if line.startswith(f"│ {command} "))
+        assert len(line.split()) > 4, "each says what it does"
     imported = {line.rpartition("|")[2].strip() for line in shown.stderr.splitlines()}
     assert "proglog.cli.app" in imported
     assert not imported & {"proglog.cli.serve", "proglog.client", "grpclib", "aiohttp", "uvloop"}

@@ -78,6 +78,11 @@ async def test_what_it_does_not_take_is_400(node: Node, body: bytes) -> None:
     assert node.replica.next == 0
 
 
+async def test_a_body_of_another_kind_is_told_what_it_must_be(node: Node) -> None:
+    async with node.http.post("/", data=b"[]") as response:
+        assert (await response.json())["message"] == "the body must be a JSON object"
+
+
 @pytest.mark.parametrize(
     ("body", "status"),
     [
