@@ -18,7 +18,7 @@ from pathlib import Path
 from proglog import batch as batches
 from proglog.batch import HEADER_BYTES, BatchHeader, Buffer, Kind
 from proglog.config import LogConfig
-from proglog.errors import ConfigurationError, CorruptionError, DiskFull
+from proglog.errors import ConfigurationError, CorruptionError, DiskFull, RangeCorrupt
 from proglog.log import format as fmt
 from proglog.log.recovery import Recovered, recover
 from proglog.log.segment import NO_SPACE
@@ -236,6 +236,14 @@ def _configurations(
                 size = segment.index.position(slot + 1) - position
                 index = segment.first_index + slot
                 data = segment.file.pread(size, position)
-                segment.check(data, position, index)
+                try:
+                    segment.check(data, position, index)
+                except RangeCorrupt as error:
+                    raise CorruptionError(
+                        f"{error}. It is a change of the cluster's members, and no snapshot holds "
+                        "it yet: this server does not know who could mend it. Replace it",
+                        file=segment.store_path,
+                        position=position,
+                    ) from None
                 found.append((index, Configuration.decode(data[HEADER_BYTES:])))
     return found

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from proglog.batch import HEADER_BYTES, BatchHeader, parse_header
 from proglog.config import Address
-from proglog.errors import RangeCorrupt, StorageFailed
+from proglog.errors import CorruptionError, DiskFull, RangeCorrupt, StorageFailed
 from proglog.log.log import Run
 from proglog.log.segment import store_name
 from proglog.log.snapshot import Snapshot
@@ -58,6 +57,8 @@ class SimNode:
         self.spoken = Promise(0, "")
         """The latest term in which it sent anything, and the vote that it told of then."""
         self.is_rotten = False
+        self.must_be_replaced = False
+        """It refuses to start: what rotted is a change of members that no snapshot holds."""
         self.rotten_last = 0
         """The damage is at this batch or before."""
         self.uuid = ""
@@ -235,7 +236,7 @@ class SimNode:
         self.disk.faults.uncached_rate = self.world.settings.uncached_rate
         self.uuid = ""
         self.spoken = Promise(0, "")
-        self.is_rotten = False
+        self.is_rotten = self.must_be_replaced = False
         self._forget()
 
     # --- Observer --------------------------------------------------------------------------------
@@ -447,10 +448,11 @@ class SimNode:
             raise failure
         if isinstance(failure, StorageFailed | OSError) and self.world.disk_errors:
             return ""
-        if isinstance(failure, OSError) and failure.errno == errno.ENOSPC and not self.is_open:
+        if isinstance(failure, DiskFull) and not self.is_open:
             return ""
-        if isinstance(failure, RangeCorrupt) and self.is_rotten and not self.is_open:
-            return ""
+        if isinstance(failure, CorruptionError) and self.is_rotten and not self.is_open:
+            self.must_be_replaced = "change of the cluster's members" in str(failure)
+            return "" if self.must_be_replaced else f"{self.name} does not start: {failure}"
         return f"{self.name} failed: {failure!r}"
 
     def describe(self) -> str:

@@ -252,8 +252,10 @@ class World:
             await self._reconcile()
 
     def _is_beyond_repair(self, node: SimNode) -> bool:
-        """Its damage is where the others do not hold the log any more: only they can tell that, so
-        somebody has to replace it."""
+        """It refuses to start, or its damage is where the others do not hold the log any more: only
+        they can tell that, so somebody has to replace it."""
+        if node.must_be_replaced:
+            return True
         if not node.is_rotten or not node.is_open or node.is_mended():
             return False
         others = [each for each in self.nodes if each.is_open and each is not node]
