@@ -26,6 +26,11 @@ def _require(holds: bool, setting: str, value: object, expected: str) -> None:
         raise ConfigurationError(f"{setting} is {value}: expected {expected}", setting=setting)
 
 
+def _has_labels(host: str) -> bool:
+    """Whether the parts of a name are as long as they may be; else nobody can even look it up."""
+    return all(0 < len(label) < 64 for label in host.removesuffix(".").split("."))
+
+
 class Address(NamedTuple):
     """Where to listen or connect. `host` is a name or an IP address, without brackets."""
 
@@ -39,11 +44,12 @@ class Address(NamedTuple):
         Raises ConfigurationError, naming `setting`.
         """
         match = re.fullmatch(r"(?:\[([^]]+)\]|([^:\s]*))(?::(\d{1,5}))?", text)
+        host = match and (match[1] or match[2] or "127.0.0.1")
         number = match and (match[3] or port)
-        if match is None or number is None or int(number) > 65535:
+        if not host or not _has_labels(host) or number is None or int(number) > 65535:
             expected = "host:port" if port is None else "host or host:port"
             raise ConfigurationError(f"{setting} is {text!r}: expected {expected}", setting=setting)
-        return cls(match[1] or match[2] or "127.0.0.1", int(number))
+        return cls(host, int(number))
 
     @property
     def is_loopback(self) -> bool:

@@ -19,6 +19,7 @@ from proglog.errors import ConfigurationError
         ("10.0.0.1:1", Address("10.0.0.1", 1)),
         ("[::1]:8400", Address("::1", 8400)),
         (":0", Address("127.0.0.1", 0)),
+        ("node-1.example.:1", Address("node-1.example.", 1)),
     ],
 )
 def test_addresses(text: str, address: Address) -> None:
@@ -32,7 +33,21 @@ def test_a_default_port_makes_the_port_optional() -> None:
     assert Address.parse("node-1:1", port=8400) == Address("node-1", 1)
 
 
-@pytest.mark.parametrize("text", ["", "host", "host:", "host:x", "host:65536", "::1:8400", "a b:1"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "host",
+        "host:",
+        "host:x",
+        "host:65536",
+        "::1:8400",
+        "a b:1",
+        "a..b:1",
+        ".:1",
+        f"{'a' * 64}:1",
+    ],
+)
 def test_what_is_no_address(text: str) -> None:
     with pytest.raises(ConfigurationError, match=r"rpc_addr is '.*': expected host:port"):
         Address.parse(text, "rpc_addr")
