@@ -14,7 +14,7 @@ import structlog
 
 from proglog import limits
 from proglog.batch import Buffer
-from proglog.errors import ProglogError, RangeCorrupt, Unavailable
+from proglog.errors import ProglogError, RangeCorrupt, Unavailable, reason_of
 from proglog.raft import frames
 from proglog.raft.frames import FrameError, Hello, Lane, Type
 from proglog.raft.messages import AppendRequest, InstallSnapshot, Message
@@ -166,7 +166,8 @@ class Outbound(asyncio.Protocol):
                 await self._owner.connect(self._owner.address_of(self._uuid), lambda: self)
         except (OSError, ValueError, ProglogError) as error:
             # Gossip and greetings tell addresses: one may be none, or no name.
-            self._back_off(str(error) or f"no connection in {limits.dial_seconds_max:g} s")
+            why = reason_of(error) if isinstance(error, OSError) else str(error)
+            self._back_off(why or f"no connection in {limits.dial_seconds_max:g} s")
         finally:
             self._dialling = None
 
