@@ -61,6 +61,8 @@ class SimNode:
         """It refuses to start: what rotted is a change of members that no snapshot holds."""
         self.rotten_last = 0
         """The damage is at this batch or before."""
+        self.reset_to: int | None = None
+        """The snapshot that is being installed."""
         self.uuid = ""
         self.plan: Callable[[SimDisk], crash.Plan] = lambda disk: next(
             crash.extremes(disk.unsynced())
@@ -292,6 +294,9 @@ class SimNode:
             self.oracle.state_is(self, replica.applied_index)
 
     def _kept_promises(self, before: dict[int, Known], last: int, durable: int) -> None:
+        reset_to, self.reset_to = self.reset_to, None
+        if self.base_index == reset_to:
+            return  # A snapshot was being installed, which made the old log void: see Follower.
         for index in range(self.base_index + 1, min(durable, last) + 1):
             known, now = before.get(index), self.logged.get(index)
             if known not in {None, now}:
@@ -315,7 +320,9 @@ class SimNode:
             cut(last_index)
 
         async def on_reset(snapshot: Snapshot) -> None:
+            self.reset_to = snapshot.tip.index
             await reset(snapshot)
+            self.reset_to = None
             self.logged = {}
             self.last_index = self.base_index = self.durable_seen = snapshot.tip.index
 
