@@ -23,6 +23,8 @@ from proglog.raft.messages import AppendRequest, HeartbeatResponse
 from proglog.raft.transport import Transport
 from proglog.replica.opening import first_batch
 
+pytestmark = pytest.mark.virtual_time
+
 OURS = Identity(cluster_id="cluster", uuid="us", name="us")
 
 
@@ -184,7 +186,6 @@ async def test_who_is_refused_again_and_again_is_told_once(transport: Transport)
     ]
 
 
-@pytest.mark.virtual_time
 async def test_one_that_does_not_answer_a_greeting_is_given_up(transport: Transport) -> None:
     """Its host may have died before it answered: nothing is sent again, and TCP says nothing."""
 
