@@ -11,6 +11,8 @@ loads nothing of the server.
 
 from __future__ import annotations
 
+# As typing has it, which takes a while to load, like importlib: until the command line has the
+# first word, Ctrl-C shows a traceback.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any

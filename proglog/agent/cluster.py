@@ -57,17 +57,13 @@ class ClusterAdmin:
         while not self._may_go(name):
             # A leader that has only just taken over has not heard from everybody yet.
             if self._loop.time() >= deadline:
+                called = self._replica.transport.name_of(name)  # one that leaves asks by its uuid
                 raise ChangeRefused(
-                    f"without {self._called(name)} the cluster would have no quorum that answers"
+                    f"without {called} the cluster would have no quorum that answers"
                 )
             await asyncio.sleep(limits.health_seconds)
             await self._replica.members.turn()
         await self._replica.members.remove(name)
-
-    def _called(self, name: str) -> str:
-        """The name of a server: one that leaves asks by its uuid."""
-        servers = self._replica.leadership.configuration.servers
-        return next((server.name for server in servers if server.uuid == name), name)
 
     def _may_go(self, name: str) -> bool:
         view = self._reconciler.view()

@@ -15,10 +15,10 @@ from structlog.typing import EventDict
 
 from proglog import limits
 from proglog.batch import ProposedBatch, Record, decode_all
-from proglog.client.backend import At, Start
+from proglog.client.backend import At, Start, log_closed
 from proglog.client.client import Log
 from proglog.config import LogConfig
-from proglog.errors import EarlierRefused, InvalidRequest, OffsetOutOfRange, ProglogError
+from proglog.errors import EarlierRefused, OffsetOutOfRange, ProglogError
 from proglog.ports import Ports
 from proglog.raft.config import RaftConfig
 from proglog.replica.logs import DEFAULT
@@ -158,7 +158,7 @@ class LocalBackend:
     def _check_open(self) -> None:
         # The replica would say that it stops, which is worth another try.
         if self._closed:
-            raise InvalidRequest("the log is closed")
+            raise log_closed()
 
 
 class LocalProduceStream:

@@ -18,6 +18,11 @@ from proglog.types import Appended, Chunk, Description
 OFFSETS_END = 2**64
 
 
+def log_closed() -> InvalidRequest:
+    """What a log that its user has closed answers to everything."""
+    return InvalidRequest("the log is closed")
+
+
 class At(NamedTuple):
     """The first record appended at or after this time, in milliseconds since the epoch."""
 

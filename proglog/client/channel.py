@@ -13,9 +13,10 @@ from h2.events import Event
 from hyperframe.frame import GoAwayFrame
 
 from proglog import http2, limits
+from proglog.client.backend import log_closed
 from proglog.config import Address
 from proglog.dialling import dial
-from proglog.errors import InvalidRequest, Unauthenticated, Unavailable, reason_of
+from proglog.errors import Unauthenticated, Unavailable, reason_of
 
 _CONFIGURATION = Configuration(
     _keepalive_time=limits.client_keepalive_seconds,
@@ -108,7 +109,7 @@ class Channel:
     def _check_open(self) -> None:
         if self._closed:
             self.close()  # Once more: a connection may have come since.
-            raise InvalidRequest("the log is closed")
+            raise log_closed()
 
     async def _dial(self) -> Connection:
         try:

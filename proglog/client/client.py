@@ -13,13 +13,20 @@ from typing import Literal, Self
 from proglog import limits
 from proglog.batch import Record, RecordBatch
 from proglog.client.address import parse_url
-from proglog.client.backend import At, Backend, Start, to_milliseconds, to_offset
+from proglog.client.backend import (
+    At,
+    Backend,
+    Start,
+    log_closed,
+    to_milliseconds,
+    to_offset,
+)
 from proglog.client.columns import Columns, HeadersLike
 from proglog.client.consumer import Consumer, OnGap
 from proglog.client.producer import Producer
 from proglog.client.retry import behind, call_until
 from proglog.client.sender import Series, Unresolved
-from proglog.errors import InvalidRequest, OffsetOutOfRange, OutcomeUnknown
+from proglog.errors import OffsetOutOfRange, OutcomeUnknown
 from proglog.types import Description
 
 
@@ -228,7 +235,7 @@ class Log:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise InvalidRequest("the log is closed")
+            raise log_closed()
 
     def _start_producer(self) -> Producer:
         self._check_open()

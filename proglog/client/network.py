@@ -14,14 +14,13 @@ from proglog import limits
 from proglog._generated.log import v1
 from proglog.batch import ProposedBatch, Record
 from proglog.client.address import Picker
-from proglog.client.backend import At, Start
+from proglog.client.backend import At, Start, log_closed
 from proglog.client.call import Call, CallEnded, Method
 from proglog.client.channel import Channel
 from proglog.config import Address
 from proglog.errors import (
     Action,
     EarlierRefused,
-    InvalidRequest,
     NotLeader,
     Outcome,
     OutcomeUnknown,
@@ -97,7 +96,7 @@ class NetworkBackend:
 
     def _channel(self) -> Channel:
         if self._closed:
-            raise InvalidRequest("the log is closed")
+            raise log_closed()
         address = self._picker.current
         if address not in self._channels:
             self._channels[address] = Channel(address, self._tls)

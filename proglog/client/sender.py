@@ -32,13 +32,12 @@ from typing import Protocol
 
 from proglog import limits
 from proglog.batch import Body, ProposedBatch
-from proglog.client.backend import Backend, ProduceStream
+from proglog.client.backend import Backend, ProduceStream, log_closed
 from proglog.client.budget import Budget
 from proglog.client.retry import RETRIED, Backoff
 from proglog.errors import (
     Action,
     EarlierRefused,
-    InvalidRequest,
     Outcome,
     OutcomeUnknown,
     PartialDuplicate,
@@ -211,7 +210,7 @@ class Sender:
 
     async def close(self, *, flush: bool) -> None:
         """Waits for the answers that somebody waits for, or with `flush=False` for none."""
-        self.closed = self.closed or InvalidRequest("the log is closed")
+        self.closed = self.closed or log_closed()
         self._wake.set()
         if not flush:
             self._pump.cancel()
@@ -456,7 +455,7 @@ class Sender:
     def _stopped(self, pump: asyncio.Task[None]) -> None:
         """The pump ended: closed, or by a fault, which then is everybody's."""
         fault = None if pump.cancelled() else pump.exception()
-        self.closed = fault or self.closed or InvalidRequest("the log is closed")
+        self.closed = fault or self.closed or log_closed()
         for batch in self._inflight:
             batch.may_be_in_log = True
         self._source.finish()

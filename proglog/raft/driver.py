@@ -132,29 +132,30 @@ class Driver:
         """
         size = HEADER_BYTES + len(proposed.body.data)
         index, term = self.raft.propose([size])
-        self._proposed[index] = proposed
-        self.pending_bytes += size
         self._pending_records += proposed.body.count
-        self.pump_soon()
+        self._hold(index, proposed, size)
         return index, term
 
     def propose_command(self, data: bytes) -> tuple[int, int]:
         """Appends a command batch, for which there must be room: (index, term) it gets."""
         size = HEADER_BYTES + len(data)
         index, term = self.raft.propose([size])
-        self._proposed[index] = batches.plain_body(data)
-        self.pending_bytes += size
-        self.pump_soon()
+        self._hold(index, batches.plain_body(data), size)
         return index, term
 
     def propose_change(self, change: Change) -> tuple[int, int]:
         """Appends a change of members, for which there must be room: (index, term) it gets. Raises
         as `Raft` does."""
         index, term = self.raft.propose_change(change)
-        body = self._proposed[index] = batches.plain_body(self.raft.configuration.encode())
-        self.pending_bytes += HEADER_BYTES + len(body.data)
-        self.pump_soon()
+        data = self.raft.configuration.encode()
+        self._hold(index, batches.plain_body(data), HEADER_BYTES + len(data))
         return index, term
+
+    def _hold(self, index: int, proposed: ProposedBatch | Body, size: int) -> None:
+        """Keeps a batch until the core gives its entry back."""
+        self._proposed[index] = proposed
+        self.pending_bytes += size
+        self.pump_soon()
 
     def transfer(self, uuid: str | None) -> None:
         """Begins to hand leadership over. Raises as `Raft.transfer`."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import structlog
 
@@ -24,6 +24,7 @@ from proglog.raft.messages import Message
 from proglog.raft.outbound import Peer
 
 _logger = structlog.get_logger("raft")
+_T = TypeVar("_T")
 
 Connect = Callable[[str, Callable[[], asyncio.Protocol]], Awaitable[object]]
 """Opens a connection to an address with a protocol. Raises OSError."""
@@ -135,9 +136,7 @@ class Transport:
         """Someone told where a server can be reached. The handshake proves who answers there."""
         if address and self._hints.get(uuid) != (name, address):
             before = self.address_of(uuid)
-            if len(self._hints) >= limits.peer_hints_max:
-                self._hints.pop(next(iter(self._hints)))
-            self._hints[uuid] = name, address
+            _remember(self._hints, uuid, (name, address))
             if before != address and uuid in self._peers:
                 # What is open to the old address may be open to nobody, and TCP would not say so
                 # for a quarter of an hour.
@@ -151,9 +150,7 @@ class Transport:
     def refused(self, hello: Hello, why: str) -> None:
         """A caller is turned away; told once."""
         if self._refused.get(hello.sender) != why:
-            if len(self._refused) >= limits.peer_hints_max:
-                self._refused.pop(next(iter(self._refused)))
-            self._refused[hello.sender] = why
+            _remember(self._refused, hello.sender, why)
             peer = f"{hello.sender_name} at {hello.sender_addr}"
             _logger.warning("peer refused", peer=peer, why=why)
 
@@ -167,3 +164,10 @@ class Transport:
             peer.close()
         for inbound in list(self._inbound):
             inbound.close()
+
+
+def _remember(known: dict[str, _T], uuid: str, what: _T) -> None:
+    """Of servers that were heard of; there is a bound on them, and the oldest goes."""
+    if len(known) >= limits.peer_hints_max:
+        known.pop(next(iter(known)))
+    known[uuid] = what

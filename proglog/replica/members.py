@@ -52,14 +52,13 @@ class Members:
         configuration = self._leadership.configuration
         if configuration.find(server.uuid) is not None:
             return
-        status = self._driver.raft.status()
-        silent = {peer.id: peer.silent for peer in status.peers}
-        answering = {status.id, *(peer.id for peer in status.peers if peer.active)}
+        others = {peer.id: peer for peer in self._driver.raft.status().peers}
         for old in configuration.servers:
             if old.name == server.name:
-                if old.uuid in answering:
+                peer = others.get(old.uuid)
+                if peer is None or peer.active:  # None: this server itself
                     raise ChangeRefused(f"there is a {old.name} that answers: choose another name")
-                if not silent[old.uuid]:
+                if not peer.silent:
                     raise Unavailable(f"whether the old {old.name} answers is not known yet")
                 await self._change(Remove(old.uuid))
         await self._change(AddLearner(server))
@@ -121,10 +120,11 @@ class Members:
             return
         for peer in self._driver.raft.status().peers:
             if peer.caught_up and not configuration.is_voter(peer.id):
+                change = Promote(peer.id)
                 with contextlib.suppress(ChangeRefused, Unavailable):
                     # Another change or a transfer is under way: the next tick tries again.
-                    if self.has_room(self._size_of(Promote(peer.id))):
-                        self._driver.propose_change(Promote(peer.id))
+                    if self.has_room(self._size_of(change)):
+                        self._driver.propose_change(change)
                 return
 
     async def transfer(self, name: str = "") -> None:
