@@ -7,9 +7,11 @@ import random
 import socket
 
 _PORTS = range(15_000, 30_000)
-"""Below those that the kernel gives to outgoing connections: none of ours is taken by one. At
-random, so that two runs of the tests at a time seldom want the same."""
-_chance = random.SystemRandom()
+"""Below those that the kernel gives to outgoing connections: none of ours is taken by one."""
+_unused = list(_PORTS)
+"""In a random order, so that two runs of the tests at a time seldom want the same. Each is given
+once a run: a port that is promised to one server, which has yet to start, looks free."""
+random.SystemRandom().shuffle(_unused)
 
 
 def is_free(port: int) -> bool:
@@ -26,7 +28,7 @@ def is_free(port: int) -> bool:
 
 
 def free_port() -> int:
-    """One that is."""
-    while not is_free(port := _chance.choice(_PORTS)):
+    """One that is, and that nobody else in this process was given."""
+    while not is_free(port := _unused.pop()):
         pass
     return port

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -25,3 +26,17 @@ async def until(condition: Callable[[], T | Awaitable[T]], what: str = "") -> T:
             return holds
         assert loop.time() < deadline, f"still not so after {DEADLINE_SECONDS:g} s: {what}"
         await asyncio.sleep(_PAUSE_SECONDS)
+
+
+@asynccontextmanager
+async def meanwhile(doing: Awaitable[T]) -> AsyncIterator[asyncio.Future[T]]:
+    """Goes on with it beside what is within, and no longer: also where that ends early or badly.
+
+    How it ended is the test's to ask; where the test does not, nobody minds.
+    """
+    task = asyncio.ensure_future(doing)
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

@@ -62,7 +62,10 @@ class Nodes:
         await asyncio.gather(*(self.running.pop(name).stop() for name in names))
 
     async def form(self, *names: str, **changes: object) -> None:
-        """A cluster of these: the first begins it, the others join."""
+        """A cluster of these: the first begins it, the others join, and each has met the others.
+
+        (Of a node that is gone before another has met it, that other never hears.)
+        """
         first, *others = names
         await self.start(first, bootstrap=True, **changes)
         joined = self.gossip(first)
@@ -70,6 +73,9 @@ class Nodes:
             *(self.start(name, start_join_addrs=joined, **changes) for name in others)
         )
         await self.voters(*names)
+        await asyncio.gather(
+            *(self.sees(one, other, Status.ALIVE) for one in names for other in names)
+        )
 
     @property
     def leader(self) -> Node | None:

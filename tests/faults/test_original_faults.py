@@ -40,7 +40,7 @@ from proglog.simulation.disk import SimDisk
 from proglog.simulation.files import SimFile, SimFiles
 from proglog.simulation.worker import SimWorker
 from tests.replica.support import CONFIG, Node, descriptors, outcomes, proposed
-from tests.waiting import DEADLINE_SECONDS
+from tests.waiting import DEADLINE_SECONDS, meanwhile
 
 Check = Callable[[Path], Awaitable[None]]
 Fault = Callable[[pytest.MonkeyPatch], None]
@@ -346,13 +346,13 @@ async def test_w16_a_reader_at_the_end_costs_nothing(tmp_path: Path) -> None:
         await log.produce(b"first")
         reader = log.consume(0)
         assert (await anext(reader)).value == b"first"
-        following = asyncio.ensure_future(anext(reader))
-        await asyncio.sleep(0.05)
-        with counted(Replica, "read") as reads:
-            await asyncio.sleep(0.2)
-            assert len(reads) <= 1
-        await log.produce(b"second")
-        assert (await asyncio.wait_for(following, DEADLINE_SECONDS)).value == b"second"
+        async with meanwhile(anext(reader)) as following:
+            await asyncio.sleep(0.05)
+            with counted(Replica, "read") as reads:
+                await asyncio.sleep(0.2)
+                assert len(reads) <= 1
+            await log.produce(b"second")
+            assert (await asyncio.wait_for(following, DEADLINE_SECONDS)).value == b"second"
         await reader.aclose()
 
 
@@ -422,12 +422,10 @@ async def test_w20_a_following_reader_does_not_hold_up_a_stop(tmp_path: Path) ->
         await log.produce(b"first")
         reader = log.consume(0)
         await anext(reader)
-        following = asyncio.ensure_future(anext(reader))
-        await asyncio.sleep(0.05)
-        stopping = asyncio.ensure_future(node.stop())
-        done, _ = await asyncio.wait([stopping], timeout=5)
-        following.cancel()
-        await asyncio.wait([following])
+        async with meanwhile(anext(reader)):
+            await asyncio.sleep(0.05)
+            stopping = asyncio.ensure_future(node.stop())
+            done, _ = await asyncio.wait([stopping], timeout=5)
         await reader.aclose()
     if not done:
         await asyncio.wait_for(stopping, DEADLINE_SECONDS)
