@@ -11,7 +11,7 @@ import asyncio
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from proglog import limits
 from proglog.batch import BatchHeader, Buffer
@@ -25,7 +25,7 @@ from proglog.log.recovery import Recovered, check_follows
 from proglog.log.segment import Segment
 from proglog.log.snapshot import Snapshot
 from proglog.log.space import Space
-from proglog.log.tail import Tail, TailEntry
+from proglog.log.tail import Run, Tail, TailEntry
 from proglog.log.writer import (
     Append,
     CutSuffix,
@@ -42,13 +42,6 @@ from proglog.log.writer import (
 from proglog.ports import Offload, Ports
 
 _NO_CUT = 2**64
-
-
-class Run(NamedTuple):
-    """Consecutive batches, whole and back to back, with their headers."""
-
-    data: bytes
-    headers: Sequence[BatchHeader]
 
 
 class LogEvents(Protocol):
@@ -538,10 +531,8 @@ class Log:
         or the log was closed meanwhile.
         """
         assert self.first_index <= first <= last <= self.tip.index
-        if first >= self._tail.first_index:
-            entries = self._tail.upto(first, last, bytes_max)
-            data = b"".join([part for entry in entries for part in entry.parts])
-            return Run(data, [entry.header for entry in entries])
+        if (newest := self.read_newest(first, last, bytes_max)) is not None:
+            return newest
         segment = self.segment_of(first)
         # What is in memory may not be on the disk yet.
         on_disk = min(last, self._tail.first_index - 1)
@@ -556,6 +547,12 @@ class Log:
                     raise Unavailable(f"the log was cut while batch {first} was read; read again")
                 return await self.read(first, last, bytes_max)
         return Run(cached, segment.check(cached, position, first))
+
+    def read_newest(self, first: int, last: int, bytes_max: int) -> Run | None:
+        """As `read`, at once: None if not all of first..last, which may be none, is in memory."""
+        if self._tail.first_index <= first <= last + 1 <= self._tail.next_index:
+            return self._tail.run(first, last, bytes_max)
+        return None
 
     async def _read_from_disk(self, segment: Segment, size: int, position: int) -> bytes:
         # Unpinned when the thread is done, not when the waiting task is, which may be cancelled

@@ -4,12 +4,20 @@ writer until they are durable."""
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from proglog.batch import BatchHeader, Buffer
 
 _ENTRY_COST_BYTES = 700
 """What Python's objects for one batch take beside its bytes."""
+
+
+class Run(NamedTuple):
+    """Consecutive batches, whole and back to back, with their headers."""
+
+    data: bytes
+    headers: Sequence[BatchHeader]
 
 
 class TailEntry(NamedTuple):
@@ -44,8 +52,8 @@ class Tail:
         assert self.first_index <= index < self.next_index
         return self._entries[index - self.first_index]
 
-    def upto(self, first: int, last: int, bytes_max: int) -> list[TailEntry]:
-        """Batches from `first` to `last`, as many as `bytes_max` holds, at least one."""
+    def run(self, first: int, last: int, bytes_max: int) -> Run:
+        """Batches from `first` to `last`, as many as `bytes_max` holds, at least the first."""
         entries: list[TailEntry] = []
         size = 0
         for index in range(first, last + 1):
@@ -54,7 +62,8 @@ class Tail:
             if entries and size > bytes_max:
                 break
             entries.append(entry)
-        return entries
+        data = b"".join([part for entry in entries for part in entry.parts])
+        return Run(data, [entry.header for entry in entries])
 
     def evict(self, durable_index: int) -> None:
         """Lets go of the oldest durable batches beyond the bound."""

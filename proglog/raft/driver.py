@@ -277,11 +277,11 @@ class Driver:
         self.taken.tell()
 
     def _do(self, ready: Ready) -> None:
-        for message in ready.messages:
-            self._send(message)
         if ready.hard_state is None and ready.snapshot is None and self._has_room(ready):
-            self._do_durable(ready)
+            self._do_durable(ready, ready.messages + ready.messages_after_persist)
         else:
+            for message in ready.messages:
+                self._send(message)
             # Nothing that follows from a term, a vote or a snapshot may leave before it is durable;
             # the core is not asked for more until then. Rare: elections and installations only.
             self._waiting_for_disk = self._loop.create_task(self._persist_first(ready))
@@ -316,7 +316,7 @@ class Driver:
             await self._make_room(ready)
             if self._closed:
                 return
-            self._do_durable(ready)
+            self._do_durable(ready, ready.messages_after_persist)
             if ready.snapshot is not None:
                 await self._install(ready.snapshot.index)
         except BaseException as error:  # noqa: BLE001  # the node ends, whatever it is
@@ -330,13 +330,15 @@ class Driver:
     async def _save(self, hard_state: HardState) -> None:
         await self._log.run_job(lambda: self._hard_state.save(hard_state), urgent=True)
 
-    def _do_durable(self, ready: Ready) -> None:
-        for message in ready.messages_after_persist:
-            self._send(message)
+    def _do_durable(self, ready: Ready, messages: list[Message]) -> None:
         if ready.truncate_from is not None:
             self._cut(ready.truncate_from)
         for entry in ready.entries:
             self._append(entry)
+        # Behind the batches, which the transport attaches: they are in memory now, and both this
+        # disk and the others have yet to begin.
+        for message in messages:
+            self._send(message)
         if ready.write:
             self._writes.append((ready.write, self._log.tip.index))
             self._report_durable(self._log.durable_index)

@@ -57,6 +57,8 @@ class Peer:
         if self._feeding is not None and _is_empty(message):
             return  # It only asks for an answer, which those before it bring as well.
         # The core's window bounds what is queued here, in messages and in bytes.
+        if self._feeding is None and self._is_sent_at_once(message):
+            return
         self._queue.append(message)
         if self._feeding is None:
             self._feeding = asyncio.get_running_loop().create_task(self._feed())
@@ -70,6 +72,20 @@ class Peer:
         if not self._bulk.is_blocked:
             self._bulk.write(parts)
 
+    def _is_sent_at_once(self, message: AppendRequest | InstallSnapshot) -> bool:
+        """What is in memory, as all is for a follower that keeps up, needs no task."""
+        if not isinstance(message, AppendRequest) or self._bulk.is_blocked:
+            return False
+        if not self._is_of_this_term(message):
+            return False
+        run = self._transport.log.read_newest(
+            message.prev_index + 1, message.last_index, limits.batch_bytes_max
+        )
+        if run is None or len(run.headers) < message.last_index - message.prev_index:
+            return False
+        self._bulk.write(frames.encode_append(message, [run.data]))
+        return True
+
     async def _feed(self) -> None:
         """Attaches the batches and writes, as fast as the connection takes them."""
         try:
@@ -77,7 +93,10 @@ class Peer:
                 await self._bulk.writable()
                 message = self._queue.popleft()
                 if isinstance(message, AppendRequest):
-                    self._bulk.write(await self._append_frame(message))
+                    parts = await self._batches_of(message)
+                    if not self._is_of_this_term(message):
+                        raise Unavailable("the term it was meant for is over")
+                    self._bulk.write(frames.encode_append(message, parts))
                 else:
                     snapshot = await self._transport.log.read_snapshot(message.index)
                     self._bulk.write(frames.encode_install(message, snapshot))
@@ -96,7 +115,7 @@ class Peer:
         finally:
             self._feeding = None
 
-    async def _append_frame(self, request: AppendRequest) -> list[Buffer]:
+    async def _batches_of(self, request: AppendRequest) -> list[Buffer]:
         log = self._transport.log
         parts: list[Buffer] = []
         index = request.prev_index + 1
@@ -106,11 +125,12 @@ class Peer:
             run = await log.read(index, request.last_index, limits.batch_bytes_max)
             parts.append(run.data)
             index = run.headers[-1].index + 1
-        # Within a term the log of its leader only grows, so these are the batches that were meant.
-        # In a later one others may stand there, which do not follow `prev_term`.
-        if self._transport.driver.term != request.term:
-            raise Unavailable("the term it was meant for is over")
-        return frames.encode_append(request, parts)
+        return parts
+
+    def _is_of_this_term(self, request: AppendRequest) -> bool:
+        """Within a term the log of its leader only grows, so what is read from it are the batches
+        that were meant. In a later one others may stand there, which do not follow `prev_term`."""
+        return self._transport.driver.term == request.term
 
     def _lost(self) -> None:
         self._queue.clear()

@@ -9,8 +9,9 @@ from proglog import limits
 from proglog.batch import HEADER_BYTES, BatchHeader, Buffer, Kind
 from proglog.errors import RangeCorrupt, Unavailable
 from proglog.log.format import Tip
-from proglog.log.log import Log, Run
+from proglog.log.log import Log
 from proglog.log.snapshot import Snapshot
+from proglog.log.tail import Run
 from proglog.news import News
 from proglog.replica.snapshots import Snapshots
 from proglog.replica.state import ReplicatedState

@@ -15,6 +15,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from proglog.limits import KiB
 from proglog.simulation.transports import Pipe, SimDatagramTransport, SimServer, SimTransport
 
 Address: TypeAlias = tuple[str, int]
@@ -49,6 +50,9 @@ class Weather:
     datagram_duplicate_rate: float = 0.0
     split_rate: float = 0.1
     """A write to a stream arrives in two parts."""
+    buffer_bytes: int = 64 * KiB
+    """How much of a stream is on its way in one direction. As much again waits in the sender's
+    write buffer before it is told to pause (a stream that is there already keeps to its bound)."""
 
 
 class SimNetwork:
@@ -88,9 +92,9 @@ class SimNetwork:
                 if group is not other:
                     self._blocked.update((a, b) for a in group for b in other)
 
-    def heal(self) -> None:
-        """Lifts all blocks; what waited in streams arrives."""
-        self._blocked.clear()
+    def heal(self, host: str | None = None) -> None:
+        """Lifts all blocks, or those around one host; what waited in streams arrives."""
+        self._blocked = {pair for pair in self._blocked if host is not None and host not in pair}
         self._pump_all()
 
     def cut(self, host: str, other: str) -> None:
@@ -98,6 +102,13 @@ class SimNetwork:
         for pipe in list(self._pipes.values()):
             if {pipe.source.host, pipe.target.host} == {host, other}:
                 pipe.target.reset()
+
+    def stall(self, source: str, target: str, seconds: float) -> None:
+        """Nothing arrives for this time on some of the streams, in this direction."""
+        for pipe in list(self._pipes.values()):
+            between = (pipe.source.host, pipe.target.host) == (source, target)
+            if between and self.chance.random() < 0.5:
+                pipe.stall(seconds)
 
     def crash(self, host: str) -> None:
         """All processes of the host are gone: its servers too, and its peers see resets."""

@@ -14,8 +14,6 @@ from zlib import crc32
 if TYPE_CHECKING:
     from proglog.simulation.network import Address, SimNetwork
 
-SOCKET_BUFFER_BYTES = 64 * 1024
-"""On their way in one direction; what is more waits in the sender's write buffer."""
 RECEIVE_BYTES_MAX = 256 * 1024
 """Handed to a protocol at once, as by asyncio's own transports."""
 
@@ -46,6 +44,12 @@ class Pipe:
         self._due_last = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._number = network.add_pipe(self)
+
+    def stall(self, seconds: float) -> None:
+        """Nothing arrives for this time, as where TCP waits to send a lost packet again."""
+        until = self._network.loop.time() + seconds
+        self._due_last = max(self._due_last, until)
+        self._items = deque((max(due, until), item) for due, item in self._items)
 
     def send(self, item: _Item) -> None:
         due = max(self._due_last, self._network.loop.time() + self._network.latency())
@@ -146,6 +150,8 @@ class SimTransport(_FlowControlMixin):
         a, b = cls(network, near, far), cls(network, far, near)
         a._out = b._in = Pipe(network, a, b)
         b._out = a._in = Pipe(network, b, a)
+        for end in (a, b):
+            end.set_write_buffer_limits(high=network.weather.buffer_bytes)
         return a, b
 
     def start(self, protocol: asyncio.BaseProtocol) -> None:
@@ -191,7 +197,7 @@ class SimTransport(_FlowControlMixin):
             self._out.send(Signal.EOF)
 
     def get_write_buffer_size(self) -> int:
-        return max(self._out.bytes_waiting - SOCKET_BUFFER_BYTES, 0)
+        return max(self._out.bytes_waiting - self._network.weather.buffer_bytes, 0)
 
     def close(self) -> None:
         if not self._closing:

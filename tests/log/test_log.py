@@ -238,6 +238,20 @@ async def test_rotten_bytes_are_never_served(engine: Engine) -> None:
     assert len(await engine.read(5, 20)) == 16
 
 
+async def test_what_is_in_memory_is_read_at_once(engine: Engine) -> None:
+    await engine.fill(20)
+    log = engine.log
+    newest = log.read_newest(3, 20, 1 << 20)
+    assert newest == await log.read(3, 20, 1 << 20)
+    nothing = log.read_newest(21, 20, 1 << 20)
+    assert nothing is not None
+    assert (nothing.data, nothing.headers) == (b"", [])
+    assert log.read_newest(3, 21, 1 << 20) is None, "that is not there yet"
+    await engine.all_durable()
+    await engine.forget_tail()
+    assert engine.log.read_newest(3, 20, 1 << 20) is None
+
+
 async def test_a_read_of_a_deleted_segment_ends_well(folder: Path) -> None:
     """Its file stays open until then: the descriptor's number would belong to another file."""
     async with Engine(folder, files=Disk(caches=False)) as engine:

@@ -30,9 +30,11 @@ def test_it_finds_by_index() -> None:
 def test_a_run_is_bounded_but_never_empty() -> None:
     tail = filled(5, 10**6)
     size = tail.get(1).header.size
-    assert [e.header.index for e in tail.upto(2, 5, 0)] == [2]
-    assert [e.header.index for e in tail.upto(2, 5, 2 * size)] == [2, 3]
-    assert [e.header.index for e in tail.upto(2, 3, 10**6)] == [2, 3]
+    assert [header.index for header in tail.run(2, 5, 0).headers] == [2]
+    assert [header.index for header in tail.run(2, 5, 2 * size).headers] == [2, 3]
+    assert [header.index for header in tail.run(2, 3, 10**6).headers] == [2, 3]
+    parts = [*tail.get(2).parts, *tail.get(3).parts]
+    assert tail.run(2, 3, 10**6).data == b"".join(parts)
 
 
 def test_only_durable_batches_are_evicted() -> None:

@@ -14,8 +14,8 @@ from proglog import limits
 from proglog.errors import RangeCorrupt, Unavailable
 from proglog.log import format as fmt
 from proglog.log.format import ORIGIN, Tip
-from proglog.log.log import Run
 from proglog.log.snapshot import Snapshot, snapshot_path
+from proglog.log.tail import Run
 from tests.log.support import Engine, build, stored, tip_after
 
 SEALED_AT = 8

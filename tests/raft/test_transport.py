@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 from proglog import limits
 from proglog.errors import ConfigurationError
 from proglog.log.format import Tip
-from proglog.log.log import Run
+from proglog.log.tail import Run
 from proglog.ports import RealClock
 from proglog.raft import frames
 from proglog.raft.configuration import Configuration, Server
@@ -62,6 +62,11 @@ class Log:
 
     async def read(self, *_range: int) -> Run:
         return self.run
+
+    def read_newest(self, first: int, last: int, _bytes_max: int) -> Run | None:
+        if last > self.tip.index:
+            return None
+        return self.run if first <= last else Run(b"", [])
 
 
 class Wire:
@@ -169,6 +174,39 @@ async def test_an_append_leaves_in_its_term_or_not_at_all(
     batch = cast("Log", transport.log).run.data
     assert cast("Wire", bulk._wire).written.endswith(batch) is not is_over
     assert driver.unreachables == ["them"] * is_over
+
+
+@pytest.mark.parametrize("is_over", [False, True])
+async def test_an_append_from_memory_leaves_at_once(transport: Transport, is_over: bool) -> None:
+    transport.hint("them", "them", "them:1")
+    transport.send(AppendRequest("us", "them", 1, 0, 0, 0, 0))
+    await asyncio.sleep(0.001)
+    driver, bulk = cast("Driver", transport.driver), transport._peer("them")._bulk
+    bulk.resume_writing()
+    driver.unreachables.clear()
+    driver.term += is_over
+    transport.send(AppendRequest("us", "them", 1, 0, 0, 1, 0))
+    batch = cast("Log", transport.log).run.data
+    assert cast("Wire", bulk._wire).written.endswith(batch) is not is_over
+    await asyncio.sleep(0.001)
+    assert cast("Wire", bulk._wire).written.count(batch) == (not is_over)
+    assert driver.unreachables == ["them"] * is_over
+
+
+async def test_no_append_overtakes_one_that_waits_for_the_disk(transport: Transport) -> None:
+    transport.hint("them", "them", "them:1")
+    transport.send(AppendRequest("us", "them", 1, 0, 0, 0, 0))
+    await asyncio.sleep(0.001)
+    log, bulk = cast("Log", transport.log), transport._peer("them")._bulk
+    bulk.resume_writing()
+    in_memory, log.read_newest = log.read_newest, lambda *_: None  # type: ignore[method-assign]
+    first, second = (AppendRequest("us", "them", 1, 0, 0, 1, commit) for commit in (0, 1))
+    transport.send(first)
+    log.read_newest = in_memory  # type: ignore[method-assign]
+    transport.send(second)
+    await asyncio.sleep(0.001)
+    appends = [b"".join(frames.encode_append(each, [log.run.data])) for each in (first, second)]
+    assert cast("Wire", bulk._wire).written.endswith(b"".join(appends))
 
 
 async def test_who_is_refused_again_and_again_is_told_once(transport: Transport) -> None:

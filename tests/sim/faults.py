@@ -112,6 +112,24 @@ class Nemesis:
                 self._network.cut(node.name, other.name)
         return True
 
+    async def _stall(self, fault: Fault, node: SimNode, chance: random.Random) -> bool:
+        """Some of the streams from the leader to another node wait, the rest goes on. Perhaps these
+        two are cut off from the others then, and the leader, deposed, hears of it first: what waits
+        behind a full stream is of a log that the leader no longer has."""
+        leader = next((each for each in self._world.nodes if each.leads), node)
+        names = [each.name for each in self._world.nodes if each is not leader]
+        behind = names.pop(chance.randrange(len(names)))
+        if chance.random() < 0.3:
+            self._network.stall(leader.name, behind, fault.seconds)
+            return True
+        full, apart, after = (chance.uniform(0.0, most) for most in (0.3, 1.5, 0.3))
+        self._network.stall(leader.name, behind, full + apart + after)
+        await asyncio.sleep(full)
+        self._network.partition([leader.name, behind], names)
+        self._later(apart, self._network.heal, leader.name)
+        self._later(apart + after + 0.5, self._network.heal)
+        return True
+
     async def _slow_network(self, fault: Fault, _node: SimNode, chance: random.Random) -> bool:
         self._network.weather.latency_seconds_mean = chance.choice((0.02, 0.1))
         self._world.client_loss_rate = chance.choice((0.0, 0.1, 0.3))
@@ -220,7 +238,7 @@ class Nemesis:
             return False
         node.disk.flip_bit(path, chance.randrange(4096 * 8, size * 8))
         self._rotted = node.is_rotten = self._world.lost_disk = True
-        node.rotten_last = node.last_index
+        node.rotten_path, node.rotten_last = path, node.last_index
         return True
 
     async def _wipe(self, fault: Fault, node: SimNode, _chance: random.Random) -> bool:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from proglog.batch import HEADER_BYTES, BatchHeader, parse_header
 from proglog.config import Address
 from proglog.errors import CorruptionError, DiskFull, RangeCorrupt, StorageFailed
-from proglog.log.log import Run
 from proglog.log.segment import store_name
 from proglog.log.snapshot import Snapshot
+from proglog.log.tail import Run
 from proglog.ports import Ports
 from proglog.raft.core import Raft
 from proglog.raft.messages import Message, Role
@@ -58,7 +59,9 @@ class SimNode:
         """The latest term in which it sent anything, and the vote that it told of then."""
         self.is_rotten = False
         self.must_be_replaced = False
-        """It refuses to start: what rotted is a change of members that no snapshot holds."""
+        """It refuses to start: what rotted is a change of members that no snapshot holds, or a cut
+        has made the segment in which it is the last one, which is not mended."""
+        self.rotten_path = Path()
         self.rotten_last = 0
         """The damage is at this batch or before."""
         self.reset_to: int | None = None
@@ -458,7 +461,10 @@ class SimNode:
         if isinstance(failure, DiskFull) and not self.is_open:
             return ""
         if isinstance(failure, CorruptionError) and self.is_rotten and not self.is_open:
-            self.must_be_replaced = "change of the cluster's members" in str(failure)
+            is_last = "in what was synced" in str(failure)
+            self.must_be_replaced = "change of the cluster's members" in str(failure) or (
+                is_last and failure.facts["file"] == str(self.rotten_path)
+            )
             return "" if self.must_be_replaced else f"{self.name} does not start: {failure}"
         return f"{self.name} failed: {failure!r}"
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from bisect import bisect_right
 from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -51,6 +52,8 @@ class Oracle:
         self.batches: dict[tuple[int, int], int] = {}
         """(index, term) -> header checksum, of every batch that was ever appended anywhere."""
         self.committed: list[BatchHeader] = []
+        self.commit_terms: list[int] = []
+        """The terms in which these were committed, as far as is known: in no later ones."""
         """Batch i is at i - 1."""
         self.by_offset: dict[int, BatchHeader] = {}
         self.votes: dict[tuple[str, int], str] = {}
@@ -129,6 +132,7 @@ class Oracle:
             f"{node.name} commits what it did not append at {index}",
         )
         self.committed.append(header)
+        self.commit_terms.append(max([node.core.term, *self.commit_terms[-1:]]))
         if header.kind == Kind.DATA:
             expected = self.next_offset
             require(
@@ -171,8 +175,9 @@ class Oracle:
         uuid = node.uuid
         leader = self.leaders.setdefault(term, uuid)
         require(leader == uuid, "one leader a term", f"term {term}: {leader} and {uuid}")
-        last = len(self.committed)
-        header = self.committed[-1] if last else None
+        # A vote may arrive late, when later leaders have committed more: it could do no harm.
+        last = bisect_right(self.commit_terms, term)
+        header = self.committed[last - 1] if last else None
         known = node.logged.get(last)
         require(
             header is None or node.base_index >= last or known == (header.term, header.header_crc),

@@ -22,6 +22,7 @@ FAULT_KINDS = (
     "isolate_leader",
     "cut",
     "slow_network",
+    "stall",
     "power_cut",
     "power_cut_at_operation",
     "power_cut_all",
@@ -52,6 +53,8 @@ class Settings:
     raft: RaftConfig
     limits: dict[str, float] = field(default_factory=dict)
     latency_seconds: float
+    buffer_bytes: int
+    """Of a stream that is stalled, before its sender must wait."""
     disk_seconds: float
     reader_seconds: float
     """Likewise of reads that miss the cache."""
@@ -119,6 +122,7 @@ class Settings:
                 "write_group_bytes_max": chance.choice((300, limits.write_group_bytes_max)),
             },
             latency_seconds=chance.choice((0.0003, 0.001, 0.01)),
+            buffer_bytes=chance.choice((100, 64 * KiB)),
             disk_seconds=chance.choice((0.0, 0.001, 0.01)),
             reader_seconds=reader_seconds,
             uncached_rate=chance.choice((0.0, 0.1, 0.5)),

@@ -57,6 +57,7 @@ class World:
         self.settings = settings
         self.loop = ProcessLoop(settings.seed)
         self.loop.set_exception_handler(self._on_failure)
+        self.loop.network.weather.buffer_bytes = settings.buffer_bytes
         self.oracle = Oracle()
         self.history = History()
         self.lost_with: dict[str, int] = {}

@@ -47,13 +47,13 @@ class Peer(asyncio.Protocol):
         self.events.append("resume")
 
 
-async def connected() -> tuple[Peer, Peer]:
+async def connected(port: int = 1) -> tuple[Peer, Peer]:
     """A client on host a, and its server on host b."""
     server = Peer()
     with on_host("b"):
-        await asyncio.get_running_loop().create_server(lambda: server, "0.0.0.0", 1)
+        await asyncio.get_running_loop().create_server(lambda: server, "0.0.0.0", port)
     with on_host("a"):
-        _, client = await asyncio.get_running_loop().create_connection(Peer, "b", 1)
+        _, client = await asyncio.get_running_loop().create_connection(Peer, "b", port)
     await asyncio.sleep(1)
     return cast("Peer", client), server
 
@@ -167,6 +167,36 @@ async def test_a_block_has_one_direction() -> None:
     server.transport.write(b"y")
     await asyncio.sleep(1)
     assert (client.received, server.received) == (b"y", b"")
+
+
+@simulated
+async def test_one_host_is_healed_alone() -> None:
+    client, server = await connected()
+    network().partition(["a"], ["b"], ["c"])
+    client.transport.write(b"x")
+    network().heal("c")
+    await asyncio.sleep(1)
+    assert server.received == b""
+    network().heal("b")
+    await asyncio.sleep(1)
+    assert server.received == b"x"
+
+
+@simulated
+async def test_a_stalled_stream_waits_and_others_go_on() -> None:
+    pairs = [await connected(port) for port in range(1, 11)]
+    for client, _ in pairs:
+        client.transport.write(b"x")
+    network().stall("a", "b", 5.0)
+    for client, server in pairs:
+        client.transport.write(b"y")
+        server.transport.write(b"z")
+    await asyncio.sleep(4)
+    received = [server.received for _, server in pairs]
+    assert set(received) == {b"", b"xy"}
+    assert all(client.received == b"z" for client, _ in pairs)
+    await asyncio.sleep(2)
+    assert all(server.received == b"xy" for _, server in pairs)
 
 
 @simulated
