@@ -11,6 +11,7 @@ errors from it, clients decode from it, tests enumerate it.
 from __future__ import annotations
 
 import enum
+import errno
 import os
 import socket
 from typing import ClassVar
@@ -312,6 +313,16 @@ def reason_of(error: OSError) -> str:
     if error.errno is None or isinstance(error, socket.gaierror):  # has numbers of its own
         return error.strerror or str(error)
     return os.strerror(error.errno)
+
+
+def why_not_bound(error: OSError) -> str:
+    """Why nothing can listen on an address, and what to do: choose … (the caller says what)."""
+    why = reason_of(error)
+    if isinstance(error, socket.gaierror):
+        return f"the name cannot be resolved ({why}). Choose"
+    if error.errno == errno.EADDRINUSE:
+        return f"{why}. Is another node running? Stop it, or choose"
+    return f"{why}. Choose"
 
 
 # --- errors that never cross the network ---------------------------------------------------------

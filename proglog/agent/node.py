@@ -7,7 +7,6 @@ part that fails stops the node: a node that half works is worse than one that is
 from __future__ import annotations
 
 import asyncio
-import errno
 import gc
 import socket
 import sys
@@ -24,7 +23,7 @@ from proglog.agent.forming import Forming
 from proglog.agent.reconciler import Reconciler
 from proglog.config import Address, NodeConfig
 from proglog.dialling import dial
-from proglog.errors import ConfigurationError, reason_of
+from proglog.errors import ConfigurationError, why_not_bound
 from proglog.gateway.health import Probes
 from proglog.gateway.server import Gateway
 from proglog.membership import (
@@ -304,13 +303,8 @@ async def _serve_http(gateway: Gateway, address: Address) -> Address:
 
 
 def _cannot_listen(address: Address, error: OSError) -> ConfigurationError:
-    why, advice = reason_of(error), "Choose"
-    if isinstance(error, socket.gaierror):
-        why = f"the name cannot be resolved ({why})"
-    elif error.errno == errno.EADDRINUSE:
-        advice = "Is another node running? Stop it, or choose"
     return ConfigurationError(
-        f"cannot listen on {address}: {why}. "
-        f"{advice} another --rpc-port, --bind-addr or --http-addr",
+        f"cannot listen on {address}: {why_not_bound(error)} another --rpc-port, --bind-addr or "
+        "--http-addr",
         address=address,
     )

@@ -9,7 +9,7 @@ import socket
 from dataclasses import dataclass
 from typing import Protocol
 
-from proglog.errors import reason_of
+from proglog.errors import why_not_bound
 from proglog.membership import limits
 from proglog.membership.address import Address
 from proglog.membership.errors import BindFailed, ExchangeFailed, MalformedMessage
@@ -95,11 +95,9 @@ class NetworkTransport:
                 await self.close()
                 # Any free TCP port may be taken for UDP; a port that was asked for is or is not.
                 if self._port or attempt + 1 == _BIND_ATTEMPTS:
-                    wanted = f"{self._host}:{self._port}"
+                    wanted, why = f"{self._host}:{self._port}", why_not_bound(error)
                     raise BindFailed(
-                        f"cannot gossip at {wanted}: {reason_of(error)}. Is another node running? "
-                        "Stop it, or choose another address to bind",
-                        address=wanted,
+                        f"cannot gossip at {wanted}: {why} another address to bind", address=wanted
                     ) from error
         address = ipaddress.ip_address(bound[0].partition("%")[0])
         if address.is_unspecified:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -58,26 +58,30 @@ class Plan:
 # --- the nodes -----------------------------------------------------------------------------------
 
 
-def _lasting_port(chance: random.Random) -> int:
-    while True:
-        port = chance.choice(_LASTING_PORTS)
-        with (
-            contextlib.suppress(OSError),
-            socket.create_server((HOST, port)),
-            socket.socket(type=socket.SOCK_DGRAM) as datagrams,
-        ):
-            datagrams.bind((HOST, port))
-            return port
+def _lasting_ports(count: int) -> list[int]:
+    """Free ones, all different."""
+    ports = random.SystemRandom().sample(_LASTING_PORTS, len(_LASTING_PORTS))
+    return list(islice(filter(_is_free, ports), count))
+
+
+def _is_free(port: int) -> bool:
+    with (
+        contextlib.suppress(OSError),
+        socket.create_server((HOST, port)),
+        socket.socket(type=socket.SOCK_DGRAM) as datagrams,
+    ):
+        datagrams.bind((HOST, port))
+        return True
+    return False
 
 
 class Nodes:
     """A cluster of processes, of which any may be killed and started again."""
 
     def __init__(self, folder: Path) -> None:
-        chance = random.SystemRandom()
         self._folder = folder
-        self.addresses = [Address(HOST, _lasting_port(chance)) for _ in range(NODES)]
-        self._gossip = [Address(HOST, _lasting_port(chance)) for _ in range(NODES)]
+        ports = [Address(HOST, port) for port in _lasting_ports(2 * NODES)]
+        self.addresses, self._gossip = ports[:NODES], ports[NODES:]
         self.servers: dict[int, Server] = {}
 
     def start(self, number: int) -> None:

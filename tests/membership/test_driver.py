@@ -139,6 +139,12 @@ async def test_a_port_in_use_is_said_clearly() -> None:
             await Membership(config("b", bind_port=a.local.port)).start()
 
 
+async def test_an_address_of_somebody_else_is_said_clearly() -> None:
+    said = "192.0.2.1:1234: Cannot assign requested address. Choose another address to bind"
+    with pytest.raises(BindFailed, match=said):
+        await Membership(config("a", bind_host="192.0.2.1", bind_port=1234)).start()
+
+
 async def test_what_is_advertised_may_differ_from_what_is_bound() -> None:
     async with running("a", advertise_host="localhost", advertise_port=1234) as a:
         assert (a.local.address, a.local.port) == ("127.0.0.1", 1234)
