@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Awaitable, Callable, Sequence
 
 from cyclopts import App
 
+from proglog import limits
 from proglog._generated.log.v1 import Member, ServerStatus
 from proglog.cli.connection import FIRST_ANSWER_SECONDS_MAX, run_on_loop
 from proglog.cli.parameters import SERVER_DEFAULT, Json, ListenAddress, Server
@@ -78,7 +80,11 @@ def transfer(name: str = "", /, *, server: Server = SERVER_DEFAULT) -> int:
 
 async def _change(server: Address, change: Callable[[Cluster], Awaitable[None]]) -> int:
     async with Cluster([server], timeout_seconds=FIRST_ANSWER_SECONDS_MAX) as cluster:
-        await cluster.status()
+        found = await cluster.status()
+    if found.servers and not any(each.is_leader for each in found.servers):
+        seconds = limits.produce_timeout_seconds_default
+        told = f"{found.node} knows no leader now: waiting for one, up to {seconds:g} s"
+        print(told, file=sys.stderr)
     async with Cluster([server]) as cluster:
         await change(cluster)
     return 0

@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 
 import proglog
 from proglog import limits
+from proglog.cli import cluster as cluster_commands
 from proglog.client.admin import Cluster
 from proglog.errors import ChangeRefused
 from proglog.membership import Status
@@ -20,7 +21,7 @@ from tests.agent.nodes import Nodes, some_nodes
 from tests.cluster.load import Load
 from tests.membership.stock import agents
 from tests.ports import free_port
-from tests.waiting import until
+from tests.waiting import meanwhile, until
 
 TRIO = ("a", "b", "c")
 
@@ -352,6 +353,22 @@ async def test_nobody_waits_for_a_timeout_when_the_leaders_connections_end(
 
 
 # --- telling -------------------------------------------------------------------------------------
+
+
+async def test_an_operator_who_has_to_wait_for_a_leader_is_told(
+    nodes: Nodes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await nodes.form(*TRIO)
+    await nodes.stop("a", "b")
+    left = nodes.running["c"]
+    await until(lambda: left.replica.leadership.state.leader is None, "the last one is alone")
+    changing = cluster_commands._change(left.rpc_addr, Cluster.transfer)
+    async with meanwhile(changing) as change:
+        told = "c knows no leader now: waiting for one"
+        await until(lambda: told in capsys.readouterr().err, "it is told")
+        assert not change.done()
+        await nodes.start("a")
+        assert await change == 0
 
 
 async def test_who_leads_is_told_by_name(nodes: Nodes) -> None:
