@@ -377,13 +377,13 @@ MUTANTS = [
             await self._make_room(ready)
             if self._closed:
                 return
-            self._do_durable(ready)
+            self._do_durable(ready, ready.messages_after_persist)
             """,
             """
             await self._make_room(ready)
             if self._closed:
                 return
-            self._do_durable(ready)
+            self._do_durable(ready, ready.messages_after_persist)
             if ready.hard_state is not None:
                 await self._save(ready.hard_state)
             """,
