@@ -194,6 +194,7 @@ class Writer:
         self._queue: deque[Operation] = deque()
         self._urgent: deque[Operation] = deque()
         self._failure: BaseException | None = None
+        self._is_wake_due = False
         self.commit_hint = 0
         """The commit index, for the marks: written by the loop, read by the thread."""
         # Only the thread touches these from here on.
@@ -209,6 +210,14 @@ class Writer:
 
     def submit(self, operation: Operation) -> None:
         self._queue.append(operation)
+        # Not at once: a thread that is woken while the loop is busy finds the interpreter taken and
+        # sleeps again, which costs both of them time.
+        if not self._is_wake_due:
+            self._is_wake_due = True
+            self._loop.call_soon(self._wake)
+
+    def _wake(self) -> None:
+        self._is_wake_due = False
         self._worker.wake()
 
     async def run(self, work: Callable[[], None], *, urgent: bool = False) -> None:
