@@ -265,7 +265,7 @@ def bench(
 
 async def _bench(server: Address | None, tasks: int, seconds: float, *, json: bool) -> int:
     node = contextlib.nullcontext(server) if server is not None else _temporary_node()
-    async with node as address, connected(address) as log:
+    async with node as address, connected([address]) as log:
         async for row in _rows(log, tasks, seconds):
             print(orjson.dumps(row._asdict()).decode() if json else row, flush=True)
     return 0

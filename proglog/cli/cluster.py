@@ -11,7 +11,14 @@ from cyclopts import App
 from proglog import limits
 from proglog._generated.log.v1 import Member, ServerStatus
 from proglog.cli.connection import FIRST_ANSWER_SECONDS_MAX, run_on_loop
-from proglog.cli.parameters import SERVER_DEFAULT, Json, ListenAddress, Server
+from proglog.cli.parameters import (
+    SERVER_DEFAULT,
+    SERVERS_DEFAULT,
+    Json,
+    ListenAddress,
+    Server,
+    Servers,
+)
 from proglog.client.admin import Cluster
 from proglog.config import Address
 
@@ -23,13 +30,13 @@ app = App(name="cluster")
 
 
 @app.command
-def status(*, server: Server = SERVER_DEFAULT, json: Json = False) -> int:
+def status(*, server: Servers = SERVERS_DEFAULT, json: Json = False) -> int:
     """Print the servers of a cluster, as a node sees them.
 
     Parameters
     ----------
     server
-        The node to ask.
+        The node to ask, or some: the first that answers is asked.
     json
         Print one JSON document.
     """
@@ -37,7 +44,7 @@ def status(*, server: Server = SERVER_DEFAULT, json: Json = False) -> int:
 
 
 @app.command
-def add(rpc_addr: ListenAddress, *, server: Server = SERVER_DEFAULT) -> int:
+def add(rpc_addr: ListenAddress, *, server: Servers = SERVERS_DEFAULT) -> int:
     """Add a node to the cluster. It catches up first, then votes.
 
     Parameters
@@ -45,13 +52,13 @@ def add(rpc_addr: ListenAddress, *, server: Server = SERVER_DEFAULT) -> int:
     rpc_addr
         HOST:PORT of its RPC port, as the other nodes reach it.
     server
-        Any node of the cluster.
+        Some nodes of the cluster.
     """
     return run_on_loop(_change(server, lambda cluster: cluster.add(str(rpc_addr))))
 
 
 @app.command
-def remove(name: str, *, server: Server = SERVER_DEFAULT) -> int:
+def remove(name: str, *, server: Servers = SERVERS_DEFAULT) -> int:
     """Remove a node that is stopped: one that runs is added again (see `proglog leave`).
 
     Parameters
@@ -59,13 +66,13 @@ def remove(name: str, *, server: Server = SERVER_DEFAULT) -> int:
     name
         Its name or uuid.
     server
-        Any node of the cluster.
+        Some nodes of the cluster.
     """
     return run_on_loop(_change(server, lambda cluster: cluster.remove(name)))
 
 
 @app.command
-def transfer(name: str = "", /, *, server: Server = SERVER_DEFAULT) -> int:
+def transfer(name: str = "", /, *, server: Servers = SERVERS_DEFAULT) -> int:
     """Hand leadership over.
 
     Parameters
@@ -73,25 +80,25 @@ def transfer(name: str = "", /, *, server: Server = SERVER_DEFAULT) -> int:
     name
         Name or uuid of the next leader; the node that is most up to date unless given.
     server
-        Any node of the cluster.
+        Some nodes of the cluster.
     """
     return run_on_loop(_change(server, lambda cluster: cluster.transfer(name)))
 
 
-async def _change(server: Address, change: Callable[[Cluster], Awaitable[None]]) -> int:
-    async with Cluster([server], timeout_seconds=FIRST_ANSWER_SECONDS_MAX) as cluster:
+async def _change(servers: Sequence[Address], change: Callable[[Cluster], Awaitable[None]]) -> int:
+    async with Cluster(servers, timeout_seconds=FIRST_ANSWER_SECONDS_MAX) as cluster:
         found = await cluster.status()
     if found.servers and not any(each.is_leader for each in found.servers):
         seconds = limits.produce_timeout_seconds_default
         told = f"{found.node} knows no leader now: waiting for one, up to {seconds:g} s"
         print(told, file=sys.stderr)
-    async with Cluster([server]) as cluster:
+    async with Cluster(servers) as cluster:
         await change(cluster)
     return 0
 
 
-async def _status(server: Address, *, as_json: bool) -> int:
-    async with Cluster([server], timeout_seconds=FIRST_ANSWER_SECONDS_MAX) as cluster:
+async def _status(servers: Sequence[Address], *, as_json: bool) -> int:
+    async with Cluster(servers, timeout_seconds=FIRST_ANSWER_SECONDS_MAX) as cluster:
         found = await cluster.status()
         members = (await cluster.members()).members
     differing = differences(found.cluster_id, found.servers, members)
@@ -157,13 +164,13 @@ def _fields(message: object, names: Sequence[str]) -> dict[str, object]:
     return {name: getattr(message, name) for name in names}
 
 
-def members(*, server: Server = SERVER_DEFAULT, json: Json = False) -> int:
+def members(*, server: Servers = SERVERS_DEFAULT, json: Json = False) -> int:
     """Print who is there, by the gossip of a node: name, address, status, tags.
 
     Parameters
     ----------
     server
-        The node to ask.
+        The node to ask, or some: the first that answers is asked.
     json
         Print a JSON object a line.
     """
@@ -178,11 +185,11 @@ def leave(*, server: Server = SERVER_DEFAULT) -> int:
     server
         The node that is to leave.
     """
-    return run_on_loop(_change(server, lambda cluster: cluster.leave()))
+    return run_on_loop(_change([server], lambda cluster: cluster.leave()))
 
 
-async def _members(server: Address, *, as_json: bool) -> int:
-    async with Cluster([server], timeout_seconds=FIRST_ANSWER_SECONDS_MAX) as cluster:
+async def _members(servers: Sequence[Address], *, as_json: bool) -> int:
+    async with Cluster(servers, timeout_seconds=FIRST_ANSWER_SECONDS_MAX) as cluster:
         found = (await cluster.members()).members
     for member in found:
         if as_json:

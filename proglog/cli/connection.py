@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -50,10 +50,10 @@ async def _interruptible(main: Coroutine[Any, Any, int]) -> int:
 
 
 @asynccontextmanager
-async def connected(server: Address) -> AsyncIterator[Log]:
-    """The log of a node that answered once: one that is not there at all is told soon, while one
-    that goes away later is waited for as long as the client does. Raises ProglogError."""
-    url = f"proglog://{server}"
+async def connected(servers: Sequence[Address]) -> AsyncIterator[Log]:
+    """The log of nodes of which one answered once: that none is there at all is told soon, while
+    one that goes away later is waited for as long as the client does. Raises ProglogError."""
+    url = f"proglog://{','.join(map(str, servers))}"
     async with proglog.connect(url, timeout_seconds=FIRST_ANSWER_SECONDS_MAX) as log:
         await log.describe()
     async with proglog.connect(url) as log:

@@ -13,7 +13,7 @@ from cyclopts import Parameter
 
 from proglog.batch import Record, RecordBatch
 from proglog.cli.connection import connected, run_on_loop
-from proglog.cli.parameters import SERVER_DEFAULT, Json, Server, Timestamp
+from proglog.cli.parameters import SERVERS_DEFAULT, Json, Servers, Timestamp
 from proglog.client.backend import OFFSETS_END
 from proglog.config import Address
 from proglog.errors import ConfigurationError
@@ -24,7 +24,7 @@ Render: TypeAlias = Callable[[RecordBatch], bytes]
 
 def consume(
     *,
-    server: Server = SERVER_DEFAULT,
+    server: Servers = SERVERS_DEFAULT,
     offset: Offset | None = None,
     timestamp: Timestamp | None = None,
     follow: Annotated[bool, Parameter(name=("--follow", "-f"), negative=())] = False,
@@ -37,7 +37,7 @@ def consume(
     Parameters
     ----------
     server
-        The node, or any node of the cluster.
+        The node, or some nodes of the cluster.
     offset
         Where to begin: an offset, earliest or latest; earliest unless given.
     timestamp
@@ -67,7 +67,7 @@ def consume(
 
 
 async def _consume(
-    server: Address,
+    servers: tuple[Address, ...],
     offset: Offset,
     timestamp: int | None,
     render: Render,
@@ -77,7 +77,7 @@ async def _consume(
 ) -> int:
     left = limit
     async with (
-        connected(server) as log,
+        connected(servers) as log,
         aclosing(log.consume_batches(offset, timestamp=timestamp, follow=follow)) as batches,
     ):
         async for batch in batches:

@@ -127,7 +127,8 @@ class _Cluster:
         while not await self._is_whole():  # noqa: ASYNC110  # other processes decide
             await asyncio.sleep(_WATCH_SECONDS)
         print(f"a cluster of {len(self._addresses)} is up; try:", flush=True)
-        print(f"  proglog cluster status --server {self._addresses[0]}", flush=True)
+        servers = ",".join(map(str, self._addresses))
+        print(f"  proglog cluster status --server {servers}", flush=True)
 
     async def _is_whole(self) -> bool:
         """Whether a leader has heard from all of them lately."""

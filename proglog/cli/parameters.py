@@ -49,6 +49,13 @@ def _server(text: str) -> Address:
     return _listener(text, RPC_PORT_DEFAULT)
 
 
+def _servers(text: str) -> tuple[Address, ...]:
+    names = text.split(",")
+    if not all(names):
+        raise ValueError(f"{text!r} is not like host:port,host:port")
+    return tuple(_server(name) for name in names)
+
+
 Size: TypeAlias = Annotated[int, _read(parse_bytes, "SIZE", format_bytes)]
 """Bytes."""
 OptionalSize: TypeAlias = Annotated[int | None, _read(_optional(parse_bytes), "SIZE", format_bytes)]
@@ -66,7 +73,15 @@ OptionalListenAddress: TypeAlias = Annotated[
 Server: TypeAlias = Annotated[
     Address, _read(_server, "HOST:PORT"), Parameter(env_var="PROGLOG_SERVER")
 ]
+"""One node, and no other."""
+Servers: TypeAlias = Annotated[
+    tuple[Address, ...],
+    _read(_servers, "HOST:PORT[,...]", lambda servers: ",".join(map(str, servers))),
+    Parameter(env_var="PROGLOG_SERVER", negative=()),
+]
+"""Some nodes of a cluster: the next is asked where one does not answer."""
 Json: TypeAlias = Annotated[bool, Parameter(name="--json", negative=())]
 """Whether what is shown is JSON, an object a line."""
 
 SERVER_DEFAULT = Address("127.0.0.1", RPC_PORT_DEFAULT)
+SERVERS_DEFAULT = (SERVER_DEFAULT,)

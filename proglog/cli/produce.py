@@ -12,7 +12,7 @@ import orjson
 import proglog
 from proglog.cli.connection import connected, run_on_loop
 from proglog.cli.lines import read_lines
-from proglog.cli.parameters import SERVER_DEFAULT, Json, Server
+from proglog.cli.parameters import SERVERS_DEFAULT, Json, Servers
 from proglog.cli.progress import Progress
 from proglog.config import Address
 from proglog.errors import ConfigurationError, ProglogError
@@ -26,7 +26,7 @@ Chunk: TypeAlias = tuple[list[bytes], Sequence[int] | ProglogError]
 """Some lines, and their offsets or why not all of them are in the log."""
 
 
-def produce(*files: Path, server: Server = SERVER_DEFAULT, json: Json = False) -> int:
+def produce(*files: Path, server: Servers = SERVERS_DEFAULT, json: Json = False) -> int:
     """Appends each line as one record: without its newline byte, and with all other bytes.
 
     Parameters
@@ -34,7 +34,7 @@ def produce(*files: Path, server: Server = SERVER_DEFAULT, json: Json = False) -
     files
         Files to read, in this order; stdin without any.
     server
-        The node, or any node of the cluster.
+        The node, or some nodes of the cluster.
     json
         Print a summary as JSON to stdout.
     """
@@ -48,9 +48,9 @@ def produce(*files: Path, server: Server = SERVER_DEFAULT, json: Json = False) -
 
 
 async def _produce(
-    files: tuple[Path, ...], server: Address, progress: Progress, *, json: bool
+    files: tuple[Path, ...], servers: tuple[Address, ...], progress: Progress, *, json: bool
 ) -> int:
-    async with connected(server) as log:
+    async with connected(servers) as log:
         try:
             first, last = await _append(log, files, progress)
         finally:

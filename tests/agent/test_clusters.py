@@ -362,7 +362,7 @@ async def test_an_operator_who_has_to_wait_for_a_leader_is_told(
     await nodes.stop("a", "b")
     left = nodes.running["c"]
     await until(lambda: left.replica.leadership.state.leader is None, "the last one is alone")
-    changing = cluster_commands._change(left.rpc_addr, Cluster.transfer)
+    changing = cluster_commands._change([left.rpc_addr], Cluster.transfer)
     async with meanwhile(changing) as change:
         told = "c knows no leader now: waiting for one"
         await until(lambda: told in capsys.readouterr().err, "it is told")

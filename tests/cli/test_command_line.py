@@ -192,6 +192,8 @@ def test_the_welcome_says_whether_the_node_serves_yet(
         (["serve", "--start-join-addrs", "foo"], "is 'foo': expected host:port"),
         (["consume", "--timestamp", "noon"], "'noon' is not like 2026"),
         (["consume", "--server", "a:b"], "'a:b' is not like host:port"),
+        (["consume", "--server", "a:1,"], "'a:1,' is not like host:port,host:port"),
+        (["leave", "--server", "a:1,b:1"], "'a:1,b:1' is not like host:port"),
         (["produce", "/absent"], '"/absent" does not exist'),
         (["dev", "--port-base", "100"], "--port-base is 100: expected 321 to 65514"),
         (["dev", "--port-base", "65515"], "--port-base is 65515: expected 321 to 65514"),
