@@ -8,6 +8,7 @@ which setting, by the name that it has for an operator, what was given, and what
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
@@ -60,6 +61,18 @@ class Address(NamedTuple):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
+def split_addresses(text: str) -> list[str]:
+    """Those of "host:port,host:port", not yet read; none where one of them is empty."""
+    addresses = text.split(",")
+    return addresses if all(addresses) else []
+
+
+def join_addresses(addresses: Iterable[Address]) -> str:
+    """As "host:port,host:port"."""
+    return ",".join(map(str, addresses))
+
+
+RPC_PORT_DEFAULT = 8400
 BIND_ADDR_DEFAULT = Address("127.0.0.1", 8401)
 HTTP_ADDR_DEFAULT = Address("127.0.0.1", 8080)
 
@@ -149,7 +162,7 @@ class NodeConfig:
     data_dir: Path = Path("data")
     node_name: str = ""
     bind_addr: Address = BIND_ADDR_DEFAULT
-    rpc_port: int = 8400
+    rpc_port: int = RPC_PORT_DEFAULT
     http_addr: Address | None = HTTP_ADDR_DEFAULT
     http_hosts: tuple[str, ...] = ()
     start_join_addrs: tuple[str, ...] = ()

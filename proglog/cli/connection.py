@@ -13,7 +13,7 @@ import uvloop
 
 import proglog
 from proglog.cli import INTERRUPTED
-from proglog.config import Address
+from proglog.config import Address, join_addresses
 
 if TYPE_CHECKING:
     from proglog.client.client import Log
@@ -53,7 +53,7 @@ async def _interruptible(main: Coroutine[Any, Any, int]) -> int:
 async def connected(servers: Sequence[Address]) -> AsyncIterator[Log]:
     """The log of nodes of which one answered once: that none is there at all is told soon, while
     one that goes away later is waited for as long as the client does. Raises ProglogError."""
-    url = f"proglog://{','.join(map(str, servers))}"
+    url = f"proglog://{join_addresses(servers)}"
     async with proglog.connect(url, timeout_seconds=FIRST_ANSWER_SECONDS_MAX) as log:
         await log.describe()
     async with proglog.connect(url) as log:

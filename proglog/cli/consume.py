@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from binascii import b2a_base64
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from typing import Annotated, Literal, TypeAlias
 
@@ -67,7 +67,7 @@ def consume(
 
 
 async def _consume(
-    servers: tuple[Address, ...],
+    servers: Sequence[Address],
     offset: Offset,
     timestamp: int | None,
     render: Render,

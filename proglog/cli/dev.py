@@ -11,7 +11,7 @@ from pathlib import Path
 
 from proglog.cli.connection import run_on_loop
 from proglog.client.admin import Cluster
-from proglog.config import Address
+from proglog.config import RPC_PORT_DEFAULT, Address, join_addresses
 from proglog.errors import ConfigurationError, ProglogError
 from proglog.ports import stop_with_parent
 
@@ -23,7 +23,9 @@ _HTTP_BELOW_RPC = 320
 _WATCH_SECONDS = 0.2
 
 
-def dev(*, nodes: int = 3, data_dir: Path = Path("data/dev"), port_base: int = 8400) -> int:
+def dev(
+    *, nodes: int = 3, data_dir: Path = Path("data/dev"), port_base: int = RPC_PORT_DEFAULT
+) -> int:
     """Run a local cluster. Ctrl-C stops all of it; the data stays for the next time.
 
     Parameters
@@ -127,7 +129,7 @@ class _Cluster:
         while not await self._is_whole():  # noqa: ASYNC110  # other processes decide
             await asyncio.sleep(_WATCH_SECONDS)
         print(f"a cluster of {len(self._addresses)} is up; try:", flush=True)
-        servers = ",".join(map(str, self._addresses))
+        servers = join_addresses(self._addresses)
         print(f"  proglog cluster status --server {servers}", flush=True)
 
     async def _is_whole(self) -> bool:

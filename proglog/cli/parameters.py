@@ -14,11 +14,8 @@ from proglog.cli.units import (
     parse_seconds,
     parse_timestamp,
 )
-from proglog.config import Address
+from proglog.config import RPC_PORT_DEFAULT, Address, join_addresses, split_addresses
 from proglog.errors import ConfigurationError
-
-RPC_PORT_DEFAULT = 8400
-
 
 NONE = "none"
 """How a setting that may be absent is said to be: a flag takes back what a file sets."""
@@ -50,8 +47,8 @@ def _server(text: str) -> Address:
 
 
 def _servers(text: str) -> tuple[Address, ...]:
-    names = text.split(",")
-    if not all(names):
+    names = split_addresses(text)
+    if not names:
         raise ValueError(f"{text!r} is not like host:port,host:port")
     return tuple(_server(name) for name in names)
 
@@ -76,7 +73,7 @@ Server: TypeAlias = Annotated[
 """One node, and no other."""
 Servers: TypeAlias = Annotated[
     tuple[Address, ...],
-    _read(_servers, "HOST:PORT[,...]", lambda servers: ",".join(map(str, servers))),
+    _read(_servers, "HOST:PORT[,...]", join_addresses),
     Parameter(env_var="PROGLOG_SERVER", negative=()),
 ]
 """Some nodes of a cluster: the next is asked where one does not answer."""

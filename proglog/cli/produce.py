@@ -48,7 +48,7 @@ def produce(*files: Path, server: Servers = SERVERS_DEFAULT, json: Json = False)
 
 
 async def _produce(
-    files: tuple[Path, ...], servers: tuple[Address, ...], progress: Progress, *, json: bool
+    files: tuple[Path, ...], servers: Sequence[Address], progress: Progress, *, json: bool
 ) -> int:
     async with connected(servers) as log:
         try:

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from urllib.parse import unquote
 
-from proglog.config import Address
+from proglog.config import RPC_PORT_DEFAULT, Address, split_addresses
 from proglog.errors import ConfigurationError
-
-PORT_DEFAULT = 8400
 
 
 def parse_url(url: str) -> tuple[list[Address], str]:
@@ -19,12 +17,12 @@ def parse_url(url: str) -> tuple[list[Address], str]:
     # str(): a list of addresses, say, is as wrong as another scheme, and told the same.
     scheme, separator, rest = str(url).partition("://")
     hosts, _, log = rest.partition("/")
-    names = hosts.split(",")
-    if scheme != "proglog" or not separator or "/" in log or not all(names):
+    names = split_addresses(hosts)
+    if scheme != "proglog" or not separator or "/" in log or not names:
         raise ConfigurationError(
             f"the URL of a log is proglog://host:port[,host:port...][/log], not {url!r}"
         )
-    addresses = [Address.parse(name, "an address of the log", PORT_DEFAULT) for name in names]
+    addresses = [Address.parse(name, "an address of the log", RPC_PORT_DEFAULT) for name in names]
     return addresses, unquote(log)
 
 

@@ -17,7 +17,7 @@ from proglog.cli import bench
 from proglog.cli.bench import CHECKED_TOGETHER, Check
 from proglog.client.client import Log
 from proglog.client.network import NetworkBackend
-from proglog.config import Address
+from proglog.config import Address, join_addresses
 
 HOST = "127.0.0.1"
 _READ_BYTES = 2**18
@@ -97,7 +97,7 @@ class Proglog:
     @classmethod
     async def at(cls, addresses: Sequence[Address], *, idempotent: bool = True) -> Self:
         """A client of the nodes at some addresses."""
-        url = "proglog://" + ",".join(map(str, addresses))
+        url = f"proglog://{join_addresses(addresses)}"
         log = proglog.connect(url, idempotent=idempotent)
         try:
             await log.describe()
