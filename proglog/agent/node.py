@@ -77,7 +77,7 @@ class Node:
         sys.setswitchinterval(_SWITCH_INTERVAL_SECONDS)
         try:
             await self._start()
-        except BaseException:
+        except BaseException:  # cancelled too: nothing is left running
             await self.stop()
             raise
 

@@ -106,7 +106,7 @@ class NetworkBackend:
         call = Call(await channel.connection(), method)
         try:
             await call.start("https" if self._tls else "http", str(channel.address))
-        except BaseException:
+        except BaseException:  # cancelled too: its stream would stay open
             call.close()
             raise
         return call

@@ -257,7 +257,7 @@ class Producer:
                         Batch(body, answers[-1:], size, deadline, expected_offset, series)
                     )
             answered = await asyncio.gather(*answers, return_exceptions=True)
-        except BaseException:
+        except BaseException:  # cancelled too: nobody asks for the answers any more
             for answer in answers:
                 answer.cancel()
             raise

@@ -87,7 +87,7 @@ class _Recovery:
     def run(self, may_be_new: bool) -> Recovered:
         try:
             return self._run(may_be_new)
-        except BaseException:
+        except BaseException:  # whatever it is, its files belong to nobody yet
             for file in self._opened:
                 file.close()
             raise

@@ -107,7 +107,7 @@ class Membership:
         try:
             # What arrives before the core exists is lost, like any packet.
             address = await self._advertised(transport, await transport.start(self))
-        except BaseException:
+        except BaseException:  # cancelled too: the ports would stay taken
             await transport.close()
             raise
         self._clock = PauseClock(loop.time, limits.pause_seconds_max)
