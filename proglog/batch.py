@@ -14,7 +14,7 @@ import enum
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, chain, pairwise, repeat
+from itertools import accumulate, chain, islice, pairwise, repeat
 from typing import Any, NamedTuple, TypeAlias
 
 import zstandard
@@ -292,14 +292,27 @@ def _encode_headers(headers: Sequence[RecordHeaders]) -> list[bytes]:
 
 
 def check_record_headers(headers: Iterable[tuple[str, bytes]]) -> RecordHeaders:
-    """The headers of one record in the form that batches hold. Raises InvalidBatch."""
-    checked = tuple((name, bytes(value)) for name, value in headers)
+    """The headers of one record in the form that batches hold. Raises TypeError or InvalidBatch."""
+    if isinstance(headers, str | bytes) or not isinstance(headers, Iterable):
+        what = type(headers).__name__
+        raise TypeError(f"headers are a mapping, or pairs of a name and a value, not {what}")
+    checked = tuple(map(_check_record_header, islice(headers, limits.record_headers_max + 1)))
     if len(checked) > limits.record_headers_max:
         raise InvalidBatch(f"a record has at most {limits.record_headers_max} headers")
-    for name, _ in checked:
-        if not name.isascii() or not 0 < len(name) <= limits.header_name_bytes_max:
-            raise InvalidBatch(f"a header name is 1 to 1024 ASCII characters, not {name[:50]!r}")
     return checked
+
+
+def _check_record_header(pair: object) -> tuple[str, bytes]:
+    match pair:
+        case (str() as name, bytes() | bytearray() | memoryview() as value):
+            pass
+        case _:
+            raise TypeError(f"a header is a name, a str, and its value, bytes, not {pair!r:.50}")
+    # By the classes themselves: a subclass may have its own idea of what it holds.
+    name = str.__str__(name)
+    if not name.isascii() or not 0 < len(name) <= limits.header_name_bytes_max:
+        raise InvalidBatch(f"a header name is 1 to 1024 ASCII characters, not {name[:50]!r}")
+    return name, memoryview(value).tobytes()
 
 
 # --- body: structure -----------------------------------------------------------------------------

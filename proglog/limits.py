@@ -155,10 +155,14 @@ resets_per_second_max = 200
 # --- client --------------------------------------------------------------------------------------
 client_batch_bytes_target = 256 * KiB
 """A producer closes a batch at this size when more waits behind it."""
+client_records_taken_max = 1000
+"""Of the records of one `produce_many`, before other tasks have their turn."""
 client_inflight_batches_max = 16
 client_buffer_bytes_max = 32 * MiB
 """Records accepted by `produce` but not yet answered; beyond it `produce` waits."""
 produce_timeout_seconds_default = 30.0
+client_timeout_seconds_max = 365 * 24 * 3600
+"""What a program may choose in its place; no loop's clock overflows by it."""
 client_resolve_seconds_max = 600.0
 """How long a batch of unknown outcome is still resolved before those behind it."""
 client_patience_seconds_first = 5.0

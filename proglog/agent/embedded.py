@@ -15,7 +15,7 @@ from structlog.typing import EventDict
 
 from proglog import limits
 from proglog.batch import ProposedBatch, Record, decode_all
-from proglog.client.backend import At, Start, log_closed
+from proglog.client.backend import At, Start, log_closed, to_timeout
 from proglog.client.client import Log
 from proglog.config import LogConfig
 from proglog.errors import EarlierRefused, OffsetOutOfRange, ProglogError
@@ -41,6 +41,7 @@ async def open(  # noqa: A001  # proglog.open, as in gzip.open
 
     Raises ProglogError on entering: the directory is damaged, or in use by another process.
     """
+    to_timeout(timeout_seconds)  # Before anything is made on disk.
     if not structlog.is_configured():
         _log_through_the_standard_library()
     replica = await open_replica(

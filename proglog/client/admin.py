@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from proglog import limits
 from proglog._generated.log import v1
+from proglog.client.backend import to_timeout
 from proglog.client.call import Method
 from proglog.client.network import NetworkBackend
 from proglog.client.retry import RETRIED, Backoff, call_until
@@ -45,7 +46,7 @@ class Cluster:
         timeout_seconds: float = limits.produce_timeout_seconds_default,
     ) -> None:
         self._backend = NetworkBackend(addresses, "", tls)
-        self._timeout_seconds = timeout_seconds
+        self._timeout_seconds = to_timeout(timeout_seconds)
         self._chance = random.Random()
 
     async def status(self) -> v1.StatusResponse:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from datetime import datetime
-from typing import Literal, NamedTuple, Protocol, TypeAlias
+from typing import Literal, NamedTuple, Protocol, TypeAlias, TypeGuard
 
+from proglog import limits
 from proglog.batch import NO_TIMESTAMP, ProposedBatch, Record
-from proglog.errors import InvalidRequest
+from proglog.errors import ConfigurationError, InvalidRequest
 from proglog.types import Appended, Chunk, Description
 
 OFFSETS_END = 2**64
@@ -81,17 +82,41 @@ class Backend(Protocol):
 
 def to_offset(offset: object) -> int:
     """Checks an offset that came from a user. Raises InvalidRequest."""
-    if not isinstance(offset, int) or not 0 <= offset < OFFSETS_END:
+    if not _is_int(offset) or not 0 <= offset < OFFSETS_END:
         raise InvalidRequest(f"an offset is a number from 0 to 2**64 - 1, not {offset!r}")
     return offset
 
 
 def to_milliseconds(moment: int | datetime) -> int:
-    """A time as milliseconds since the epoch; a naive datetime is local time.
-
-    Raises InvalidRequest.
-    """
-    time = round(moment.timestamp() * 1000) if isinstance(moment, datetime) else moment
-    if not isinstance(time, int) or not 0 <= time < NO_TIMESTAMP:
-        raise InvalidRequest(f"a time is milliseconds since the epoch, not {moment!r}")
+    """A time as milliseconds since the epoch. Raises InvalidRequest."""
+    time: object = moment
+    if isinstance(moment, datetime):
+        if moment.utcoffset() is None:
+            raise InvalidRequest(
+                f"{moment} names no time zone: give it one, as in {moment}+00:00 (tzinfo=UTC), or"
+                " milliseconds since the epoch"
+            )
+        time = round(moment.timestamp() * 1000)
+    if not _is_int(time) or not 0 <= time < NO_TIMESTAMP:
+        raise InvalidRequest(
+            f"a time is milliseconds since the epoch, or a datetime with a zone, not {moment!r}"
+        )
     return time
+
+
+def to_timeout(seconds: object) -> float:
+    """Checks how long calls may take. Raises ConfigurationError."""
+    if (
+        not isinstance(seconds, int | float)
+        or isinstance(seconds, bool)
+        or not 0 < seconds <= limits.client_timeout_seconds_max  # Also where it is nan.
+    ):
+        raise ConfigurationError(
+            "timeout_seconds is a number of seconds, more than 0 and at most"
+            f" {limits.client_timeout_seconds_max}, not {seconds!r}"
+        )
+    return float(seconds)
+
+
+def _is_int(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)

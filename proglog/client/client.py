@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import ssl
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from datetime import datetime
 from types import TracebackType
 from typing import Literal, Self
@@ -20,8 +20,9 @@ from proglog.client.backend import (
     log_closed,
     to_milliseconds,
     to_offset,
+    to_timeout,
 )
-from proglog.client.columns import Columns, HeadersLike
+from proglog.client.columns import HeadersLike, Rows
 from proglog.client.consumer import Consumer, OnGap
 from proglog.client.producer import Producer
 from proglog.client.retry import behind, call_until
@@ -74,7 +75,7 @@ class Log:
         chance: random.Random | None = None,
     ) -> None:
         self._backend = backend
-        self._timeout = timeout_seconds
+        self._timeout = to_timeout(timeout_seconds)
         self._compress = compress
         self._idempotent = idempotent
         self._chance = chance or random.Random()
@@ -93,41 +94,45 @@ class Log:
         """Appends one record; returns its offset once it is durable.
 
         Calls at the same time travel together. To cancel a call does not take its record back.
-        `timestamp` is milliseconds since the epoch, or a datetime; without one the record gets the
-        time of its append. With `expected_offset` the record gets that offset or is not appended.
+        `timestamp` is milliseconds since the epoch, or a datetime with a time zone; without one the
+        record gets the time of its append. With `expected_offset` the record gets that offset or is
+        not appended.
 
         Raises ProglogError; OutcomeUnknown where the record may be in the log or not, see
         `resolve`; OffsetMismatch where the log goes on at another offset than the expected one.
+        What is no record fails its own call alone, with TypeError, InvalidRequest or InvalidBatch.
         """
         if expected_offset is not None:
-            columns = [value], [key], [headers or ()], [timestamp]
+            columns = [value], [key], [headers], [timestamp]
             return (await self.produce_many(*columns, expected_offset=expected_offset))[0]
         return await (self._producer or self._start_producer()).add(value, key, headers, timestamp)
 
     async def produce_many(
         self,
-        values: Sequence[bytes],
-        keys: Sequence[bytes | None] | None = None,
-        headers: Sequence[HeadersLike] | None = None,
-        timestamps: Sequence[int | datetime | None] | None = None,
+        values: Iterable[bytes],
+        keys: Iterable[bytes | None] | None = None,
+        headers: Iterable[HeadersLike | None] | None = None,
+        timestamps: Iterable[int | datetime | None] | None = None,
         *,
         expected_offset: int | None = None,
         series: Series | None = None,
     ) -> Sequence[int]:
         """Appends many records in their order; returns their offsets once all are durable.
 
-        The records travel in several batches, between which records of others may come. If it
-        raises, the first of them may have been appended, and nothing behind one that was not: the
-        error's fact `appended` says how many. With `expected_offset` they are one batch, of which
+        Any iterables will do, also endless ones: they are gone through once, no faster than there
+        is room for what they yield. The records travel in several batches, between which records of
+        others may come. If it raises, the first of them may have been appended, and nothing behind
+        one that was not: the error's fact `appended` says how many. An error of an iterable passes
+        as it is, with a note of that number. With `expected_offset` they are one batch, of which
         the first record gets that offset, or nothing is appended.
 
         Calls that share a `series` do so as if they were one: none waits for the answer to the one
         before it, and yet they are appended in the order in which they were made, and nothing
         behind a record that was not appended (EarlierRefused).
 
-        Raises ProglogError, as `produce` does.
+        Raises ProglogError, as `produce` does, and TypeError for what is no record.
         """
-        records = Columns.checked(values, keys, headers, timestamps)
+        records = Rows(values, keys, headers, timestamps)
         expected = None if expected_offset is None else to_offset(expected_offset)
         return await (self._producer or self._start_producer()).add_many(
             records, series or Series(), expected

@@ -1,13 +1,13 @@
-"""Many records as columns: checked as they come in, and cut into batches."""
+"""Records as columns: checked one by one as they come in, before anything of them is shared."""
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import asyncio
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from contextlib import suppress
 from datetime import datetime
-from itertools import accumulate
-from operator import add
-from typing import NamedTuple, TypeAlias
+from itertools import islice, repeat
+from typing import Any, TypeAlias
 
 from proglog import limits
 from proglog.batch import Body, RecordHeaders, check_record_headers, encode
@@ -21,24 +21,41 @@ LENGTH_BYTES = 4
 KEY_BYTES, TIMESTAMP_BYTES, HEADERS_BYTES, HEADER_BYTES = 4, 8, 2, 6
 """What each optional column takes beside the bytes of its keys, names and values."""
 
+Checked: TypeAlias = tuple[int, bytes, bytes | None, RecordHeaders, int | None]
+"""A record that any batch may hold: its bytes in one, value, key, headers, timestamp."""
 
-def to_bytes(what: str, value: object) -> bytes:
-    """A value or key as bytes. Raises TypeError."""
+_MISSING: Any = object()
+
+
+def check_record(
+    value: object,
+    key: object = None,
+    headers: HeadersLike | None = None,
+    timestamp: int | datetime | None = None,
+) -> Checked:
+    """What a user gave as a record. Raises TypeError, or InvalidRequest, InvalidBatch, TooLarge."""
+    checked = value if type(value) is bytes else _to_bytes("value", value)
+    size = LENGTH_BYTES + len(checked)
+    if key is not None:
+        key = _to_bytes("key", key)
+        size += KEY_BYTES + len(key)
+    pairs: RecordHeaders = ()
+    if headers is not None:
+        pairs = check_record_headers(headers.items() if isinstance(headers, Mapping) else headers)
+    if pairs:
+        size += HEADERS_BYTES + sum(HEADER_BYTES + len(name) + len(data) for name, data in pairs)
+    if timestamp is not None:
+        timestamp = to_milliseconds(timestamp)
+        size += TIMESTAMP_BYTES
+    check_size(size)
+    return size, checked, key, pairs, timestamp
+
+
+def _to_bytes(what: str, value: object) -> bytes:
     if not isinstance(value, bytes | bytearray | memoryview):
         raise TypeError(f"a {what} is bytes, not {type(value).__name__}")
-    return bytes(value)
-
-
-def to_headers(headers: HeadersLike | None) -> RecordHeaders:
-    """The headers of one record in the form that batches hold. Raises InvalidBatch."""
-    if not headers:
-        return ()
-    return check_record_headers(headers.items() if isinstance(headers, Mapping) else headers)
-
-
-def headers_size(headers: RecordHeaders) -> int:
-    """Bytes that the headers of one record take."""
-    return HEADERS_BYTES + sum(HEADER_BYTES + len(name) + len(value) for name, value in headers)
+    # Not bytes(): a subclass may have its own idea of them.
+    return memoryview(value).tobytes()
 
 
 def check_size(size: int) -> None:
@@ -51,77 +68,135 @@ def check_size(size: int) -> None:
         )
 
 
-class Columns(NamedTuple):
-    """Values and, each of the same length, the optional columns."""
+class Columns:
+    """Records that will be a batch: their values and, by position, what only some of them have."""
 
-    values: Sequence[bytes]
-    keys: Sequence[bytes | None] | None
-    headers: Sequence[RecordHeaders] | None
-    timestamps: Sequence[int | None] | None
+    __slots__ = ("headers", "keys", "timestamps", "values")
 
-    @classmethod
-    def checked(
-        cls,
-        values: Sequence[bytes],
-        keys: Sequence[bytes | None] | None,
-        headers: Sequence[HeadersLike] | None,
-        timestamps: Sequence[int | datetime | None] | None,
-    ) -> Columns:
-        """What a user gave. Raises TypeError, InvalidRequest or InvalidBatch."""
-        for column in (keys, headers, timestamps):
-            if column is not None and len(column) != len(values):
-                raise InvalidRequest("each column holds as many entries as there are values")
-        if not set(map(type, values)) <= {bytes}:
-            values = [to_bytes("value", value) for value in values]
-        return cls(
-            values,
-            None if keys is None else [None if k is None else to_bytes("key", k) for k in keys],
-            None if headers is None else [to_headers(pairs) for pairs in headers],
-            None
-            if timestamps is None
-            else [None if time is None else to_milliseconds(time) for time in timestamps],
-        )
+    def __init__(self) -> None:
+        self.values: list[bytes] = []
+        self.keys: dict[int, bytes] = {}
+        self.headers: dict[int, RecordHeaders] = {}
+        self.timestamps: dict[int, int] = {}
 
-    def parts(self) -> Iterator[tuple[slice, int]]:
-        """Cuts the records into batches: which of them, and their bytes. Raises TooLarge."""
-        sizes = self._sizes()
-        check_size(max(sizes, default=0))
-        ends = list(accumulate(sizes))
-        start, before = 0, 0
-        while start < len(ends):
-            fitting = bisect_right(ends, before + limits.client_batch_bytes_target, start)
-            stop = max(fitting, start + 1)
-            yield slice(start, stop), ends[stop - 1] - before
-            start, before = stop, ends[stop - 1]
+    def add(self, record: Checked) -> None:
+        """Adds a checked record."""
+        _, value, key, headers, timestamp = record
+        position = len(self.values)
+        self.values.append(value)
+        if key is not None:
+            self.keys[position] = key
+        if headers:
+            self.headers[position] = headers
+        if timestamp is not None:
+            self.timestamps[position] = timestamp
 
-    def whole(self) -> Iterator[tuple[slice, int]]:
-        """All records as one batch, in the form of `parts`. Raises TooLarge."""
-        size = sum(self._sizes())
-        if size > limits.batch_bytes_max:
-            raise TooLarge(
-                f"records of {size} bytes are too many for one batch",
-                bytes=size,
-                bytes_max=limits.batch_bytes_max,
-            )
-        if self.values:
-            yield slice(None), size
-
-    def _sizes(self) -> list[int]:
-        sizes: Iterable[int] = map(LENGTH_BYTES.__add__, map(len, self.values))
-        if self.keys:
-            sizes = map(add, sizes, (KEY_BYTES + len(key or b"") for key in self.keys))
-        if self.headers:
-            sizes = map(add, sizes, map(headers_size, self.headers))
-        if self.timestamps:
-            sizes = map(TIMESTAMP_BYTES.__add__, sizes)
-        return list(sizes)
-
-    def encode(self, part: slice, *, compress: bool) -> Body:
-        """The records of one part as the body of a batch."""
+    def encode(self, *, compress: bool) -> Body:
+        """The records as the body of a batch."""
+        positions = range(len(self.values))
         return encode(
-            self.values[part],
-            self.keys[part] if self.keys else None,
-            self.timestamps[part] if self.timestamps else None,
-            self.headers[part] if self.headers else None,
+            self.values,
+            [self.keys.get(i) for i in positions] if self.keys else None,
+            [self.timestamps.get(i) for i in positions] if self.timestamps else None,
+            [self.headers.get(i, ()) for i in positions] if self.headers else None,
             compress=compress,
         )
+
+
+# --- many at once --------------------------------------------------------------------------------
+
+
+class Rows:
+    """The records of one call, taken in one pass from whatever iterables its user gave.
+
+    They are checked as they are taken, so that no more of them need be held than one batch.
+    """
+
+    def __init__(
+        self,
+        values: Iterable[bytes],
+        keys: Iterable[bytes | None] | None,
+        headers: Iterable[HeadersLike | None] | None,
+        timestamps: Iterable[int | datetime | None] | None,
+    ) -> None:
+        """Raises TypeError, or InvalidRequest where columns that have a length differ in it."""
+        others = {"keys": keys, "headers": headers, "timestamps": timestamps}
+        columns = {"values": values} | {n: c for n, c in others.items() if c is not None}
+        if len({len(column) for column in columns.values() if isinstance(column, Sized)}) > 1:
+            raise _uneven()
+        iterators = {name: _iterator(name, column) for name, column in columns.items()}
+        values_only = zip(iterators["values"], repeat(None), repeat(None), repeat(None))
+        self._rows = values_only if len(columns) == 1 else _in_step(iterators, list(others))
+        self._left: Checked | None = None
+
+    async def take(self, bytes_max: int) -> tuple[Columns, int]:
+        """The next records, as many as fit but at least one, and their bytes; none at the end.
+
+        Raises what `check_record` raises, and what the iterables raise.
+        """
+        taken, size = Columns(), 0
+        if self._left is not None:
+            taken.add(self._left)
+            size = self._left[0]
+            self._left = None
+        values = taken.values
+        while True:
+            before = len(values)
+            for value, key, headers, timestamp in islice(
+                self._rows, limits.client_records_taken_max
+            ):
+                if type(value) is bytes and key is headers is timestamp is None:
+                    # As `check_record` has it, but most records are like this one.
+                    bytes_after = size + LENGTH_BYTES + len(value)
+                    if bytes_after <= bytes_max:
+                        values.append(value)
+                        size = bytes_after
+                        continue
+                record = check_record(value, key, headers, timestamp)
+                if size + record[0] > bytes_max and values:
+                    self._left = record
+                    return taken, size
+                taken.add(record)
+                size += record[0]
+            if len(values) - before < limits.client_records_taken_max:
+                return taken, size
+            await asyncio.sleep(0)
+
+    async def take_all(self) -> tuple[Columns, int]:
+        """All records, for one batch. Raises TooLarge too."""
+        taken, size = await self.take(limits.batch_bytes_max)
+        if self._left is not None:
+            raise TooLarge(
+                "the records are too many for one batch, which they have to share",
+                bytes=size + self._left[0],
+                bytes_max=limits.batch_bytes_max,
+            )
+        return taken, size
+
+
+def _iterator(name: str, column: Iterable[Any]) -> Iterator[Any]:
+    """Raises TypeError for what is no iterable of records, or of something else by accident."""
+    if not isinstance(column, str | bytes | bytearray | memoryview | Mapping):
+        with suppress(TypeError):
+            return iter(column)
+    raise TypeError(
+        f"{name} are an iterable with an entry for each record, like a list, a generator or an open"
+        f" file, not {type(column).__name__}"
+    )
+
+
+def _in_step(columns: dict[str, Iterator[Any]], others: list[str]) -> Iterator[Any]:
+    """Values with their keys, headers and timestamps. Raises InvalidRequest where they run out."""
+    following = [columns.get(name, repeat(None)) for name in others]
+    for value in columns["values"]:
+        row = value, *(next(column, _MISSING) for column in following)
+        if any(entry is _MISSING for entry in row):
+            raise _uneven()
+        yield row
+    given = [columns[name] for name in others if name in columns]
+    if any(next(column, _MISSING) is not _MISSING for column in given):
+        raise _uneven()
+
+
+def _uneven() -> InvalidRequest:
+    return InvalidRequest("each column holds as many entries as there are values")

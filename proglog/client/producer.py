@@ -12,49 +12,34 @@ import copy
 import random
 from collections.abc import Awaitable, Sequence
 from datetime import datetime
-from itertools import chain
 
 from proglog import limits
-from proglog.batch import Body, RecordHeaders, encode
-from proglog.client.backend import Backend, to_milliseconds
+from proglog.client.answers import Answers
+from proglog.client.backend import Backend
 from proglog.client.budget import Budget
 from proglog.client.columns import (
-    KEY_BYTES,
     LENGTH_BYTES,
-    TIMESTAMP_BYTES,
+    Checked,
     Columns,
     HeadersLike,
+    Rows,
+    check_record,
     check_size,
-    headers_size,
-    to_bytes,
-    to_headers,
 )
 from proglog.client.sender import Batch, Sender, Series
-from proglog.errors import ProglogError
+from proglog.errors import Internal
 
 
-class _Gathering:
-    """Records that will be the next batch, as columns; the optional ones by position.
+class _Gathering(Columns):
+    """Records that will be the next batch.
 
     `reserved` bytes of the producer's budget are meant for it, and `room` of them are still free.
     """
 
-    __slots__ = (
-        "deadline",
-        "futures",
-        "headers",
-        "keys",
-        "reserved",
-        "room",
-        "timestamps",
-        "values",
-    )
+    __slots__ = ("deadline", "futures", "reserved", "room")
 
     def __init__(self) -> None:
-        self.values: list[bytes] = []
-        self.keys: dict[int, bytes] = {}
-        self.headers: dict[int, RecordHeaders] = {}
-        self.timestamps: dict[int, int] = {}
+        super().__init__()
         self.futures: list[asyncio.Future[int]] = []
         self.reserved = 0
         self.room = 0
@@ -63,16 +48,6 @@ class _Gathering:
     @property
     def size(self) -> int:
         return self.reserved - self.room
-
-    def encode(self, *, compress: bool) -> Body:
-        positions = range(len(self.values))
-        return encode(
-            self.values,
-            [self.keys.get(i) for i in positions] if self.keys else None,
-            [self.timestamps.get(i) for i in positions] if self.timestamps else None,
-            [self.headers.get(i, ()) for i in positions] if self.headers else None,
-            compress=compress,
-        )
 
 
 class Producer:
@@ -119,10 +94,11 @@ class Producer:
             or headers is not None
             or timestamp is not None
         ):
-            return self._add_columns(value, key, headers, timestamp)
+            record = check_record(value, key, headers, timestamp)
+            return self._place(record) if self._make_room(record[0]) else self._add_later(record)
         size = len(value) + LENGTH_BYTES
         if size > self._gathering.room and not self._make_room(size):
-            return self._add_later(size, value)
+            return self._add_later((size, value, None, (), None))
         gathering = self._gathering
         gathering.room -= size
         gathering.values.append(value)
@@ -130,59 +106,17 @@ class Producer:
         gathering.futures.append(future)
         return future
 
-    def _add_columns(
-        self,
-        value: bytes,
-        key: bytes | None,
-        headers: HeadersLike | None,
-        timestamp: int | datetime | None,
-    ) -> Awaitable[int]:
-        value = to_bytes("value", value)
-        size = LENGTH_BYTES + len(value)
-        if key is not None:
-            key = to_bytes("key", key)
-            size += KEY_BYTES + len(key)
-        pairs = to_headers(headers)
-        if pairs:
-            size += headers_size(pairs)
-        if timestamp is not None:
-            timestamp = to_milliseconds(timestamp)
-            size += TIMESTAMP_BYTES
-        if not self._make_room(size):
-            return self._add_later(size, value, key, pairs, timestamp)
-        return self._place(size, value, key, pairs, timestamp)
-
-    async def _add_later(
-        self,
-        size: int,
-        value: bytes,
-        key: bytes | None = None,
-        headers: RecordHeaders = (),
-        timestamp: int | None = None,
-    ) -> int:
+    async def _add_later(self, record: Checked) -> int:
+        size = record[0]
         await self._take(size)
         self._cut(size)
         self._reserve(size)
-        return await self._place(size, value, key, headers, timestamp)
+        return await self._place(record)
 
-    def _place(
-        self,
-        size: int,
-        value: bytes,
-        key: bytes | None,
-        headers: RecordHeaders,
-        timestamp: int | None,
-    ) -> asyncio.Future[int]:
+    def _place(self, record: Checked) -> asyncio.Future[int]:
         gathering = self._gathering
-        position = len(gathering.values)
-        gathering.room -= size
-        gathering.values.append(value)
-        if key is not None:
-            gathering.keys[position] = key
-        if headers:
-            gathering.headers[position] = headers
-        if timestamp is not None:
-            gathering.timestamps[position] = timestamp
+        gathering.room -= record[0]
+        gathering.add(record)
         future = self._create_future()
         gathering.futures.append(future)
         return future
@@ -226,42 +160,61 @@ class Producer:
 
     def finish(self) -> None:
         """Makes a batch of the records that gather."""
-        if self._gathering.values:
-            self._reserve(-self._gathering.room)
-            done, self._gathering = self._gathering, _Gathering()
+        if not self._gathering.values:
+            return
+        self._reserve(-self._gathering.room)
+        done, self._gathering = self._gathering, _Gathering()
+        try:
             body = done.encode(compress=self._compress)
-            self._sender.enqueue(Batch(body, done.futures, done.size, done.deadline))
+        except Exception as error:  # noqa: BLE001  # Whatever it is: these records alone fail.
+            self._budget.give(done.size)
+            for future in done.futures:
+                if not future.done():
+                    future.set_exception(Internal(f"the batch could not be encoded: {error!r}"))
+            return
+        self._sender.enqueue(Batch(body, done.futures, done.size, done.deadline))
 
     async def add_many(
-        self, records: Columns, series: Series, expected_offset: int | None = None
+        self, records: Rows, series: Series, expected_offset: int | None = None
     ) -> Sequence[int]:
         """Accepts many records as whole batches, without an object for each; gives their offsets.
 
         With `expected_offset` they are one batch, which is appended there or not at all.
 
-        Raises ProglogError, the first one, once all batches are answered.
+        Raises ProglogError, the first one, once all batches are answered; or what `records` raise.
         """
-        parts = records.parts() if expected_offset is None else records.whole()
-        answers: list[asyncio.Future[int]] = []
-        counts: list[int] = []
+        answers = Answers()
         try:
-            async with series.turn:
-                for part, size in parts:
-                    await self._take(size)
-                    self.finish()
-                    body = records.encode(part, compress=self._compress)
-                    answers.append(self._create_future())
-                    counts.append(body.count)
-                    deadline = self._loop.time() + self._timeout
-                    self._sender.enqueue(
-                        Batch(body, answers[-1:], size, deadline, expected_offset, series)
-                    )
-            answered = await asyncio.gather(*answers, return_exceptions=True)
+            try:
+                await self._hand_over(records, series, expected_offset, answers)
+            except Exception as error:
+                await answers.all()  # Where a record before it was refused, that is raised.
+                answers.note(error)
+                raise
+            await answers.all()
         except BaseException:  # cancelled too: nobody asks for the answers any more
-            for answer in answers:
-                answer.cancel()
+            answers.cancel()
             raise
-        return _offsets(answered, counts)
+        return answers.offsets()
+
+    async def _hand_over(
+        self, records: Rows, series: Series, expected_offset: int | None, answers: Answers
+    ) -> None:
+        """Takes records batch by batch, and stops at the first batch that was refused."""
+        async with series.in_turn():
+            while not answers.has_failed:
+                if expected_offset is None:
+                    taken, size = await records.take(limits.client_batch_bytes_target)
+                else:
+                    taken, size = await records.take_all()
+                if not taken.values:
+                    return
+                body = taken.encode(compress=self._compress)
+                await self._take(size)
+                self.finish()
+                deadline = self._loop.time() + self._timeout
+                answer = answers.expect(self._create_future(), body.count)
+                self._sender.enqueue(Batch(body, [answer], size, deadline, expected_offset, series))
 
     async def _take(self, size: int) -> None:
         self._check_open()
@@ -273,20 +226,3 @@ class Producer:
     def _check_open(self) -> None:
         if self._sender.closed is not None:
             raise copy.copy(self._sender.closed)
-
-
-def _offsets(firsts: Sequence[int | BaseException], counts: Sequence[int]) -> Sequence[int]:
-    """The offsets of batches by their first offsets: a range where they are consecutive."""
-    ranges: list[range] = []
-    for first, count in zip(firsts, counts, strict=True):
-        if isinstance(first, ProglogError):
-            first.facts = first.facts | {"appended": str(sum(map(len, ranges)))}
-        if isinstance(first, BaseException):
-            raise first
-        if ranges and ranges[-1].stop == first:
-            ranges[-1] = range(ranges[-1].start, first + count)
-        else:
-            ranges.append(range(first, first + count))
-    if len(ranges) > 1:
-        return list(chain.from_iterable(ranges))
-    return ranges[0] if ranges else range(0)

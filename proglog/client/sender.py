@@ -26,7 +26,8 @@ import asyncio
 import copy
 import random
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from itertools import chain
 from typing import Protocol
 
@@ -77,8 +78,21 @@ class Series:
 
     def __init__(self) -> None:
         self.has_failed = False
-        self.turn = asyncio.Lock()
-        """Of the call that hands over its batches."""
+        self._is_broken_off = False
+        self._turn = asyncio.Lock()
+
+    @asynccontextmanager
+    async def in_turn(self) -> AsyncIterator[None]:
+        """For the call that hands over its batches. Where one did not hand over all, no later one
+        may hand over any. Raises EarlierRefused."""
+        try:
+            async with self._turn:
+                if self._is_broken_off:
+                    raise _behind_a_failure()
+                yield
+        except BaseException:
+            self._is_broken_off = True
+            raise
 
 
 class Batch:
