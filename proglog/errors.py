@@ -162,7 +162,7 @@ class Unavailable(_Definite):
 
 
 class Overloaded(_Definite):
-    """A bound of the server on work in flight is reached."""
+    """A bound on work in flight is reached: of the server, or of the client's connections to it."""
 
     reason = "OVERLOADED"
     status = Status.RESOURCE_EXHAUSTED

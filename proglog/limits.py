@@ -169,6 +169,13 @@ client_patience_seconds_first = 5.0
 """A node that says nothing for so long is asked again, or another one; next time for twice that."""
 client_dial_seconds_max = 3.0
 """One address gets this long to accept a connection before the next is tried."""
+client_read_connections_max = 15
+"""From one log to one node, for what reads; a further one is made where all others are full."""
+client_calls_per_connection_max = 100
+client_connection_window_bytes = client_calls_per_connection_max * http2_stream_window_bytes
+"""Readers that read nothing take nothing from the others of their connection."""
+client_room_seconds_max = 5.0
+"""A call gets this long to find a connection with room for it before it is tried again."""
 client_close_seconds_max = 1.0
 """A stream with nothing under way waits this long for the server's good-bye."""
 client_backoff_seconds_first = 0.02
@@ -188,5 +195,7 @@ assert client_batch_bytes_target <= batch_bytes_max
 assert http2_acknowledge_bytes_min * 4 <= http2_stream_window_bytes
 assert http2_stream_window_bytes * 16 <= http2_connection_window_bytes
 assert client_inflight_batches_max <= producer_window_batches
+assert client_dial_seconds_max < client_room_seconds_max
+assert http2_connection_window_bytes < client_connection_window_bytes < 2**31
 assert segment_batches_default <= segment_batches_max
 assert segment_bytes_default > batch_bytes_max

@@ -1,10 +1,12 @@
-"""Connections to one node, made when a call needs one; calls survive a GOAWAY."""
+"""Connections to one node, made when a call needs one and ended when none does.
+
+Calls survive a GOAWAY.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Callable
 from typing import Any
 
 from grpclib.client import Handler
@@ -16,7 +18,7 @@ from proglog import http2, limits
 from proglog.client.backend import log_closed
 from proglog.config import Address
 from proglog.dialling import dial
-from proglog.errors import Unauthenticated, Unavailable, reason_of
+from proglog.errors import Overloaded, ProglogError, Unauthenticated, Unavailable, reason_of
 
 _CONFIGURATION = Configuration(
     _keepalive_time=limits.client_keepalive_seconds,
@@ -32,11 +34,11 @@ class Connection(http2.Protocol):
     `calls` are those that begin or are under way. A draining connection ends with the last of them.
     """
 
-    def __init__(self, lost: Callable[[Connection], None]) -> None:
+    def __init__(self, channel: Channel) -> None:
         super().__init__(Handler(), _CONFIGURATION, http2.configuration(client_side=True))
         self.draining = False
         self.calls: set[object] = set()
-        self._lost = lost
+        self._channel = channel
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -44,16 +46,32 @@ class Connection(http2.Protocol):
         # answers. So h2 does not hear of it.
         state: Any = self.connection._connection
         state._frame_dispatch_table[GoAwayFrame] = self._goaway_received
+        state.increment_flow_control_window(
+            limits.client_connection_window_bytes - limits.http2_connection_window_bytes
+        )
+        self.connection.flush()
 
     @property
     def takes_calls(self) -> bool:
         """Whether new calls may begin. It closes a moment before it is known to be lost."""
         return not self.draining and not self.connection.is_closing()
 
+    @property
+    def has_room(self) -> bool:
+        """Whether one more call may begin."""
+        allowed = self.connection._connection.remote_settings.max_concurrent_streams
+        most = min(allowed, limits.client_calls_per_connection_max)
+        return self.takes_calls and len(self.calls) < most
+
     def let_go(self, call: object) -> None:
         """A call is over."""
         self.calls.discard(call)
-        if self.draining and not self.calls and not self.connection.is_closing():
+        self._channel.has_got_room()
+
+    def abort(self) -> None:
+        """Ends a connection without calls."""
+        self.draining = True
+        if not self.connection.is_closing():
             # Nobody waits for what is still to be sent, and the node may not take it.
             self.connection._transport.abort()
 
@@ -70,34 +88,53 @@ class Connection(http2.Protocol):
         # Whoever waits to begin a call waits in vain.
         self.connection.write_ready.set()
         self.connection.stream_close_waiter.set()
-        self._lost(self)
+        self._channel.has_lost(self)
 
 
 class Channel:
-    """Connects to one address when a call needs it."""
+    """Connects to one address when a call needs it: `connections_max` take calls at a time."""
 
-    def __init__(self, address: Address, tls: ssl.SSLContext | None) -> None:
+    def __init__(
+        self, address: Address, tls: ssl.SSLContext | None, *, connections_max: int
+    ) -> None:
         self.address = address
         self._tls = tls
+        self._connections_max = connections_max
         self._lock = asyncio.Lock()
-        self._current: Connection | None = None
-        self._open: set[Connection] = set()
+        self._room = asyncio.Event()
+        """Set where a connection may have got room, or there may be room for one."""
+        self._open: list[Connection] = []
         self._closed = False
 
     async def connection(self) -> Connection:
-        """A connection that takes new calls.
+        """A connection with room for one call, which begins before anything else is awaited.
 
-        Raises Unavailable or Unauthenticated; InvalidRequest once the channel is closed.
+        Raises Unavailable, Unauthenticated, Overloaded; InvalidRequest once the channel is closed.
         """
-        async with self._lock:
-            self._check_open()
-            if self._current is None or not self._current.takes_calls:
-                self._current = await self._dial()
-                self._open.add(self._current)
-                self._check_open()
-            if not self._current.takes_calls:
-                raise Unavailable(f"{self.address} ended the connection at once")
-            return self._current
+        try:
+            # Who waits for room keeps the lock: the others wait in the order of asking.
+            async with asyncio.timeout(limits.client_room_seconds_max), self._lock:
+                while (found := self._with_room()) is None:
+                    if self._may_connect():
+                        return await self._connect()
+                    self._room.clear()
+                    await self._room.wait()
+                return found
+        except TimeoutError:
+            raise self._no_room() from None
+
+    def has_got_room(self) -> None:
+        """A call is over. Connections without any end, but for one with room for the next call."""
+        self._room.set()
+        for idle in [each for each in reversed(self._open) if not each.calls]:
+            if idle.draining or any(each.has_room for each in self._open if each is not idle):
+                idle.abort()
+
+    def has_lost(self, connection: Connection) -> None:
+        """A connection is over."""
+        if connection in self._open:
+            self._open.remove(connection)
+        self._room.set()
 
     def close(self) -> None:
         """Ends all connections, and what calls on them wait for."""
@@ -105,6 +142,35 @@ class Channel:
         for connection in list(self._open):
             connection.draining = True
             connection.processor.close("the client was closed")
+        self._room.set()
+
+    def _with_room(self) -> Connection | None:
+        """The oldest, so that the others end. Raises InvalidRequest."""
+        self._check_open()
+        return next((each for each in self._open if each.has_room), None)
+
+    def _may_connect(self) -> bool:
+        # Those that drain do not count: each ends with the last of its calls.
+        return sum(each.takes_calls for each in self._open) < self._connections_max
+
+    async def _connect(self) -> Connection:
+        connection = await self._dial()
+        self._open.append(connection)
+        self._check_open()
+        if not connection.takes_calls:
+            self._open.remove(connection)
+            raise Unavailable(f"{self.address} ended the connection at once")
+        return connection
+
+    def _no_room(self) -> ProglogError:
+        if self._may_connect():
+            return Unavailable(
+                f"no connection to {self.address} within {limits.client_room_seconds_max:g} s"
+            )
+        return Overloaded(
+            f"all {self._connections_max} connections to {self.address} carry as many calls as they"
+            " may: end some consumers, or read in several processes"
+        )
 
     def _check_open(self) -> None:
         if self._closed:
@@ -114,9 +180,7 @@ class Channel:
     async def _dial(self) -> Connection:
         try:
             async with asyncio.timeout(limits.client_dial_seconds_max):
-                _, connection = await dial(
-                    lambda: Connection(self._open.discard), self.address, self._tls
-                )
+                _, connection = await dial(lambda: Connection(self), self.address, self._tls)
         except TimeoutError:
             raise Unavailable(
                 f"no connection to {self.address} within {limits.client_dial_seconds_max:g} s"

@@ -37,17 +37,22 @@ _DESCRIBE = Method("Describe", v1.DescribeRequest, v1.DescribeResponse)
 
 
 class NetworkBackend:
-    """One log of a node or a cluster. Follows the leader; goes round the addresses otherwise."""
+    """One log of a node or a cluster. Follows the leader; goes round the addresses otherwise.
+
+    What is produced has a connection of its own, so that no number of readers, nor any that read
+    nothing, can keep it waiting for a stream, a window or a socket.
+    """
 
     def __init__(self, addresses: Sequence[Address], log: str, tls: ssl.SSLContext | None) -> None:
         self._log = log
         self._tls = tls
         self._picker = Picker(addresses)
-        self._channels: dict[Address, Channel] = {}
+        self._writing: dict[Address, Channel] = {}
+        self._reading: dict[Address, Channel] = {}
         self._closed = False
 
     async def open_produce(self) -> NetworkStream:
-        channel = self._channel()
+        channel = self._channel(self._writing, 1)
         try:
             call = await self._start(channel, _PRODUCE)
         except ProglogError as error:
@@ -83,9 +88,10 @@ class NetworkBackend:
 
     async def close(self) -> None:
         self._closed = True
-        for channel in self._channels.values():
-            channel.close()
-        self._channels.clear()
+        for channels in (self._writing, self._reading):
+            for channel in channels.values():
+                channel.close()
+            channels.clear()
 
     def note(self, channel: Channel, error: ProglogError) -> None:
         """Learns from an error whom to ask next."""
@@ -94,13 +100,13 @@ class NetworkBackend:
         elif error.action is Action.RETRY_ELSEWHERE or error.outcome is Outcome.UNKNOWN:
             self._picker.failed(channel.address)
 
-    def _channel(self) -> Channel:
+    def _channel(self, channels: dict[Address, Channel], connections_max: int) -> Channel:
         if self._closed:
             raise log_closed()
         address = self._picker.current
-        if address not in self._channels:
-            self._channels[address] = Channel(address, self._tls)
-        return self._channels[address]
+        if address not in channels:
+            channels[address] = Channel(address, self._tls, connections_max=connections_max)
+        return channels[address]
 
     async def _start(self, channel: Channel, method: Method) -> Call:
         call = Call(await channel.connection(), method)
@@ -113,7 +119,7 @@ class NetworkBackend:
 
     @asynccontextmanager
     async def _call(self, method: Method, request: Any) -> AsyncIterator[Call]:
-        channel = self._channel()
+        channel = self._channel(self._reading, limits.client_read_connections_max)
         try:
             call = await self._start(channel, method)
             try:

@@ -75,11 +75,12 @@ async def test_messages_larger_than_every_window_pass(server, log):
     assert (await anext(aiter(log.consume(0)))).value == value
 
 
-async def test_all_calls_share_one_connection(server, log):
+async def test_what_reads_shares_one_connection_and_what_writes_has_another(server, log):
     await log.produce(b"a")
     await log.describe()
     assert [record.value async for record in log.consume(follow=False)] == [b"a"]
-    assert len(server._protocols) == 1
+    await log.produce(b"b")
+    assert len(server._protocols) == 2
 
 
 async def test_stopping_a_consumer_ends_the_call_on_the_server(server, log):
@@ -94,8 +95,7 @@ async def test_a_consumer_that_does_not_read_holds_one_window(server, log):
     await log.produce_many([bytes(10_000)] * 2000)
     async with aclosing(log._backend.consume(0, follow=True)) as chunks:
         await anext(chunks)
-        (channel,) = log._backend._channels.values()
-        *_, call = channel._current.processor.streams.values()
+        (call,) = _only_connection(log._backend._reading).processor.streams.values()
         await until(lambda: call.buffer.size)
         await asyncio.sleep(0.1)
         assert call.buffer.size <= limits.http2_stream_window_bytes
@@ -143,13 +143,14 @@ async def test_a_final_refusal_reaches_no_batch_that_flow_control_kept_back(serv
     assert results[1:] == list(range(11))
 
 
-def _only_channel(log) -> channel.Channel:
-    (found,) = log._backend._channels.values()
-    return found
+def _only_connection(channels) -> channel.Connection:
+    (found,) = channels.values()
+    (connection,) = found._open
+    return connection
 
 
 def _window_of_the_only_call(log) -> int:
-    (call,) = _only_channel(log)._current.processor.streams.values()
+    (call,) = _only_connection(log._backend._writing).processor.streams.values()
     return call._h2_connection.local_flow_control_window(call.id)
 
 
@@ -337,7 +338,7 @@ async def test_calls_in_flight_survive_a_goaway(server, log):
     assert (await anext(records)).value == b"b"
     assert server.service.calls == ["consume", "produce"]
     assert (await log.describe()).next == 2  # On a new connection.
-    assert len(server._protocols) == 2
+    assert len(server._protocols) == 3
     await records.aclose()
 
 
@@ -363,18 +364,17 @@ async def test_a_mute_node_is_left_for_another_one(server, monkeypatch):
 
 
 async def test_a_connection_on_which_answers_are_missing_ends_with_its_last_call(server, log):
-    server.service.fake.log.extend([b"a"])
     server.service.release.clear()
-    records = log.consume(0)
-    assert (await anext(records)).value == b"a"
+    kept = await log._backend.open_produce()
+    answer = await kept.submit(ProposedBatch(encode([b"kept"])))
     for _ in range(3):
         await _lose_an_answer(log._backend)
     await until(lambda: server.connections == 1)
     assert len(server._protocols) == 3
-    server.service.fake.log.extend([b"b"])
-    assert (await anext(records)).value == b"b"
-    assert server.service.calls.count("consume") == 1, "its connection was kept for it"
-    await records.aclose()
+    server.service.release.set()
+    await answer
+    assert b"kept" in server.service.fake.log.values()
+    await kept.close()
     await until(lambda: server.connections == 0)
 
 
@@ -395,29 +395,93 @@ async def test_a_node_that_sends_damage_is_left_for_another_one(server):
         assert server.service.calls == other.service.calls == ["consume"]
 
 
-async def test_a_call_that_waits_to_begin_hears_that_its_connection_was_lost(server, log):
-    server.service.fake.log.extend([b"a"])
-    async with aclosing(log.consume(0)) as first, aclosing(log.consume(0)) as second:
-        await anext(first)
-        connection = await _only_channel(log).connection()
-        server.allow_calls(1)
-        state = connection.connection._connection
-        await until(lambda: state.remote_settings.max_concurrent_streams == 1)
-        waiting = asyncio.ensure_future(anext(second))
-        await until(lambda: len(connection.calls) == 2)
-        server.cut()
-        await until(waiting.done)
-        assert waiting.result().value == b"a"
+async def test_a_call_that_waits_for_room_hears_that_the_connection_was_lost(server, log):
+    first = await log._backend.open_produce()
+    connection = _only_connection(log._backend._writing)
+    server.allow_calls(1)
+    await until(lambda: not connection.has_room)
+    waiting = asyncio.ensure_future(log.produce(b"a"))
+    await asyncio.sleep(0.01)
+    assert not waiting.done()
+    server.cut()
+    assert await waiting == 0
+    await first.close()
 
 
 async def test_a_call_that_waits_to_begin_hears_that_a_full_connection_was_lost(server, log):
     await log.describe()
-    connection = await _only_channel(log).connection()
+    connection = _only_connection(log._backend._reading)
     connection.pause_writing()
     waiting = asyncio.ensure_future(log.describe())
     await until(lambda: connection.calls)
     server.cut()
     assert (await waiting).next == 0
+
+
+# --- many readers --------------------------------------------------------------------------------
+
+
+async def followers(log, count):
+    """So many, each of which has shown that it follows."""
+    records = [log.consume(0) for _ in range(count)]
+    first = await asyncio.gather(*(anext(each) for each in records))
+    assert len({record.offset for record in first}) == 1
+    return records
+
+
+async def end(records):
+    await asyncio.gather(*(each.aclose() for each in records))
+
+
+async def test_readers_get_further_connections_which_end_with_them(server, log):
+    await log.produce(b"a")
+    records = await followers(log, 250)
+    assert server.connections == 4
+    again = [asyncio.ensure_future(anext(each)) for each in records]
+    assert await log.produce(b"b") == 1
+    assert {record.value for record in await asyncio.gather(*again)} == {b"b"}
+    assert (await log.describe()).next == 2
+    await end(records[100:])
+    await until(lambda: server.connections == 3), "one is kept for the next call: the first is full"
+    await end(records[:100])
+    await until(lambda: server.connections == 2)
+    assert (await log.describe()).next == 2
+    assert len(server._protocols) == 4
+
+
+async def test_readers_that_read_nothing_keep_nobody_waiting(server, log):
+    """Each holds a window of what it was sent; together more than a connection's used to be."""
+    await log.produce_many([bytes(50_000)] * 40)
+    stalled = await followers(log, 60)
+    connection = _only_connection(log._backend._reading)
+    calls = list(connection.processor.streams.values())
+    await until(lambda: all(call.buffer.size > 900_000 for call in calls))
+    assert await log.produce(b"last") == 40
+    assert (await log.describe()).next == 41
+    found = [record.offset async for record in log.consume(0, follow=False)]
+    assert found == list(range(41))
+    await end(stalled)
+
+
+async def test_where_no_connection_has_room_a_read_waits_and_then_says_why(server, monkeypatch):
+    monkeypatch.setattr(limits, "client_read_connections_max", 2)
+    monkeypatch.setattr(limits, "client_calls_per_connection_max", 3)
+    monkeypatch.setattr(limits, "client_room_seconds_max", 0.05)
+    async with proglog.connect(url(server), timeout_seconds=0.3) as log:
+        await log.produce(b"a")
+        records = await followers(log, 6)
+        one_more = log.consume(0)
+        reads = [asyncio.ensure_future(anext(one_more)), asyncio.ensure_future(log.read(0))]
+        for refused in await asyncio.gather(*reads, return_exceptions=True):
+            assert isinstance(refused, Overloaded)
+            assert "all 2 connections to 127.0.0.1" in str(refused)
+        assert await log.produce(b"b") == 1
+        assert server.connections == 3
+        waiting = asyncio.ensure_future(log.read(1))
+        await asyncio.sleep(0.01)
+        await records.pop().aclose()
+        assert (await waiting).value == b"b"
+        await end(records)
 
 
 @pytest.fixture
