@@ -15,40 +15,53 @@ from __future__ import annotations
 # first word, Ctrl-C shows a traceback.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
     from proglog.agent.embedded import open  # noqa: A004  # as in gzip.open
     from proglog.batch import Record, RecordBatch
     from proglog.client.client import Log, connect
     from proglog.client.sender import Series
     from proglog.errors import (
+        ChangeRefused,
         ConfigurationError,
         ConsumerGap,
         CorruptionError,
+        DeadlineExceeded,
         DiskFull,
+        EarlierRefused,
+        Internal,
         InvalidBatch,
         InvalidRequest,
         NotLeader,
         OffsetMismatch,
         OffsetOutOfRange,
         OutcomeUnknown,
+        Overloaded,
+        PartialDuplicate,
         PermissionDenied,
+        ProducersFull,
         ProglogError,
+        RangeCorrupt,
+        SequenceGap,
+        StorageFailed,
         TooLarge,
         Unauthenticated,
         Unavailable,
         UnknownLog,
+        UnknownProducer,
     )
     from proglog.types import Description
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ChangeRefused",
     "ConfigurationError",
     "ConsumerGap",
     "CorruptionError",
+    "DeadlineExceeded",
     "Description",
     "DiskFull",
+    "EarlierRefused",
+    "Internal",
     "InvalidBatch",
     "InvalidRequest",
     "Log",
@@ -56,15 +69,22 @@ __all__ = [
     "OffsetMismatch",
     "OffsetOutOfRange",
     "OutcomeUnknown",
+    "Overloaded",
+    "PartialDuplicate",
     "PermissionDenied",
+    "ProducersFull",
     "ProglogError",
+    "RangeCorrupt",
     "Record",
     "RecordBatch",
+    "SequenceGap",
     "Series",
+    "StorageFailed",
     "TooLarge",
     "Unauthenticated",
     "Unavailable",
     "UnknownLog",
+    "UnknownProducer",
     "__version__",
     "connect",
     "open",
@@ -81,11 +101,13 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib
+if not TYPE_CHECKING:
+    # A type checker would take any name for one of the package's.
+    def __getattr__(name: str) -> object:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        import importlib
 
-    value = getattr(importlib.import_module(_HOMES.get(name, "proglog.errors")), name)
-    globals()[name] = value
-    return value
+        value = getattr(importlib.import_module(_HOMES.get(name, "proglog.errors")), name)
+        globals()[name] = value
+        return value

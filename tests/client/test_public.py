@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tomllib
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import proglog
+from proglog import errors
 
 SERVER = [
     "agent",
@@ -57,6 +59,26 @@ def test_every_name_is_there():
         assert getattr(proglog, name) is not None
     with pytest.raises(AttributeError):
         proglog.nothing
+
+
+def test_every_error_is_a_name_of_the_package():
+    for row in errors.ROWS:
+        assert getattr(proglog, row.__name__) is row
+        assert row.__name__ in proglog.__all__
+
+
+def test_a_type_checker_knows_the_names(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text("import proglog\nproglog.connect\nproglog.ProducersFull\nproglog.conect\n")
+    command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--follow-imports=skip"]
+    shown = subprocess.run(
+        [*command, f"--cache-dir={os.devnull}", proglog.__file__, str(program)],
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    told = [line for line in shown.stdout.splitlines() if "program.py" in line]
+    assert [line.split(":")[1] for line in told] == ["4"], shown.stdout + shown.stderr
 
 
 def test_the_version_is_that_of_the_project():
