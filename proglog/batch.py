@@ -312,7 +312,7 @@ def _check_record_header(pair: object) -> tuple[str, bytes]:
     name = str.__str__(name)
     if not name.isascii() or not 0 < len(name) <= limits.header_name_bytes_max:
         raise InvalidBatch(f"a header name is 1 to 1024 ASCII characters, not {name[:50]!r}")
-    return name, memoryview(value).tobytes()
+    return name, value if type(value) is bytes else memoryview(value).tobytes()
 
 
 # --- body: structure -----------------------------------------------------------------------------

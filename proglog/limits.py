@@ -155,8 +155,6 @@ resets_per_second_max = 200
 # --- client --------------------------------------------------------------------------------------
 client_batch_bytes_target = 256 * KiB
 """A producer closes a batch at this size when more waits behind it."""
-client_records_taken_max = 1000
-"""Of the records of one `produce_many`, before other tasks have their turn."""
 client_inflight_batches_max = 16
 client_buffer_bytes_max = 32 * MiB
 """Records accepted by `produce` but not yet answered; beyond it `produce` waits."""

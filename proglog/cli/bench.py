@@ -22,6 +22,7 @@ import orjson
 from proglog import limits
 from proglog.cli.connection import connected, run_on_loop
 from proglog.cli.parameters import Duration, Json, OptionalListenAddress
+from proglog.client.sender import Series
 from proglog.config import Address
 from proglog.errors import ConfigurationError, CorruptionError, Unavailable
 
@@ -125,11 +126,12 @@ async def produce_many(log: Log, values: list[bytes], seconds: float) -> tuple[f
     """
     first = (await log.describe()).next
     offsets: list[Sequence[int]] = []
+    series = Series()  # So that no call comes between the batches of another.
     began = perf_counter()
 
     async def work() -> None:
         while perf_counter() - began < seconds:
-            offsets.append(await log.produce_many(values))
+            offsets.append(await log.produce_many(values, series=series))
 
     async with asyncio.TaskGroup() as tasks:
         for _ in range(CALLS_INFLIGHT):

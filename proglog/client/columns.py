@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from contextlib import suppress
 from datetime import datetime
-from itertools import islice, repeat
+from itertools import repeat
 from typing import Any, TypeAlias
 
 from proglog import limits
@@ -34,7 +33,7 @@ def check_record(
     timestamp: int | datetime | None = None,
 ) -> Checked:
     """What a user gave as a record. Raises TypeError, or InvalidRequest, InvalidBatch, TooLarge."""
-    checked = value if type(value) is bytes else _to_bytes("value", value)
+    checked = _to_bytes("value", value)
     size = LENGTH_BYTES + len(checked)
     if key is not None:
         key = _to_bytes("key", key)
@@ -52,6 +51,8 @@ def check_record(
 
 
 def _to_bytes(what: str, value: object) -> bytes:
+    if type(value) is bytes:
+        return value
     if not isinstance(value, bytes | bytearray | memoryview):
         raise TypeError(f"a {what} is bytes, not {type(value).__name__}")
     # Not bytes(): a subclass may have its own idea of them.
@@ -129,7 +130,7 @@ class Rows:
         self._rows = values_only if len(columns) == 1 else _in_step(iterators, list(others))
         self._left: Checked | None = None
 
-    async def take(self, bytes_max: int) -> tuple[Columns, int]:
+    def take(self, bytes_max: int) -> tuple[Columns, int]:
         """The next records, as many as fit but at least one, and their bytes; none at the end.
 
         Raises what `check_record` raises, and what the iterables raise.
@@ -140,31 +141,25 @@ class Rows:
             size = self._left[0]
             self._left = None
         values = taken.values
-        while True:
-            before = len(values)
-            for value, key, headers, timestamp in islice(
-                self._rows, limits.client_records_taken_max
-            ):
-                if type(value) is bytes and key is headers is timestamp is None:
-                    # As `check_record` has it, but most records are like this one.
-                    bytes_after = size + LENGTH_BYTES + len(value)
-                    if bytes_after <= bytes_max:
-                        values.append(value)
-                        size = bytes_after
-                        continue
-                record = check_record(value, key, headers, timestamp)
-                if size + record[0] > bytes_max and values:
-                    self._left = record
-                    return taken, size
-                taken.add(record)
-                size += record[0]
-            if len(values) - before < limits.client_records_taken_max:
-                return taken, size
-            await asyncio.sleep(0)
+        for value, key, headers, timestamp in self._rows:
+            if type(value) is bytes and key is headers is timestamp is None:
+                # As `check_record` has it, but most records are like this one.
+                bytes_after = size + LENGTH_BYTES + len(value)
+                if bytes_after <= bytes_max:
+                    values.append(value)
+                    size = bytes_after
+                    continue
+            record = check_record(value, key, headers, timestamp)
+            if size + record[0] > bytes_max and values:
+                self._left = record
+                break
+            taken.add(record)
+            size += record[0]
+        return taken, size
 
-    async def take_all(self) -> tuple[Columns, int]:
+    def take_all(self) -> tuple[Columns, int]:
         """All records, for one batch. Raises TooLarge too."""
-        taken, size = await self.take(limits.batch_bytes_max)
+        taken, size = self.take(limits.batch_bytes_max)
         if self._left is not None:
             raise TooLarge(
                 "the records are too many for one batch, which they have to share",

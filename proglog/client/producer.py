@@ -204,9 +204,9 @@ class Producer:
         async with series.in_turn():
             while not answers.has_failed:
                 if expected_offset is None:
-                    taken, size = await records.take(limits.client_batch_bytes_target)
+                    taken, size = records.take(limits.client_batch_bytes_target)
                 else:
-                    taken, size = await records.take_all()
+                    taken, size = records.take_all()
                 if not taken.values:
                     return
                 body = taken.encode(compress=self._compress)
@@ -215,6 +215,7 @@ class Producer:
                 deadline = self._loop.time() + self._timeout
                 answer = answers.expect(self._create_future(), body.count)
                 self._sender.enqueue(Batch(body, [answer], size, deadline, expected_offset, series))
+                await asyncio.sleep(0)  # For other tasks, though there may be room for more.
 
     async def _take(self, size: int) -> None:
         self._check_open()

@@ -256,9 +256,13 @@ async def test_nothing_is_appended_behind_a_part_that_was_refused(log, backend):
     """What comes next may fit where that did not, and would leave a hole."""
     backend.faults.extend([None, None, DiskFull("full")])
     values = [b"%0200000d" % number for number in range(5)]
+    backend.held = True
     many = asyncio.ensure_future(log.produce_many(values))
-    await turns(1)
+    await turns()
     one = asyncio.ensure_future(log.produce(b"of somebody else"))
+    await turns()
+    backend.held = False
+    backend.answer(5)
     with pytest.raises(DiskFull) as caught:
         await many
     assert caught.value.number("appended") == 2
