@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 
 from proglog import limits
-from proglog.errors import ConfigurationError
+from proglog.errors import ConfigurationError, quoted
 
 LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
 LogFormat: TypeAlias = Literal["auto", "console", "json"]
@@ -28,8 +28,10 @@ def _require(holds: bool, setting: str, value: object, expected: str) -> None:
 
 
 def _has_labels(host: str) -> bool:
-    """Whether the parts of a name are as long as they may be; else nobody can even look it up."""
-    return all(0 < len(label) < 64 for label in host.removesuffix(".").split("."))
+    """Whether a name and its parts are as long as they may be; else nobody can even look it up."""
+    return len(host) <= 253 and all(
+        0 < len(label) < 64 for label in host.removesuffix(".").split(".")
+    )
 
 
 class Address(NamedTuple):
@@ -49,7 +51,9 @@ class Address(NamedTuple):
         number = match and (match[3] or port)
         if not host or not _has_labels(host) or number is None or int(number) > 65535:
             expected = "host:port" if port is None else "host or host:port"
-            raise ConfigurationError(f"{setting} is {text!r}: expected {expected}", setting=setting)
+            raise ConfigurationError(
+                f"{setting} is {quoted(text)}: expected {expected}", setting=setting
+            )
         return cls(host, int(number))
 
     @property

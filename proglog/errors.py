@@ -16,6 +16,8 @@ import os
 import socket
 from typing import ClassVar
 
+from proglog import limits
+
 DOMAIN = "proglog"
 """Domain of the google.rpc.ErrorInfo that carries reason and facts."""
 
@@ -306,6 +308,17 @@ def from_reason(reason: str, message: str, facts: dict[str, str]) -> ProglogErro
     error = BY_REASON.get(reason, Internal)(message)
     error.facts = dict(facts)
     return error
+
+
+def clip(text: str, bytes_max: int) -> str:
+    """The beginning of a text that may be anybody's, at most so many bytes of UTF-8."""
+    return text[:bytes_max].encode("utf-8", "replace")[:bytes_max].decode("utf-8", "ignore")
+
+
+def quoted(name: str) -> str:
+    """A name of somebody's choice as an error shows it: in quotes, and shortened if it is long."""
+    shown = clip(name, limits.error_name_bytes_max)
+    return repr(shown) if len(shown) == len(name) else f"{shown!r}..."
 
 
 def reason_of(error: OSError) -> str:

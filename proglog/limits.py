@@ -136,6 +136,12 @@ http_close_seconds_max = 0.25
 """Grace for answers that are under way when the gateway closes."""
 sniff_seconds_max = 5.0
 """A new connection says what it speaks within this time."""
+error_text_bytes_max = 1 * KiB
+"""What an error says, as it leaves in an answer: in UTF-8, before anything escapes it."""
+error_fact_bytes_max = 256
+"""And each of its facts. Clients bound all their trailers together: grpcio at 8 KiB."""
+error_name_bytes_max = 100
+"""A name of somebody's choice that an error quotes."""
 connections_max = 2000
 streams_per_connection_max = 100
 http2_frame_bytes_max = 256 * KiB

@@ -348,8 +348,6 @@ class Codec(CodecBase):
 # --- errors --------------------------------------------------------------------------------------
 
 _ERROR_INFO_URL: Final = "type.googleapis.com/google.rpc.ErrorInfo"
-_DETAIL_CHARACTERS_MAX: Final = 1000
-"""Of one text in a status: clients bound all their trailers together, grpcio at 8 KiB."""
 
 
 def _rule(kind: str, name: str, *, repeated: bool = False, nested: Rules | None = None) -> Rule:
@@ -373,14 +371,15 @@ _STATUS: Final = {
 
 def encode_error(error: errors.ProglogError) -> bytes:
     """The error as google.rpc.Status with one ErrorInfo: what grpc-status-details-bin holds."""
-    facts = (_clip(name) + _clip(value, 2) for name, value in error.facts.items())
-    info = _clip(error.reason) + _clip(errors.DOMAIN, 2) + _lengths(3, facts)
-    detail = _clip(_ERROR_INFO_URL) + _length_field(2, info)
-    return _varint_field(1, error.status) + _clip(str(error), 2) + _length_field(3, detail)
+    facts = (_text_field(1, name) + _text_field(2, value) for name, value in error.facts.items())
+    info = _text_field(1, error.reason) + _text_field(2, errors.DOMAIN) + _lengths(3, facts)
+    detail = _text_field(1, _ERROR_INFO_URL) + _length_field(2, info)
+    message = _text_field(2, str(error), limits.error_text_bytes_max)
+    return _varint_field(1, error.status) + message + _length_field(3, detail)
 
 
-def _clip(text: str, number: int = 1) -> bytes:
-    return _length_field(number, text[:_DETAIL_CHARACTERS_MAX].encode("utf-8", "replace"))
+def _text_field(number: int, text: str, bytes_max: int = limits.error_fact_bytes_max) -> bytes:
+    return _length_field(number, errors.clip(text, bytes_max).encode())
 
 
 def _lengths(number: int, values: Iterable[bytes]) -> bytes:

@@ -13,7 +13,7 @@ from proglog.agent.reconciler import Reconciler
 from proglog.client.admin import Cluster
 from proglog.client.network import NetworkBackend
 from proglog.config import Address
-from proglog.errors import ChangeRefused, InvalidRequest, NotLeader, ProglogError
+from proglog.errors import ChangeRefused, InvalidRequest, NotLeader, ProglogError, clip
 from proglog.membership import Member, Membership
 from proglog.raft.configuration import Server
 from proglog.replica.replica import Replica
@@ -103,7 +103,8 @@ async def identify(rpc_addr: str, cluster_id: str) -> Server:
         await backend.close()
     if found.cluster_id not in {"", cluster_id}:
         raise ChangeRefused(
-            f"{found.node} at {rpc_addr} belongs to another cluster ({found.cluster_id}): only a "
+            f"{clip(found.node, limits.error_name_bytes_max)} at {rpc_addr} belongs to another "
+            f"cluster ({clip(found.cluster_id, limits.error_name_bytes_max)}): only a "
             "node that began with --no-bootstrap and an empty directory can be added"
         )
     return Server(found.node_uuid, found.node, rpc_addr)

@@ -13,7 +13,7 @@ import structlog
 from aiohttp import web
 
 from proglog import limits
-from proglog.errors import Internal, NotLeader, PermissionDenied, ProglogError
+from proglog.errors import Internal, NotLeader, PermissionDenied, ProglogError, clip, quoted
 from proglog.gateway.lifetime import Lifetime
 from proglog.observability.metrics import Metrics
 
@@ -66,14 +66,12 @@ class Guard:
         # may lead here (DNS rebinding), and the browser would let his page read the answer.
         if not request.secure and not self._is_ours(request, _host_name(host)):
             raise PermissionDenied(
-                f"this node does not answer to the host {host[:100]!r}; see --http-hosts",
-                host=host[:100],
+                f"this node does not answer to the host {quoted(host)}; see --http-hosts",
+                host=host,
             )
         origin = request.headers.get("Origin")
         if origin is not None and origin.partition("//")[2].lower() != host.lower():
-            raise PermissionDenied(
-                "pages of another origin may not use this node", origin=origin[:100]
-            )
+            raise PermissionDenied("pages of another origin may not use this node", origin=origin)
         if request.path not in ANSWERED_WHILE_DRAINING:
             self._lifetime.check()
 
@@ -136,7 +134,18 @@ def error_response(
     status: int, code: str, message: str, details: Mapping[str, str]
 ) -> web.Response:
     """An error as JSON."""
-    return json_response({"code": code, "message": message, "details": details}, status)
+    return json_response(error_content(code, message, details), status)
+
+
+def error_content(code: str, message: str, details: Mapping[str, str]) -> dict[str, object]:
+    """An error as an object of JSON, within its bounds whoever's text it repeats."""
+    return {
+        "code": code,
+        "message": clip(message, limits.error_text_bytes_max),
+        "details": {
+            name: clip(value, limits.error_fact_bytes_max) for name, value in details.items()
+        },
+    }
 
 
 def json_response(content: object, status: int = 200) -> web.Response:

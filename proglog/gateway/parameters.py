@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from proglog.errors import InvalidRequest
+from proglog.errors import InvalidRequest, quoted
 
 if TYPE_CHECKING:
     from proglog.replica.replica import Replica
@@ -17,7 +17,7 @@ def number(text: str, name: str) -> int:
     """An unsigned 64-bit number. Raises InvalidRequest."""
     if text.isascii() and text.isdecimal() and len(text) <= 20 and int(text) < 2**64:
         return int(text)
-    raise InvalidRequest(f"{name} must be a whole number from 0 on, not {text[:50]!r}")
+    raise InvalidRequest(f"{name} must be a whole number from 0 on, not {quoted(text)}")
 
 
 def query_number(request: web.Request, name: str, default: int) -> int:
@@ -41,7 +41,7 @@ def wants_text(request: web.Request) -> bool:
     """Whether `format=text` asks for values as text. Raises InvalidRequest."""
     name = request.query.get("format", "base64")
     if name not in {"base64", "text"}:
-        raise InvalidRequest(f"format must be base64 or text, not {name[:50]!r}")
+        raise InvalidRequest(f"format must be base64 or text, not {quoted(name)}")
     return name == "text"
 
 

@@ -28,7 +28,7 @@ from proglog.batch import RecordHeaders, check_record_headers
 from proglog.errors import InvalidRequest, ProglogError
 from proglog.gateway import render
 from proglog.gateway.body import Bodies
-from proglog.gateway.guard import json_response
+from proglog.gateway.guard import error_content, json_response
 from proglog.gateway.lifetime import Lifetime
 from proglog.gateway.parameters import (
     from_base64,
@@ -157,5 +157,4 @@ async def _begin(request: web.Request, content_type: str) -> web.StreamResponse:
 
 
 def _last_line(error: ProglogError) -> bytes:
-    content = {"code": error.reason, "message": str(error), "details": error.facts}
-    return orjson.dumps(content) + b"\n"
+    return orjson.dumps(error_content(error.reason, str(error), error.facts)) + b"\n"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from proglog.errors import UnknownLog
+from proglog.errors import UnknownLog, quoted
 from proglog.replica.replica import Replica
 from proglog.types import ServerInfo
 
@@ -20,7 +20,7 @@ class Logs:
         replica = self._by_name.get(name or DEFAULT)
         if replica is None:
             known = ", ".join(sorted(self._by_name))
-            raise UnknownLog(f"there is no log {name!r} here, only {known}", log=name)
+            raise UnknownLog(f"there is no log {quoted(name)} here, only {known}", log=name)
         return replica
 
     def servers(self) -> list[ServerInfo]:

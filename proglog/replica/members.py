@@ -7,7 +7,7 @@ import contextlib
 
 from proglog import limits
 from proglog.batch import HEADER_BYTES
-from proglog.errors import ChangeRefused, NotLeader, Unavailable
+from proglog.errors import ChangeRefused, NotLeader, Unavailable, quoted
 from proglog.log.log import Log
 from proglog.raft.configuration import AddLearner, Change, Promote, Remove, Server, changed
 from proglog.raft.driver import Driver
@@ -99,7 +99,7 @@ class Members:
         for server in self._leadership.configuration.servers:
             if name in {server.name, server.uuid}:
                 return server.uuid
-        raise ChangeRefused(f"no server of the cluster is called {name!r}", server=name)
+        raise ChangeRefused(f"no server of the cluster is called {quoted(name)}", server=name)
 
     async def _change(self, change: Change) -> None:
         await self.turn(change)

@@ -112,6 +112,15 @@ class Call(GrpclibCall[Any, Any]):
         self._sending = False
         self._send_message_done = True
 
+    async def send_trailing_metadata(
+        self, *, status_message: str | None = None, **other: Any
+    ) -> None:
+        """Sends the status. Whatever is said of a failure, and by whom: no more than the bound of
+        it leaves, three times that once escaped."""
+        if status_message is not None:
+            status_message = errors.clip(status_message, limits.error_text_bytes_max)
+        await super().send_trailing_metadata(status_message=status_message, **other)
+
     async def finish(self, error: Failure | None) -> None:
         """Sends the status."""
         if self._send_trailing_metadata_done or not self._stream.closable:

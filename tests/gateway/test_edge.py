@@ -48,6 +48,21 @@ async def test_dns_rebinding_is_refused(node: Node, host: str) -> None:
             assert (await response.json())["code"] == "PERMISSION_DENIED"
 
 
+@pytest.mark.parametrize("character", ["n", "é", "\x01"])
+async def test_an_error_repeats_no_more_than_the_beginning_of_what_was_asked(
+    node: Node, character: str
+) -> None:
+    long = character * 1000
+    for query in ({"log": long}, {"offset": long}, {"format": long}, {"limit": long}):
+        async with node.http.get("/v1/records", params=query) as response:
+            assert response.status in {400, 404}
+            answer = await response.json()
+        assert len(answer["message"].encode()) <= limits.error_text_bytes_max
+        assert all(
+            len(v.encode()) <= limits.error_fact_bytes_max for v in answer["details"].values()
+        )
+
+
 async def test_foreign_origins_are_refused(node: Node) -> None:
     own = f"http://{node.host}:{node.port}"
     foreign = ["http://evil.example", "null", f"http://{node.host}:1", "http://["]

@@ -110,6 +110,17 @@ async def test_padding_does_not_use_up_the_window(node):
         assert (await peer.trailers())["grpc-status"] == "0"
 
 
+async def test_what_an_error_says_is_bounded_where_it_leaves(node):
+    """Here the error itself quotes all of the name: some other one may."""
+    request = message(bytes(v1.DescribeRequest(log="é" * 8000)))
+    async with RawPeer(node) as peer:
+        peer.send(peer.headers("/log.v1.Log/Describe") + peer.data(request, end=True))
+        found = await peer.trailers()
+    assert found["grpc-status"] == "5"
+    assert len(found["grpc-message"]) <= 3 * limits.error_text_bytes_max
+    assert sum(len(name) + len(value) for name, value in found.items()) < 8 * 1024
+
+
 # --- headers -------------------------------------------------------------------------------------
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import time
 import tracemalloc
 
+import hpack
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError, Message
@@ -12,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import proglog._generated
-from proglog import errors, limits, wire
+from proglog import errors, http2, limits, wire
 from proglog._generated.log import v1
 from proglog.batch import Body, ProposedBatch
+from proglog.http2 import Http2Connection
 
 U32 = st.integers(0, 2**32 - 1)
 U64 = st.integers(0, 2**64 - 1)
@@ -308,5 +311,22 @@ def test_broken_error_details_are_no_error_of_ours(data):
 
 
 def test_a_large_error_stays_within_what_trailers_hold():
-    error = errors.Internal("m" * 100_000, fact="v" * 100_000)
-    assert len(wire.encode_error(error)) < 8 * 1024
+    text = "é" * 100_000
+    error = errors.Internal(text, one=text, two=text, three=text, four=text)
+    details = len(base64.b64encode(wire.encode_error(error)))
+    assert details + 3 * limits.error_text_bytes_max < 7 * 1024
+    assert set(str(wire.decode_error(wire.encode_error(error)))) == {"é"}
+
+
+def test_a_long_name_is_shortened_where_it_is_quoted():
+    assert errors.quoted("short") == "'short'"
+    assert errors.quoted("é" * 1000) == f"'{'é' * 50}'..."
+    assert errors.quoted("\U00010000" * 1000) == f"'{chr(0x10000) * 25}'..."
+    assert errors.clip("\ud800", 10) == "?"
+
+
+def test_headers_are_not_coded_at_a_cost_that_grows_with_their_square():
+    state = Http2Connection(http2.configuration(client_side=False), lambda: 0.0)
+    block = state.encoder.encode([("grpc-message", "x" * 4000)])
+    assert b"x" * 4000 in block
+    assert hpack.Decoder().decode(block) == [("grpc-message", "x" * 4000)]
