@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import socket
 import ssl
 from collections.abc import Callable
 from typing import TypeVar
 
 from proglog.config import Address
+from proglog.errors import let_go
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
 
@@ -37,4 +39,5 @@ async def dial(
             raise
         except OSError as error:
             failure = error
-    raise failure
+            let_go(error)
+    raise copy.copy(failure)

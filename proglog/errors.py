@@ -321,6 +321,16 @@ def quoted(name: str) -> str:
     return repr(shown) if len(shown) == len(name) else f"{shown!r}..."
 
 
+def let_go(error: BaseException) -> None:
+    """To be called with an error that is dealt with: it keeps its own text and nothing else.
+
+    Its trace holds the frames that it passed, and these whatever was under way in them. Often that
+    leads back to the error, as where a future failed that stands in one of them: then megabytes
+    would wait for the garbage collector.
+    """
+    error.__traceback__ = error.__context__ = error.__cause__ = None
+
+
 def reason_of(error: OSError) -> str:
     """What the system says, without the address that asyncio adds to it."""
     if error.errno is None or isinstance(error, socket.gaierror):  # has numbers of its own

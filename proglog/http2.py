@@ -16,6 +16,7 @@ RFC 9113; CVE-2019-9512 and following, CVE-2023-44487, CVE-2024-27316, CVE-2025-
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 import struct
 from collections import deque
@@ -207,7 +208,7 @@ class ReceiveBuffer:
                 self._acknowledge_all_but(0)
             await self._more()
         if self._error is not None:
-            raise self._error
+            raise copy.copy(self._error)  # the same one goes to all calls of a node that stops
         if self.size >= size:
             return self.take(size)
         if self.size:

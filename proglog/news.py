@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 
 from proglog.errors import ProglogError
 
@@ -19,14 +20,19 @@ class News:
 
     async def wait(self) -> None:
         """Until the next `tell`. Raises what `close` was given."""
-        if self._closed is not None:
-            raise self._closed
+        self._check()
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting[future] = None
         try:
             await future
         finally:
             self._waiting.pop(future, None)
+        self._check()
+
+    def _check(self) -> None:
+        if self._closed is not None:
+            # One of its own for each: a shared one would keep the frames of all who got it.
+            raise copy.copy(self._closed)
 
     def tell(self) -> None:
         """Wakes all who wait."""
@@ -38,7 +44,4 @@ class News:
     def close(self, error: ProglogError) -> None:
         """From now on nothing will change: all who wait, or will, get `error`."""
         self._closed = error
-        waiting, self._waiting = self._waiting, {}
-        for future in waiting:
-            if not future.done():
-                future.set_exception(error)
+        self.tell()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
+import weakref
 
 import pytest
 
@@ -50,3 +53,29 @@ async def test_after_the_end_nobody_waits():
     for wait in (waiting, news.wait()):
         with pytest.raises(Unavailable, match="closed"):
             await wait
+
+
+async def test_the_end_keeps_nothing_of_those_who_waited():
+    class Held:
+        pass
+
+    async def wait() -> None:
+        held = Held()
+        kept.append(weakref.ref(held))
+        with contextlib.suppress(Unavailable):
+            await news.wait()
+
+    news, kept = News(), []
+    gc.collect()
+    gc.disable()
+    try:
+        waiting = [asyncio.ensure_future(wait()) for _ in range(3)]
+        await asyncio.sleep(0)
+        news.close(Unavailable("closed"))
+        await asyncio.gather(*waiting, wait())
+        waiting.clear()
+        await asyncio.sleep(0)
+        assert len(kept) == 4
+        assert all(ref() is None for ref in kept)
+    finally:
+        gc.enable()

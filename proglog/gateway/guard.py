@@ -13,7 +13,7 @@ import structlog
 from aiohttp import web
 
 from proglog import limits
-from proglog.errors import Internal, NotLeader, PermissionDenied, ProglogError, clip, quoted
+from proglog.errors import Internal, NotLeader, PermissionDenied, ProglogError, clip, let_go, quoted
 from proglog.gateway.lifetime import Lifetime
 from proglog.observability.metrics import Metrics
 
@@ -45,6 +45,7 @@ class Guard:
                 raise
             except ProglogError as error:
                 response = self._refuse(request, error)
+                let_go(error)
             except web.HTTPException as error:
                 response = _of_http(error)
             except Exception as error:  # noqa: BLE001  # told to the log, and as 500

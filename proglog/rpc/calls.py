@@ -293,17 +293,27 @@ async def _run(call: Call, method: Method) -> Failure | None:
         if call.ending is None:
             raise  # the peer or the connection is gone
         return call.ending
-    except (errors.ProglogError, GRPCError) as error:
-        return error
-    except wire.BadMessage as error:
-        return errors.InvalidRequest(f"the message is malformed: {error}")
     except H2Error:
         raise
-    except Exception as error:
-        if isinstance(error, TimeoutError) and deadline.expired():
-            return errors.DeadlineExceeded("the deadline of the call has passed")
-        log.exception("the handler of %s failed", call._method_name)
-        return errors.Internal("the server failed to handle the call; its log says why")
+    except Exception as error:  # noqa: BLE001  # what is no refusal goes to the log, and as INTERNAL
+        failure = _failure(call, error, expired=deadline.expired())
+        errors.let_go(error)
+        return failure
     finally:
         call.handling = False
+        # It knows the task, which keeps the CancelledError that it ends with, which keeps this
+        # frame and those below: a circle around all that the call was sending.
+        del deadline
     return None
+
+
+def _failure(call: Call, error: Exception, *, expired: bool) -> Failure:
+    """What the caller is told of what its handler raised."""
+    if isinstance(error, errors.ProglogError | GRPCError):
+        return error
+    if isinstance(error, wire.BadMessage):
+        return errors.InvalidRequest(f"the message is malformed: {error}")
+    if isinstance(error, TimeoutError) and expired:
+        return errors.DeadlineExceeded("the deadline of the call has passed")
+    log.error("the handler of %s failed", call._method_name, exc_info=error)
+    return errors.Internal("the server failed to handle the call; its log says why")

@@ -245,14 +245,16 @@ class _Pipeline:
 
     async def run(self, propose: Propose) -> None:
         """Runs until `propose` gives None and everything is answered. Raises what was refused."""
+        # No TaskGroup: what it raises holds itself, and so all that the call did, until collected.
+        proposing = asyncio.get_running_loop().create_task(self._propose(propose))
         try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._answer())
-                await self._propose(propose)
-        except ExceptionGroup as failed:
-            raise failed.exceptions[0] from None
+            await self._answer()
         finally:
-            self._let_go()
+            proposing.cancel()
+            try:
+                await asyncio.wait([proposing])
+            finally:
+                self._let_go()
 
     async def _propose(self, propose: Propose) -> None:
         appended: asyncio.Future[Appended] | None = None
@@ -261,7 +263,7 @@ class _Pipeline:
                 appended = proposal.appended
                 await self._put(proposal)
             await self._waiting.put(None)
-        except (ProglogError, BadMessage, GRPCError) as refusal:
+        except Exception as refusal:  # noqa: BLE001  # it is raised where answers are sent
             refused: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
             refused.set_exception(refusal)
             await self._put(Proposal(refused, 0))
