@@ -26,6 +26,7 @@ from proglog.errors import (
     OutcomeUnknown,
     ProglogError,
     Unavailable,
+    let_go,
 )
 from proglog.types import Appended, Chunk, Description
 from proglog.wire import ProduceBatch
@@ -198,6 +199,7 @@ class NetworkStream:
                 answer.set_exception(copy.copy(error))
             if _definite(error):
                 error = EarlierRefused("an earlier batch was refused")
+        let_go(error)
         self._end = error
         self._unanswered.clear()
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import random
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from proglog import limits
-from proglog.errors import Action, DeadlineExceeded, Outcome, ProglogError, Unavailable
+from proglog.errors import Action, DeadlineExceeded, Outcome, ProglogError, Unavailable, let_go
 
 T = TypeVar("T")
 
@@ -66,9 +67,11 @@ async def call_until(
             async with asyncio.timeout_at(deadline):
                 return await call()
         except TimeoutError:
-            raise failure or DeadlineExceeded(f"no answer within {timeout_seconds:g} s") from None
+            late = DeadlineExceeded(f"no answer within {timeout_seconds:g} s")
+            raise copy.copy(failure or late) from None
         except ProglogError as error:
             if not may_read_again(error) or loop.time() >= deadline:
                 raise
+            let_go(error)
             failure = error
         await backoff.pause(deadline)

@@ -47,6 +47,7 @@ from proglog.errors import (
     Unavailable,
     UnknownProducer,
     from_reason,
+    let_go,
 )
 from proglog.types import Appended
 
@@ -149,10 +150,9 @@ class Batch:
         """What became of it on the stream that it was sent on last."""
         if self.answer is None or not self.answer.done() or self.answer.cancelled():
             return OutcomeUnknown("no answer came in time")
-        try:
-            return self.answer.result()
-        except ProglogError as error:
-            return error
+        # Not by raising it: it would keep this frame, and so itself and the batch.
+        error = self.answer.exception()
+        return error if isinstance(error, ProglogError) else self.answer.result()
 
 
 class Source(Protocol):
@@ -300,6 +300,7 @@ class Sender:
         try:
             batch.answer = await stream.submit(self._proposed(batch))
         except ProglogError as error:
+            let_go(error)
             batch.answer = self._loop.create_future()
             batch.answer.set_exception(error)
         batch.answer.add_done_callback(self._answered)
