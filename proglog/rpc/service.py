@@ -134,10 +134,9 @@ class LogService:
         log = self._logs.get(request.log)
         offset = request.offset
         while True:
+            # Also for one beyond the end, as the original: another node may have shown it already.
+            await log.wait_past(offset)
             chunk = await log.read(offset, limits.read_bytes_max)
-            if not chunk.data:
-                await log.wait_past(offset)
-                continue
             for records in await _decoded(chunk):
                 for some in _slices(records.between(offset)):
                     await call.send_messages(_responses(some))

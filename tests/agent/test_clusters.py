@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from itertools import permutations
 from pathlib import Path
 
 import pytest
+from grpclib.const import Status as GrpcStatus
+from grpclib.exceptions import GRPCError
 from structlog.testing import capture_logs
 
 import proglog
 from proglog import limits
+from proglog._generated.log import v1
 from proglog.cli import cluster as cluster_commands
 from proglog.client.admin import Cluster
 from proglog.errors import ChangeRefused
@@ -21,6 +25,7 @@ from tests.agent.nodes import Nodes, some_nodes
 from tests.cluster.load import Load
 from tests.membership.stock import agents
 from tests.ports import free_port
+from tests.rpc.fakes import new_channel
 from tests.waiting import meanwhile, until
 
 TRIO = ("a", "b", "c")
@@ -353,6 +358,34 @@ async def test_nobody_waits_for_a_timeout_when_the_leaders_connections_end(
 
 
 # --- telling -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("leads", [True, False], ids=["leader", "follower"])
+async def test_the_originals_stream_waits_for_what_its_node_has_not_got(
+    nodes: Nodes, leads: bool
+) -> None:
+    """A client of the original goes from node to node, and a follower knows of less."""
+    await nodes.form(*TRIO)
+    await produce(nodes, 3)
+    leader = await nodes.find_leader()
+    asked = next(node for node in nodes.running.values() if (node is leader) is leads)
+    channel = new_channel(asked.rpc_addr)
+    stub = v1.LogStub(channel)
+    async with (
+        proglog.connect(nodes.url()) as log,
+        aclosing(stub.consume_stream(v1.ConsumeRequest(offset=5))) as records,
+        meanwhile(anext(records)) as received,
+    ):
+        for value in (b"3", b"4", b"5"):
+            await asyncio.sleep(0.05)
+            assert not received.done()
+            await log.produce(value)
+        record = (await received).record
+        assert (record.offset, record.value) == (5, b"5")
+    with pytest.raises(GRPCError) as refused:
+        await stub.consume(v1.ConsumeRequest(offset=6))
+    assert refused.value.status is GrpcStatus.OUT_OF_RANGE
+    channel.close()
 
 
 async def test_an_operator_who_has_to_wait_for_a_leader_is_told(

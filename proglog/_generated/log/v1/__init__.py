@@ -797,7 +797,8 @@ class LogStub(betterproto2_grpclib.ServiceStub):
         metadata: "MetadataLike | None" = None,
     ) -> "AsyncIterator[ConsumeResponse]":
         """
-        Reads records from an offset on and follows the tail.
+        Reads records from an offset on and follows the tail. It waits for an offset that this node has
+        not got yet; one that retention deleted is OUT_OF_RANGE.
         """
 
         async for response in self._unary_stream(
@@ -1099,7 +1100,8 @@ class LogBase(betterproto2_grpclib.ServiceBase):
 
     async def consume_stream(self, message: "ConsumeRequest") -> "AsyncIterator[ConsumeResponse]":
         """
-        Reads records from an offset on and follows the tail.
+        Reads records from an offset on and follows the tail. It waits for an offset that this node has
+        not got yet; one that retention deleted is OUT_OF_RANGE.
         """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
