@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from proglog import limits
 from proglog.agent.forming import Forming
-from proglog.agent.policy import may_leave
+from proglog.agent.policy import in_reach, may_leave
 from proglog.agent.reconciler import Reconciler
 from proglog.client.admin import Cluster
 from proglog.client.network import NetworkBackend
@@ -17,7 +17,7 @@ from proglog.errors import ChangeRefused, InvalidRequest, NotLeader, ProglogErro
 from proglog.membership import Member, Membership
 from proglog.raft.configuration import Server
 from proglog.replica.replica import Replica
-from proglog.types import ClusterStatus
+from proglog.types import ClusterStatus, ServerInfo
 
 
 class ClusterAdmin:
@@ -42,6 +42,9 @@ class ClusterAdmin:
 
     def members(self) -> Sequence[Member]:
         return self._membership.members()
+
+    def servers(self) -> Sequence[ServerInfo]:
+        return in_reach(self._replica.servers(), self._membership.members())
 
     async def add(self, rpc_addr: str) -> None:
         """Asks the node at an address who it is, and adds it as a learner."""

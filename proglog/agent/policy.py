@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from proglog.membership import Member, Status
 from proglog.raft.configuration import Configuration
 from proglog.raft.quorum import majority
+from proglog.types import ServerInfo
 
 ROLE = "proglog"
 """The tag `role` of our members; others, such as stock Serf agents, are listed and ignored."""
+_GONE = {Status.FAILED, Status.LEFT}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +79,22 @@ def may_remove_dead(
     margin = sum(voter in healthy for voter in voters) - majority(len(voters))
     margin_after = sum(voter in healthy for voter in rest) - majority(len(rest)) if rest else -1
     return len(rest) >= voters_min and margin >= 0 and margin_after >= margin
+
+
+def in_reach(servers: Sequence[ServerInfo], members: Sequence[Member]) -> list[ServerInfo]:
+    """The servers that a client may be sent to: all but those that gossip calls failed or left.
+
+    One that gossip does not know, or not yet, is kept. So is the leader: whether it is there, its
+    followers know better and sooner.
+    """
+    said: dict[str, set[Status]] = {}
+    for member in _ours(members):
+        said.setdefault(member.tags.get("uuid", ""), set()).add(member.status)
+    return [
+        server
+        for server in servers
+        if server.is_leader or not said.get(server.uuid) or said[server.uuid] - _GONE
+    ]
 
 
 def _leaver(view: View) -> Remove | None:

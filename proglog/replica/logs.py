@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from proglog.errors import UnknownLog, quoted
 from proglog.replica.replica import Replica
-from proglog.types import ServerInfo
 
 DEFAULT = "default"
 
@@ -22,7 +21,3 @@ class Logs:
             known = ", ".join(sorted(self._by_name))
             raise UnknownLog(f"there is no log {quoted(name)} here, only {known}", log=name)
         return replica
-
-    def servers(self) -> list[ServerInfo]:
-        """The servers of the cluster."""
-        return self.get(DEFAULT).servers()

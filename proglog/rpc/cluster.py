@@ -11,13 +11,16 @@ from grpclib.const import Handler as Method
 from proglog._generated.log import v1
 from proglog.membership import Member
 from proglog.rpc.calls import Call
-from proglog.types import ClusterStatus
+from proglog.types import ClusterStatus, ServerInfo
 
 
 class Cluster(Protocol):
     """What changes a cluster; all raise NotLeader elsewhere than on the leader."""
 
     def status(self) -> ClusterStatus: ...
+
+    def servers(self) -> Sequence[ServerInfo]:
+        """Those that a client may be sent to."""
 
     async def add(self, rpc_addr: str) -> None:
         """Adds the node that answers at an address. Raises ChangeRefused, Unavailable."""

@@ -21,7 +21,7 @@ class RpcServer:
     def __init__(self, logs: Logs, cluster: Cluster) -> None:
         self._status = ServiceStatus()
         services = with_health_and_reflection(
-            [LogService(logs), ClusterService(cluster)], self._status
+            [LogService(logs, cluster.servers), ClusterService(cluster)], self._status
         )
         self._methods = {
             name: method for service in services for name, method in service.__mapping__().items()

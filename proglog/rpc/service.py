@@ -42,14 +42,15 @@ class Logs(Protocol):
     """The logs of a node, by name; "" is the default one. `get` raises UnknownLog."""
 
     def get(self, name: str) -> Log: ...
-    def servers(self) -> Sequence[ServerInfo]: ...
 
 
 class LogService:
     """The handlers, for `Calls`."""
 
-    def __init__(self, logs: Logs) -> None:
+    def __init__(self, logs: Logs, servers: Callable[[], Sequence[ServerInfo]]) -> None:
+        """`servers` are those that a client may be sent to."""
         self._logs = logs
+        self._servers = servers
 
     def __mapping__(self) -> Mapping[str, Method]:
         unary, reading, both = (
@@ -177,7 +178,7 @@ class LogService:
                 uuid=server.uuid,
                 suffrage=server.suffrage,
             )
-            for server in self._logs.servers()
+            for server in self._servers()
         ]
         await call.send_message(v1.GetServersResponse(servers=servers))
 

@@ -9,12 +9,14 @@ from proglog.agent.policy import (
     Remove,
     View,
     foreigners,
+    in_reach,
     may_leave,
     may_remove_dead,
     next_change,
 )
 from proglog.membership import Member, Status
 from proglog.raft.configuration import Configuration, Server
+from proglog.types import ServerInfo
 
 VOTERS_MIN = 3
 
@@ -153,3 +155,35 @@ def test_one_change_at_a_time_and_leaving_first() -> None:
 def test_foreigners_are_told_apart() -> None:
     members = [member(1, cluster="c1"), member(2, cluster="c2"), member(3)]
     assert [each.name for each in foreigners(members, "c1")] == ["n2"]
+
+
+@pytest.mark.parametrize(
+    ("members", "found"),
+    [
+        ([], [0, 1, 2]),
+        ([member(0), member(1), member(2)], [0, 1, 2]),
+        ([member(1, Status.FAILED)], [0, 2]),
+        ([member(1, Status.LEFT), member(2, Status.FAILED)], [0]),
+        ([member(1, Status.LEAVING)], [0, 1, 2]),
+        # Raft knows whether the leader is there.
+        ([member(0, Status.FAILED), member(1, Status.FAILED)], [0, 2]),
+        # A namesake on an empty disk is another server; an agent that is none of ours says nothing.
+        ([member(1, uuid="another"), member(1, Status.FAILED, role="x")], [0, 1, 2]),
+        # A failed stranger that carries the uuid of a server that is there takes nothing away.
+        ([member(1), member(7, Status.FAILED, uuid="uuid-1")], [0, 1, 2]),
+    ],
+)
+def test_clients_are_sent_to_servers_that_are_there(
+    members: list[Member], found: list[int]
+) -> None:
+    known = [
+        ServerInfo(
+            name=server.name,
+            uuid=server.uuid,
+            rpc_addr=server.address,
+            is_leader=server.name == "n0",
+            suffrage="voter",
+        )
+        for server in servers(3)
+    ]
+    assert [server.name for server in in_reach(known, members)] == [f"n{i}" for i in found]

@@ -14,7 +14,7 @@ from proglog.batch import Kind, ProposedBatch
 from proglog.errors import OffsetOutOfRange, ProglogError, UnknownLog
 from proglog.gateway import Gateway, Probes
 from proglog.observability.metrics import Metrics
-from proglog.types import Appended, Chunk, Description, ServerInfo
+from proglog.types import Appended, Chunk, Description
 
 TIME = 1_700_000_000_000
 
@@ -107,9 +107,6 @@ class FakeLogs:
         if name not in {"", "default"}:
             raise UnknownLog(f"there is no log {name!r}", log=name)
         return self._replica
-
-    def servers(self) -> list[ServerInfo]:
-        return []
 
 
 @dataclass

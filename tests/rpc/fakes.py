@@ -127,6 +127,13 @@ class MemoryLogs:
             raise UnknownLog(f"there is no log {name!r}", log=name)
         return self.log
 
+
+class MemoryCluster:
+    """Keeps what it was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str]] = []
+
     def servers(self) -> list[ServerInfo]:
         return [
             ServerInfo(
@@ -134,17 +141,9 @@ class MemoryLogs:
             )
         ]
 
-
-class MemoryCluster:
-    """Keeps what it was asked for."""
-
-    def __init__(self, servers: list[ServerInfo]) -> None:
-        self.servers = servers
-        self.asked: list[tuple[str, str]] = []
-
     def status(self) -> ClusterStatus:
         return ClusterStatus(
-            servers=tuple(self.servers),
+            servers=tuple(self.servers()),
             term=3,
             commit_index=8,
             applied_index=7,
@@ -185,7 +184,7 @@ class Node:
     def __init__(self, log: MemoryLog | None = None, tls: Callable | None = None) -> None:
         self.log = log or MemoryLog()
         logs = MemoryLogs(self.log)
-        self.cluster = MemoryCluster(logs.servers())
+        self.cluster = MemoryCluster()
         self.server = RpcServer(logs, self.cluster)
         self.raft: list[Recorder] = []
         self.http: list[Recorder] = []

@@ -843,7 +843,7 @@ class LogStub(betterproto2_grpclib.ServiceStub):
         metadata: "MetadataLike | None" = None,
     ) -> "GetServersResponse":
         """
-        The servers of the cluster.
+        The servers of the cluster that a client may use: without those that gossip calls failed or left.
         """
 
         if message is None:
@@ -1119,7 +1119,7 @@ class LogBase(betterproto2_grpclib.ServiceBase):
 
     async def get_servers(self, message: "GetServersRequest") -> "GetServersResponse":
         """
-        The servers of the cluster.
+        The servers of the cluster that a client may use: without those that gossip calls failed or left.
         """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
