@@ -207,6 +207,14 @@ class NodeConfig:
                 repr(text),
                 "host:port of another node",
             )
+        for text in self.http_hosts:
+            Address.parse(text, "http-hosts", RPC_PORT_DEFAULT)
+            _require(
+                not text.startswith(":"),
+                "http-hosts",
+                repr(text),
+                "a name, without its port or with",
+            )
         _require(self.drain_seconds >= 0, "drain-timeout", self.drain_seconds, "0 or more")
         if self.http_addr is not None:
             _require(

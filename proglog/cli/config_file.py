@@ -49,15 +49,18 @@ def config_file(app: App, commands: tuple[str, ...], arguments: ArgumentCollecti
 
 
 def _check(path: Path, settings: dict[str, Any], arguments: Mapping[str, Argument]) -> None:
-    """What cyclopts is more lenient about: other spellings of a key, and a word for a list."""
+    """What cyclopts is more lenient about: other spellings of a key, and numbers for words."""
     for key, value in settings.items():
         if key not in arguments:
             close = difflib.get_close_matches(str(key), arguments, n=1)
             hint = f" Did you mean {close[0]}?" if close else ""
             raise CycloptsError(msg=f"Config file {path}: unknown key {key!r}.{hint}")
-        words = isinstance(value, list) and all(isinstance(word, str) for word in value)
+        items = value if isinstance(value, list) else [value]
+        words = all(isinstance(item, str) for item in items)
         if get_origin(arguments[key].hint) is tuple and not words:
-            raise CycloptsError(msg=f"Config file {path}: {key}: expected a list of words.")
+            raise CycloptsError(
+                msg=f"Config file {path}: {key}: expected words: with commas between, or in a list."
+            )
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any, TypeAlias
 
-from cyclopts import Parameter
+from cyclopts import CoercionError, Parameter, Token
 
 from proglog.cli.units import (
     format_bytes,
@@ -14,16 +14,25 @@ from proglog.cli.units import (
     parse_seconds,
     parse_timestamp,
 )
-from proglog.config import RPC_PORT_DEFAULT, Address, join_addresses, split_addresses
+from proglog.config import RPC_PORT_DEFAULT, Address, join_addresses
 from proglog.errors import ConfigurationError
 
 NONE = "none"
 """How a setting that may be absent is said to be: a flag takes back what a file sets."""
 
 
+def _told(parse: Callable[[str], Any], text: str, token: Token) -> Any:
+    """What `parse` makes of a text. Raises CoercionError, which says where the text stands."""
+    try:
+        return parse(text)
+    except ValueError as error:
+        file = "" if token.source in {"cli", "env"} else f" (in {token.source})"
+        raise CoercionError(msg=f"{error}{file}", token=token) from None
+
+
 def _read(parse: Callable[[str], Any], metavar: str, show: Callable[[Any], str] = str) -> Parameter:
     return Parameter(
-        converter=lambda _type, tokens: parse(tokens[0].value),
+        converter=lambda _type, tokens: _told(parse, tokens[0].value, tokens[0]),
         n_tokens=1,
         accepts_keys=False,
         metavar=metavar,
@@ -46,11 +55,31 @@ def _server(text: str) -> Address:
     return _listener(text, RPC_PORT_DEFAULT)
 
 
-def _servers(text: str) -> tuple[Address, ...]:
-    names = split_addresses(text)
-    if not names:
-        raise ValueError(f"{text!r} is not like host:port,host:port")
-    return tuple(_server(name) for name in names)
+def _read_list(
+    parse: Callable[[str], Any], metavar: str, show: Callable[[Any], str], least: int = 0
+) -> Parameter:
+    """Of several values: a flag, an item of a file's list, the whole text of a file's value or of a
+    variable may each hold one or more, with commas or spaces between. Empty, or `none`: no value.
+    """
+
+    def read(text: str) -> tuple[Any, ...]:
+        entries = [] if text.strip() in {"", NONE} else [part.split() for part in text.split(",")]
+        if not all(entries) or len(entries) < least:
+            # Without the text: it may be keys.
+            raise ValueError(f"a value is missing: expected {metavar}")
+        return tuple(parse(word) for words in entries for word in words)
+
+    return Parameter(
+        converter=lambda _type, tokens: _told(
+            read, ",".join(token.value for token in tokens), tokens[0]
+        ),
+        n_tokens=1,
+        accepts_keys=False,
+        negative=(),
+        env_var_split=lambda _type, text, **_: [text],
+        metavar=metavar,
+        show_default=lambda value: show(value) or NONE,
+    )
 
 
 Size: TypeAlias = Annotated[int, _read(parse_bytes, "SIZE", format_bytes)]
@@ -73,10 +102,12 @@ Server: TypeAlias = Annotated[
 """One node, and no other."""
 Servers: TypeAlias = Annotated[
     tuple[Address, ...],
-    _read(_servers, "HOST:PORT[,...]", join_addresses),
-    Parameter(env_var="PROGLOG_SERVER", negative=()),
+    _read_list(_server, "HOST:PORT[,...]", join_addresses, least=1),
+    Parameter(env_var="PROGLOG_SERVER"),
 ]
 """Some nodes of a cluster: the next is asked where one does not answer."""
+Words: TypeAlias = Annotated[tuple[str, ...], _read_list(str, "WORD[,...]", ",".join)]
+"""A setting of several values, which is checked where it is used."""
 Json: TypeAlias = Annotated[bool, Parameter(name="--json", negative=())]
 """Whether what is shown is JSON, an object a line."""
 

@@ -17,6 +17,7 @@ from proglog.cli.parameters import (
     OptionalListenAddress,
     OptionalSize,
     Size,
+    Words,
 )
 from proglog.config import Address, LogConfig, LogFormat, LogLevel, NodeConfig
 
@@ -36,11 +37,11 @@ def serve(
     bind_addr: ListenAddress = _NODE.bind_addr,
     rpc_port: int = _NODE.rpc_port,
     http_addr: OptionalListenAddress = _NODE.http_addr,
-    http_hosts: Annotated[tuple[str, ...], Parameter(negative=())] = _NODE.http_hosts,
-    start_join_addrs: Annotated[tuple[str, ...], Parameter(negative=())] = (),
+    http_hosts: Words = _NODE.http_hosts,
+    start_join_addrs: Words = _NODE.start_join_addrs,
     bootstrap: bool | None = _NODE.bootstrap,
     bootstrap_expect: int = _NODE.bootstrap_expect,
-    gossip_keys: Annotated[tuple[str, ...], Parameter(negative=())] = (),
+    gossip_keys: Words = _NODE.gossip_keys,
     dead_server_after: Duration = _NODE.dead_server_after_seconds,
     segment_bytes: Size = _LOG.segment_bytes,
     segment_batches: int = _LOG.segment_batches,

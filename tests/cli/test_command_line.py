@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -125,6 +126,47 @@ def test_flags_win_over_environment_and_both_over_the_file(
     assert all(config.http_hosts == ("a", "b") for config in started)
 
 
+TWO = ("a:1", "b:2")
+ONE = ("a:1",)
+
+
+@pytest.mark.parametrize("key", ["start-join-addrs", "http-hosts", "gossip-keys"])
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("a:1", ONE),
+        ("a:1,b:2", TWO),
+        (" a:1, b:2 ", TWO),
+        ("a:1 b:2", TWO),
+        ("", ()),
+        ("none", ()),
+        (["a:1"], ONE),
+        (["a:1", "b:2"], TWO),
+        (["a:1,b:2"], TWO),
+        (["a:1, b:2", "a:1"], TWO + ONE),
+        ([], ()),
+    ],
+    ids=str,
+)
+def test_several_values_are_given_alike_by_flag_environment_and_file(
+    key: str,
+    text: str | list[str],
+    value: tuple[str, ...],
+    started: list[NodeConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("node.yaml", "node.toml"):
+        file = tmp_path / name
+        file.write_text(f"{key}{':' if name.endswith('yaml') else ' ='} {json.dumps(text)}\n")
+        assert run(["serve", "--config-file", str(file)]) == 0
+    flags = [text] if isinstance(text, str) else text
+    assert run(["serve", *(word for flag in flags for word in (f"--{key}", flag))]) == 0
+    monkeypatch.setenv("PROGLOG_" + key.replace("-", "_").upper(), ",".join(flags))
+    assert run(["serve"]) == 0
+    assert [getattr(config, key.replace("-", "_")) for config in started] == 4 * [value]
+
+
 def test_an_empty_file_sets_nothing(started: list[NodeConfig], tmp_path: Path) -> None:
     file = tmp_path / "node.yaml"
     file.write_text("# nothing\n")
@@ -188,11 +230,23 @@ def test_the_welcome_says_whether_the_node_serves_yet(
         (["consume", "--limit", "-1"], "--limit is -1"),
         (["consume", "--offset", "-1"], "--offset is -1"),
         (["consume", "--offset", "0", "--timestamp", "0"], "--offset and --timestamp exclude"),
-        (["serve", "--start-join-addrs", "a:1,b:2"], "is 'a:1,b:2': expected host:port"),
+        (["serve", "--start-join-addrs", "a:1,b"], "start-join-addrs is 'b': expected host:port"),
+        (
+            ["serve", "--start-join-addrs", "a:1,,b:2"],
+            "--start-join-addrs: a value is missing: expected WORD[,...]",
+        ),
+        (
+            ["serve", "--http-hosts", "a", "--http-hosts", ","],
+            "--http-hosts: a value is missing",
+        ),
+        (["serve", "--http-hosts", "http://a"], "http-hosts is 'http://a': expected host"),
+        (["serve", "--http-hosts", "a,:1"], "http-hosts is ':1': expected a name"),
+        (["serve", "--gossip-keys", "AAAA,"], "--gossip-keys: a value is missing"),
         (["serve", "--start-join-addrs", "foo"], "is 'foo': expected host:port"),
         (["consume", "--timestamp", "noon"], "'noon' is not like 2026"),
         (["consume", "--server", "a:b"], "'a:b' is not like host:port"),
-        (["consume", "--server", "a:1,"], "'a:1,' is not like host:port,host:port"),
+        (["consume", "--server", "a:1,"], "--server: a value is missing: expected HOST:PORT[,...]"),
+        (["consume", "--server", ""], "--server: a value is missing"),
         (["leave", "--server", "a:1,b:1"], "'a:1,b:1' is not like host:port"),
         (["produce", "/absent"], '"/absent" does not exist'),
         (["dev", "--port-base", "100"], "--port-base is 100: expected 321 to 65514"),
@@ -226,9 +280,13 @@ def test_a_wrong_command_line_is_said_to_be_so(
         ("a.yaml", "no-bootstrap: true", "unknown key 'no-bootstrap'"),
         ("a.yaml", "config-file: b.yaml", "unknown key 'config-file'"),
         ("a.yaml", "5: 5", "unknown key 5"),
-        ("a.yaml", "http-hosts: 5", "http-hosts: expected a list of words"),
-        ("a.yaml", "http-hosts: [5]", "http-hosts: expected a list of words"),
-        ("a.yaml", 'start-join-addrs: "a:1,b:2"', "start-join-addrs: expected a list of words"),
+        ("a.yaml", "http-hosts: 5", "http-hosts: expected words"),
+        ("a.yaml", "http-hosts: [5]", "http-hosts: expected words"),
+        ("a.yaml", "http-hosts: [[a]]", "http-hosts: expected words"),
+        ("a.yaml", "http-hosts: {a: b}", "http-hosts: expected words"),
+        ("a.yaml", "http-hosts:", "http-hosts: expected words"),
+        ("a.yaml", "http-hosts: [a, 'b,,c']", "[http-hosts]: a value is missing"),
+        ("a.yaml", "retention-bytes: many", "[retention-bytes]: 'many' is not like 128MiB"),
         ("a.toml", "rpc-port = ", "Invalid value"),
         ("a.toml", 'rpc-port = "x"', "rpc-port"),
         ("a.toml", "[log]\nx = 1", "log"),
