@@ -11,7 +11,7 @@ import structlog
 from proglog import limits
 from proglog.agent.policy import ROLE, Add, Remove, View, foreigners, next_change
 from proglog.errors import ProglogError
-from proglog.membership import Member, Membership, NameConflict, Status
+from proglog.membership import Member, Membership, NameConflict, NodeRefused, Status
 from proglog.raft.configuration import Server
 from proglog.replica.replica import Replica
 
@@ -167,4 +167,11 @@ class Reconciler:
                     "a second address claims the same name; it is ignored while the first is alive",
                     member=event.member.name,
                     address=f"{event.address}:{event.port}",
+                )
+            elif isinstance(event, NodeRefused):
+                _logger.warning(
+                    "a node that gossip names is ignored",
+                    member=event.name,
+                    address=str(event.address),
+                    why=event.why,
                 )

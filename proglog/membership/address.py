@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from proglog.membership.errors import MalformedMessage
 
+_BROADCAST = ipaddress.ip_address("255.255.255.255")
+
 
 class Address(NamedTuple):
     """A literal IP address in its shortest form and a port, for both UDP and TCP."""
@@ -21,6 +23,17 @@ class Address(NamedTuple):
     def packed(self) -> bytes:
         """The host as 4 or 16 bytes, as it travels."""
         return ipaddress.ip_address(self.host).packed
+
+    def can_reach(self, other: Address) -> bool:
+        """Whether a socket at this address can send to one node there: the family is the same, and
+        it is the address of one interface."""
+        ours, theirs = ipaddress.ip_address(self.host), ipaddress.ip_address(other.host)
+        return (
+            ours.version == theirs.version
+            and not theirs.is_unspecified
+            and not theirs.is_multicast
+            and theirs != _BROADCAST
+        )
 
     @classmethod
     def unpack(cls, host: bytes, port: int) -> Address:

@@ -132,9 +132,16 @@ class Membership:
         if config.advertise_host is None:
             return Address(bound.host, port)
         try:
-            return (await transport.resolve(config.advertise_host, port))[0]
+            found = await transport.resolve(config.advertise_host, port)
         except ExchangeFailed as error:
             raise ConfigurationError(f"gossip address to advertise: {error}") from error
+        for address in found:
+            if bound.can_reach(address):
+                return address
+        raise ConfigurationError(
+            f"gossip address to advertise: {config.advertise_host} has no address of the family of "
+            f"{bound.host}, where gossip listens"
+        )
 
     async def close(self) -> None:
         """Stops without a word: to the others this node has failed, unless it has left before."""

@@ -79,6 +79,15 @@ class NameConflict:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeRefused:
+    """Gossip names a node that is not taken as a member; `why` is for people. Told once."""
+
+    name: str
+    address: Address
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class UserEvent:
     """Something that a user told the whole cluster."""
 
@@ -131,6 +140,7 @@ Event = (
     | MemberFailed
     | MemberReaped
     | NameConflict
+    | NodeRefused
     | UserEvent
     | Query
     | KeyringChanged

@@ -18,7 +18,14 @@ from proglog.membership.address import Address
 from proglog.membership.broadcast import BroadcastQueue
 from proglog.membership.config import Timing
 from proglog.membership.errors import MalformedMessage, NotRunning, TagsTooLarge
-from proglog.membership.events import Member, NameConflict, Query, QueryResult, Status
+from proglog.membership.events import (
+    Member,
+    NameConflict,
+    NodeRefused,
+    Query,
+    QueryResult,
+    Status,
+)
 from proglog.membership.keyring import Keyring
 from proglog.membership.members import MemberRecord, MemberTable
 from proglog.membership.nodes import Node
@@ -107,6 +114,7 @@ class Serf:
         self._queries = Queries(self, keyring, self._timers, self._outbox, rng)
         self._conflicts = 0
         self._conflict_said: dict[Address, float] = {}
+        self._refused_said: set[tuple[str, Address]] = set()
         self._on_left: list[Callable[[], None]] = []
         self._swim = Swim(
             name=name,
@@ -355,6 +363,12 @@ class Serf:
             if len(self._conflict_said) < limits.nodes_max:
                 self._conflict_said[other] = now
             self._outbox.report(NameConflict(record.view(), other.host, other.port))
+
+    def node_refused(self, name: str, address: Address, why: str) -> None:
+        said = (name, address)
+        if said not in self._refused_said and len(self._refused_said) < limits.nodes_max:
+            self._refused_said.add(said)
+            self._outbox.report(NodeRefused(name, address, why))
 
     def user_broadcasts(self, space: int, overhead: int, limit: int) -> list[bytes]:
         """Intents first, then queries, then events."""

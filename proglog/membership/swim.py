@@ -66,6 +66,9 @@ class Delegate(Protocol):
     def node_conflict(self, node: Node, other: Address) -> None:
         """Another node at `other` claims the name of `node`."""
 
+    def node_refused(self, name: str, address: Address, why: str) -> None:
+        """A node that is said to be alive is not taken as one."""
+
     def user_message(self, payload: bytes) -> None:
         """Raises MalformedMessage."""
 
@@ -358,6 +361,10 @@ class Swim:
             self._alive_about_us(message)
             return
         address = message.address
+        if why := self._why_refused(address):
+            self.ignored[why] += 1
+            self._delegate.node_refused(message.node, address, why)
+            return
         node = self.nodes.get(message.node)
         if node is None:
             if self.nodes.full:
@@ -380,6 +387,11 @@ class Swim:
             self._delegate.node_joined(node)
         elif old_meta != node.meta:
             self._delegate.node_updated(node)
+
+    def _why_refused(self, address: Address) -> str:
+        """Why a node there is none of ours; empty if nothing stands against it."""
+        # We could not probe it, so we would call it dead, to others who reach it as well.
+        return "" if self.local.address.can_reach(address) else "address that cannot be reached"
 
     def _admit(self, message: Alive, address: Address) -> Node:
         node = Node(

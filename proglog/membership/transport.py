@@ -145,7 +145,12 @@ class NetworkTransport:
         if self._datagrams is None or self._datagrams.is_closing():
             return
         self._sent += 1
-        self._datagrams.sendto(data, address)
+        try:
+            self._datagrams.sendto(data, address)
+        except (OSError, ValueError):
+            # Others say where answers go. What cannot be sent there (uvloop raises ValueError for
+            # an address of another family) is lost, like any datagram, and nothing else is.
+            self._failed += 1
 
     def count_received(self) -> None:
         self._received += 1
@@ -167,7 +172,7 @@ class NetworkTransport:
                     return await self._read(reader)
         except TimeoutError as error:
             raise ExchangeFailed(f"no answer from {address} in {timeout_s:g} s") from error
-        except (OSError, MalformedMessage) as error:
+        except (OSError, ValueError, MalformedMessage) as error:
             raise ExchangeFailed(f"{address}: {error}") from error
 
     async def _read(self, reader: asyncio.StreamReader) -> StreamMessage:
