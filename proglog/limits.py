@@ -83,6 +83,9 @@ voters_max = 5
 """Further servers stay learners."""
 voters_min = 3
 """Servers that are gone are not removed below this, unless somebody asks for it."""
+left_server_after_seconds = 10.0
+"""A server that gossip says has left is removed once Raft, too, had no answer for this long. Gossip
+can be forged, and a node that is paused or restarts cannot contradict it."""
 reconcile_seconds = 1.0
 health_seconds = 0.25
 hearing_seconds_max = 1.0

@@ -1,8 +1,9 @@
 """Which change of the cluster is due, and which is allowed. Pure: a table of tests goes with it.
 
 Gossip is a hint, Raft is the truth. A member that is alive and unknown becomes a learner. A server
-is removed because it asked to leave, or because it has been gone for long, and in either case only
-if those that are left can do without it: never because gossip suspects something.
+is removed because gossip says that it has left, or has been gone for long, and in either case only
+if Raft has no answer from it either and those that are left can do without it: never on the word of
+gossip alone, which anybody may forge. (One that leaves as planned asks the leader itself.)
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from proglog.membership import Member, Status
-from proglog.raft.configuration import Configuration
+from proglog.raft.configuration import Configuration, Server
 from proglog.raft.quorum import majority
 from proglog.types import ServerInfo
 
@@ -30,8 +31,9 @@ class View:
     healthy: Collection[str]
     """Uuids of servers that answered Raft lately, this one included."""
     gone_seconds: Mapping[str, float]
-    """By uuid: how long gossip has said failed *and* Raft had no answer."""
+    """By uuid: how long gossip has said failed or left *and* Raft had no answer."""
     dead_server_after_seconds: float
+    left_server_after_seconds: float
     voters_min: int
 
 
@@ -48,6 +50,13 @@ class Remove:
 
     uuid: str
     why: str
+
+
+def server_of(configuration: Configuration, member: Member) -> Server | None:
+    """The server that a member is. Gossip knows nodes by name, Raft by uuid, and a server keeps
+    both for life: what has only one of them is another node, or somebody's invention."""
+    server = configuration.find(member.tags.get("uuid", ""))
+    return server if server is not None and server.name == member.name else None
 
 
 def next_change(view: View) -> Add | Remove | None:
@@ -99,13 +108,14 @@ def in_reach(servers: Sequence[ServerInfo], members: Sequence[Member]) -> list[S
 
 def _leaver(view: View) -> Remove | None:
     for member in _ours(view.members):
-        uuid = member.tags.get("uuid", "")
+        server = server_of(view.configuration, member)
         if (
-            member.status is Status.LEFT
-            and view.configuration.find(uuid) is not None
-            and may_leave(view.configuration, view.healthy, uuid)
+            server is not None
+            and member.status is Status.LEFT
+            and view.gone_seconds.get(server.uuid, 0.0) >= view.left_server_after_seconds
+            and may_leave(view.configuration, view.healthy, server.uuid)
         ):
-            return Remove(uuid, "it has left")
+            return Remove(server.uuid, "it has left")
     return None
 
 
@@ -129,6 +139,16 @@ def _newcomer(view: View) -> Add | None:
         ):
             return Add(member)
     return None
+
+
+def impostors(members: Sequence[Member], configuration: Configuration) -> list[Member]:
+    """Members of our role with the uuid of a server and another name."""
+    return [
+        member
+        for member in _ours(members)
+        if server_of(configuration, member) is None
+        and configuration.find(member.tags.get("uuid", "")) is not None
+    ]
 
 
 def foreigners(members: Sequence[Member], cluster_id: str) -> list[Member]:

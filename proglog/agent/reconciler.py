@@ -9,7 +9,16 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from proglog import limits
-from proglog.agent.policy import ROLE, Add, Remove, View, foreigners, next_change
+from proglog.agent.policy import (
+    ROLE,
+    Add,
+    Remove,
+    View,
+    foreigners,
+    impostors,
+    next_change,
+    server_of,
+)
 from proglog.errors import ProglogError
 from proglog.membership import Member, Membership, NameConflict, NodeRefused, Status
 from proglog.raft.configuration import Server
@@ -43,7 +52,8 @@ class Reconciler:
         self._loop = asyncio.get_running_loop()
         self._told: dict[str, str] = {}
         self._heard: dict[str, float] = {}
-        self._failed_since: dict[str, float] = {}
+        self._heard_term = 0
+        self._gone_since: dict[str, float] = {}
         self._not_before: dict[str, float] = {}
         self._reported: set[str] = set()
 
@@ -75,20 +85,29 @@ class Reconciler:
     def _listen(self) -> None:
         """Learns addresses, and for how long who has been gone."""
         now = self._loop.time()
+        status = self._replica.status()
         for member in self._membership.members():
             uuid = member.tags.get("uuid", "")
             if member.tags.get("role") != ROLE or not uuid:
+                continue
+            server = server_of(status.configuration, member)
+            if server is None and status.configuration.find(uuid) is not None:
+                # Not that server, whose address and health it says nothing about.
                 continue
             rpc_addr = member.tags.get("rpc_addr", "")
             if member.status is Status.ALIVE and self._told.get(uuid) != rpc_addr:
                 # Once: a server that moved may call from elsewhere before gossip notices.
                 self._told[uuid] = rpc_addr
                 self._replica.transport.hint(uuid, member.name, rpc_addr)
-            if member.status is Status.FAILED:
-                self._failed_since.setdefault(uuid, now)
+            if server is not None and member.status in {Status.FAILED, Status.LEFT}:
+                self._gone_since.setdefault(uuid, now)
             else:
-                self._failed_since.pop(uuid, None)
-        for peer in self._replica.status().peers:
+                self._gone_since.pop(uuid, None)
+        if status.term != self._heard_term:
+            # What was heard in an earlier term, as its leader, is no silence in this one.
+            self._heard.clear()
+            self._heard_term = status.term
+        for peer in status.peers:
             if peer.active:
                 self._heard[peer.id] = now
             else:
@@ -103,7 +122,7 @@ class Reconciler:
         healthy = {own, *(peer.id for peer in status.peers if peer.active)}
         gone = {
             uuid: min(now - since, now - self._heard.get(uuid, now))
-            for uuid, since in self._failed_since.items()
+            for uuid, since in self._gone_since.items()
             if uuid not in healthy
         }
         return View(
@@ -113,6 +132,7 @@ class Reconciler:
             healthy=healthy,
             gone_seconds=gone,
             dead_server_after_seconds=self._dead_server_after_seconds,
+            left_server_after_seconds=limits.left_server_after_seconds,
             voters_min=limits.voters_min,
         )
 
@@ -130,7 +150,7 @@ class Reconciler:
         try:
             await self._replica.members.turn()
             view = self.view()
-            self._report_foreigners(view)
+            self._report_strangers(view)
             match next_change(view):
                 case Add(member):
                     name = member.name
@@ -147,15 +167,28 @@ class Reconciler:
             _logger.info("change not made", server=name, why=str(error))
             self._not_before[name] = self._loop.time() + limits.reconcile_retry_seconds
 
-    def _report_foreigners(self, view: View) -> None:
+    def _report_strangers(self, view: View) -> None:
         for member in foreigners(view.members, view.cluster_id):
-            if member.name not in self._reported:
-                self._reported.add(member.name)
+            if self._is_new(member.name):
                 _logger.warning(
                     "a member of another cluster shares our gossip and is ignored",
                     member=member.name,
                     cluster=member.tags.get("cluster"),
                 )
+        for member in impostors(view.members, view.configuration):
+            if self._is_new(member.name):
+                _logger.warning(
+                    "a member has the uuid of a server, but not its name, and is ignored",
+                    member=member.name,
+                    uuid=member.tags.get("uuid"),
+                )
+
+    def _is_new(self, name: str) -> bool:
+        """Whether this member has not been reported yet."""
+        if name in self._reported:
+            return False
+        self._reported.add(name)
+        return True
 
     async def watch(self) -> None:
         """Reports what only an operator can mend."""

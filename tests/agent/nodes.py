@@ -140,6 +140,7 @@ async def some_nodes(folder: Path) -> AsyncIterator[Nodes]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Timing, "local", lambda: timing)
         patch.setattr(limits, "reconcile_seconds", 0.1)
+        patch.setattr(limits, "left_server_after_seconds", 1.0)
         try:
             yield nodes
             for name, node in nodes.running.items():

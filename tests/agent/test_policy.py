@@ -9,6 +9,7 @@ from proglog.agent.policy import (
     Remove,
     View,
     foreigners,
+    impostors,
     in_reach,
     may_leave,
     may_remove_dead,
@@ -45,6 +46,7 @@ def view(configuration: Configuration, members: list[Member], **changes: object)
         "healthy": {server.uuid for server in configuration.servers},
         "gone_seconds": {},
         "dead_server_after_seconds": 100.0,
+        "left_server_after_seconds": 10.0,
         "voters_min": VOTERS_MIN,
     }
     return View(**{**fields, **changes})  # type: ignore[arg-type]  # checked by the dataclass' users
@@ -140,15 +142,31 @@ def test_whoever_is_not_one_of_ours_and_alive_is_ignored(stranger: Member) -> No
     assert next_change(view(Configuration(servers(1)), [stranger])) is None
 
 
-def test_a_server_that_left_by_gossip_is_removed() -> None:
+def left(number: int, seconds: float = 10.0) -> dict[str, object]:
+    """Of three: this one gives Raft no answer either, for so long."""
+    healthy = {f"uuid-{i}" for i in range(3)} - {f"uuid-{number}"}
+    return {"healthy": healthy, "gone_seconds": {f"uuid-{number}": seconds}}
+
+
+def test_a_server_that_left_by_gossip_is_removed_once_it_does_not_answer() -> None:
     configuration = Configuration(servers(3))
-    state = view(configuration, [member(0), member(1), member(2, Status.LEFT)])
-    assert next_change(state) == Remove("uuid-2", "it has left")
+    members = [member(0), member(1), member(2, Status.LEFT)]
+    assert next_change(view(configuration, members)) is None
+    assert next_change(view(configuration, members, **left(2, 9.9))) is None
+    removal = next_change(view(configuration, members, **left(2)))
+    assert removal == Remove("uuid-2", "it has left")
+
+
+def test_a_member_with_the_uuid_of_a_server_and_another_name_removes_nothing() -> None:
+    configuration = Configuration(servers(3))
+    phantom = member(7, Status.LEFT, uuid="uuid-2")
+    assert next_change(view(configuration, [phantom], **left(2))) is None
+    assert impostors([member(2), phantom, member(8)], configuration) == [phantom]
 
 
 def test_one_change_at_a_time_and_leaving_first() -> None:
     configuration = Configuration(servers(3))
-    state = view(configuration, [member(2, Status.LEFT), member(7)])
+    state = view(configuration, [member(2, Status.LEFT), member(7)], **left(2))
     assert isinstance(next_change(state), Remove)
 
 
