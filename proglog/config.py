@@ -20,6 +20,8 @@ LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
 LogFormat: TypeAlias = Literal["auto", "console", "json"]
 
 _NODE_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9])?")
+_CLUSTER_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
+_CHARACTERS = "letters, digits, '.', '_' or '-', beginning and ending with one of the first"
 
 
 def _require(holds: bool, setting: str, value: object, expected: str) -> None:
@@ -77,6 +79,7 @@ def join_addresses(addresses: Iterable[Address]) -> str:
 
 
 RPC_PORT_DEFAULT = 8400
+CLUSTER_NAME_DEFAULT = "proglog"
 BIND_ADDR_DEFAULT = Address("127.0.0.1", 8401)
 HTTP_ADDR_DEFAULT = Address("127.0.0.1", 8080)
 
@@ -146,6 +149,7 @@ class NodeConfig:
         data_dir: holds everything that must survive; made where missing.
         node_name: the node's name in the cluster; empty is the name that the data directory
             belongs to, or the host's for a new one.
+        cluster_name: that of all nodes of the cluster; gossip of another name is refused.
         bind_addr: where gossip listens; its host is where the RPC port listens as well.
         rpc_port: gRPC and HTTP, told apart by the first bytes. 0 takes a free port.
         http_addr: HTTP alone; None turns this listener off. Port 0 takes a free port.
@@ -165,6 +169,7 @@ class NodeConfig:
 
     data_dir: Path = Path("data")
     node_name: str = ""
+    cluster_name: str = CLUSTER_NAME_DEFAULT
     bind_addr: Address = BIND_ADDR_DEFAULT
     rpc_port: int = RPC_PORT_DEFAULT
     http_addr: Address | None = HTTP_ADDR_DEFAULT
@@ -184,7 +189,13 @@ class NodeConfig:
             not self.node_name or _NODE_NAME.fullmatch(self.node_name) is not None,
             "node-name",
             repr(self.node_name),
-            "1 to 128 letters, digits, '.', '_' or '-', beginning and ending with one of the first",
+            f"1 to 128 {_CHARACTERS}",
+        )
+        _require(
+            _CLUSTER_NAME.fullmatch(self.cluster_name) is not None,
+            "cluster-name",
+            repr(self.cluster_name),
+            f"1 to 64 {_CHARACTERS}",
         )
         _require(0 <= self.rpc_port <= 65535, "rpc-port", self.rpc_port, "0 to 65535")
         _require(

@@ -47,9 +47,11 @@ class ClusterAdmin:
         return in_reach(self._replica.servers(), self._membership.members())
 
     async def add(self, rpc_addr: str) -> None:
-        """Asks the node at an address who it is, and adds it as a learner."""
-        await self._replica.members.turn()
-        await self._replica.members.add(await identify(rpc_addr, self._replica.identity.cluster_id))
+        """Asks the node at an address who it is, and adds it as a learner; or, where gossip has
+        done so before, sees to it that it gets its vote."""
+        members, cluster_id = self._replica.members, self._replica.identity.cluster_id
+        await members.turn()
+        await members.add(await identify(rpc_addr, cluster_id), by_operator=True)
 
     async def remove(self, name: str) -> None:
         """Removes a server, if those that are left answer and are a quorum."""

@@ -27,6 +27,7 @@ from proglog.errors import ConfigurationError, why_not_bound
 from proglog.gateway.health import Probes
 from proglog.gateway.server import Gateway
 from proglog.membership import (
+    CLUSTER_TAG,
     JoinFailed,
     KeyRefused,
     Membership,
@@ -185,6 +186,7 @@ class Node:
                 name=self.replica.identity.name,
                 bind_host=config.bind_addr.host,
                 bind_port=config.bind_addr.port,
+                tags={CLUSTER_TAG: config.cluster_name},
                 keys=self._gossip_keys,
                 snapshot_path=Path(config.data_dir) / "peers",
                 keyring_path=Path(config.data_dir) / "keyring" if config.gossip_keys else None,
@@ -198,6 +200,7 @@ class Node:
             self.replica,
             self.membership,
             lambda rpc_addr: identify(rpc_addr, self.replica.identity.cluster_id),
+            cluster_name=self._config.cluster_name,
             rpc_addr=str(self.rpc_addr),
             expect=self._config.bootstrap_expect,
             dead_server_after_seconds=self._config.dead_server_after_seconds,

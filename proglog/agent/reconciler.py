@@ -20,7 +20,7 @@ from proglog.agent.policy import (
     server_of,
 )
 from proglog.errors import ProglogError
-from proglog.membership import Member, Membership, NameConflict, NodeRefused, Status
+from proglog.membership import CLUSTER_TAG, Member, Membership, NameConflict, NodeRefused, Status
 from proglog.raft.configuration import Server
 from proglog.replica.replica import Replica
 
@@ -39,6 +39,7 @@ class Reconciler:
         membership: Membership,
         authenticate: Authenticate,
         *,
+        cluster_name: str,
         rpc_addr: str,
         expect: int,
         dead_server_after_seconds: float,
@@ -46,6 +47,7 @@ class Reconciler:
         self._replica = replica
         self._membership = membership
         self._authenticate = authenticate
+        self._cluster_name = cluster_name
         self._rpc_addr = rpc_addr
         self._expect = expect
         self._dead_server_after_seconds = dead_server_after_seconds
@@ -61,7 +63,12 @@ class Reconciler:
     def tags(self) -> dict[str, str]:
         """What this node tells of itself by gossip."""
         identity = self._replica.identity
-        tags = {"role": ROLE, "rpc_addr": self._rpc_addr, "uuid": identity.uuid}
+        tags = {
+            CLUSTER_TAG: self._cluster_name,
+            "role": ROLE,
+            "rpc_addr": self._rpc_addr,
+            "uuid": identity.uuid,
+        }
         if self._expect:
             tags["expect"] = str(self._expect)
         if self._replica.leadership.configuration.servers:
@@ -156,7 +163,14 @@ class Reconciler:
                     name = member.name
                     server = await self._authenticate(member.tags.get("rpc_addr", ""))
                     await self._replica.members.add(server)
-                    _logger.info("server added", server=server.name, rpc_addr=server.address)
+                    _logger.info(
+                        "server added",
+                        server=server.name,
+                        rpc_addr=server.address,
+                        votes="once it has caught up"
+                        if len(view.configuration.voters) > 1
+                        else "once a third server is there, or after `proglog cluster add`",
+                    )
                 case Remove(uuid, why):
                     removed = view.configuration.find(uuid)
                     assert removed is not None, "only servers are removed"

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
+import os
 import signal
+import socket
 import sys
 from asyncio.subprocess import PIPE, STDOUT, Process
 from pathlib import Path
@@ -46,7 +49,30 @@ def dev(
             f"--port-base is {port_base}: expected {_HTTP_BELOW_RPC + 1} to {port_base_max} with "
             f"--nodes {nodes}, as HTTP is {_HTTP_BELOW_RPC} below"
         )
-    return run_on_loop(_Cluster(nodes, data_dir, port_base).run())
+    cluster = _Cluster(nodes, data_dir, port_base)
+    cluster.check_ports()
+    return run_on_loop(cluster.run())
+
+
+def _gossip(rpc: Address) -> Address:
+    return Address(rpc.host, rpc.port + 1)
+
+
+def _http(rpc: Address) -> Address:
+    return Address(rpc.host, rpc.port - _HTTP_BELOW_RPC)
+
+
+def _why_taken(address: Address, kind: socket.SocketKind) -> str:
+    """Why a node could not listen there; empty if it can."""
+    with socket.socket(type=kind) as probe:
+        if kind == socket.SOCK_STREAM:
+            # As servers do: a connection of the last run that has not faded yet is in nobody's way.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except OSError as error:
+            return error.strerror or str(error)
+    return ""
 
 
 class _Cluster:
@@ -56,6 +82,32 @@ class _Cluster:
             Address("127.0.0.1", port_base + _PORT_STEP * number) for number in range(count)
         ]
         self._processes: list[Process] = []
+        # Of the directory, so that it is the same the next time, and met nowhere else.
+        folder = hashlib.sha256(os.fsencode(data_dir.resolve())).hexdigest()
+        self._name = f"dev-{folder[:6]}"
+
+    def check_ports(self) -> None:
+        """Before any node starts: those that found their ports would join whoever holds that of the
+        first, and be missing there when all are stopped for the one that could not start.
+
+        Raises ConfigurationError.
+        """
+        tcp, udp = socket.SOCK_STREAM, socket.SOCK_DGRAM
+        taken = [
+            f"{address} ({what} of node-{number}): {why}"
+            for number, node in enumerate(self._addresses)
+            for what, address, kinds in (
+                ("RPC", node, [tcp]),
+                ("gossip", _gossip(node), [tcp, udp]),
+                ("HTTP", _http(node), [tcp]),
+            )
+            if (why := next(filter(None, (_why_taken(address, kind) for kind in kinds)), ""))
+        ]
+        if taken:
+            raise ConfigurationError(
+                f"cannot listen on {', '.join(taken)}. Is another node running? Stop it, or choose "
+                "another --port-base"
+            )
 
     async def run(self) -> int:
         loop = asyncio.get_running_loop()
@@ -87,12 +139,11 @@ class _Cluster:
             "serve",
             f"--data-dir={self._data_dir / f'node-{number}'}",
             f"--node-name=node-{number}",
+            f"--cluster-name={self._name}",
             f"--rpc-port={address.port}",
-            f"--bind-addr=127.0.0.1:{address.port + 1}",
-            f"--http-addr=127.0.0.1:{address.port - _HTTP_BELOW_RPC}",
-            "--bootstrap"
-            if number == 0
-            else f"--start-join-addrs=127.0.0.1:{self._addresses[0].port + 1}",
+            f"--bind-addr={_gossip(address)}",
+            f"--http-addr={_http(address)}",
+            "--bootstrap" if number == 0 else f"--start-join-addrs={_gossip(self._addresses[0])}",
             "--log-format=console",
             "--quiet",
             stdout=PIPE,
@@ -138,7 +189,13 @@ class _Cluster:
             async with Cluster([address], timeout_seconds=_WATCH_SECONDS) as cluster:
                 with contextlib.suppress(ProglogError):
                     status = await cluster.status()
+                    count = len(self._addresses)
                     voters = [each for each in status.servers if each.suffrage == "voter"]
-                    if status.role == "leader" and len(voters) == len(self._addresses):
-                        return all(each.is_leader or each.active for each in voters)
+                    # The second of two gets no vote by itself.
+                    if (
+                        status.role == "leader"
+                        and len(status.servers) == count
+                        and len(voters) == (1 if count == 2 else count)
+                    ):
+                        return all(each.is_leader or each.active for each in status.servers)
         return False

@@ -34,6 +34,7 @@ def serve(
     config_file: Path | None = None,
     data_dir: Path = _NODE.data_dir,
     node_name: str = _NODE.node_name,
+    cluster_name: str = _NODE.cluster_name,
     bind_addr: ListenAddress = _NODE.bind_addr,
     rpc_port: int = _NODE.rpc_port,
     http_addr: OptionalListenAddress = _NODE.http_addr,
@@ -62,6 +63,8 @@ def serve(
         Directory of everything that must survive; made where missing.
     node_name
         Name of the node in the cluster; the host's for a new one unless given.
+    cluster_name
+        Name of the cluster, the same on all its nodes. Gossip of another name is refused.
     bind_addr
         Where gossip listens. The RPC port listens on the same host.
     rpc_port
@@ -102,6 +105,7 @@ def serve(
     config = NodeConfig(
         data_dir=data_dir,
         node_name=node_name,
+        cluster_name=cluster_name,
         bind_addr=bind_addr,
         rpc_port=rpc_port,
         http_addr=http_addr,

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from proglog.membership.address import Address
-from proglog.membership.config import MembershipConfig, Timing
+from proglog.membership.config import CLUSTER_TAG, MembershipConfig, Timing
 from proglog.membership.driver import Membership, MembershipStatistics
 from proglog.membership.errors import (
     BindFailed,
@@ -40,6 +40,7 @@ from proglog.membership.memory import MemoryNetwork
 from proglog.membership.subscription import Subscription
 
 __all__ = [
+    "CLUSTER_TAG",
     "Address",
     "BindFailed",
     "Event",

@@ -10,6 +10,9 @@ from proglog.errors import ConfigurationError
 from proglog.membership import limits
 from proglog.membership.serf_messages import encode_tags
 
+CLUSTER_TAG = "cluster_name"
+"""A node whose tag of this name differs from ours is of another cluster, and no member of ours. One
+without it, such as a stock agent, may be in both."""
 DEFAULT_PORT = 7946
 """Serf's port, for join addresses that name none."""
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from proglog.membership import limits, packets
 from proglog.membership.address import Address
 from proglog.membership.broadcast import BroadcastQueue
-from proglog.membership.config import Timing
+from proglog.membership.config import CLUSTER_TAG, Timing
 from proglog.membership.errors import MalformedMessage, NotRunning, TagsTooLarge
 from proglog.membership.events import (
     Member,
@@ -27,7 +27,7 @@ from proglog.membership.events import (
     Status,
 )
 from proglog.membership.keyring import Keyring
-from proglog.membership.members import MemberRecord, MemberTable
+from proglog.membership.members import MemberRecord, MemberTable, readable_tags
 from proglog.membership.nodes import Node
 from proglog.membership.outbox import Effect, Outbox
 from proglog.membership.queries import Queries
@@ -363,6 +363,12 @@ class Serf:
             if len(self._conflict_said) < limits.nodes_max:
                 self._conflict_said[other] = now
             self._outbox.report(NameConflict(record.view(), other.host, other.port))
+
+    def why_refused(self, meta: bytes) -> str:
+        ours, theirs = self.tags.get(CLUSTER_TAG), readable_tags(meta).get(CLUSTER_TAG)
+        if None in {ours, theirs} or ours == theirs:
+            return ""
+        return f"it is of cluster {theirs!r}, not {ours!r}"
 
     def node_refused(self, name: str, address: Address, why: str) -> None:
         said = (name, address)

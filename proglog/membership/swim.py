@@ -66,6 +66,9 @@ class Delegate(Protocol):
     def node_conflict(self, node: Node, other: Address) -> None:
         """Another node at `other` claims the name of `node`."""
 
+    def why_refused(self, meta: bytes) -> str:
+        """Why a node with this metadata is none of ours; empty if nothing stands against it."""
+
     def node_refused(self, name: str, address: Address, why: str) -> None:
         """A node that is said to be alive is not taken as one."""
 
@@ -318,6 +321,10 @@ class Swim:
                     f"node {state.node} speaks protocol versions {tuple(state.versions)}, "
                     f"we {tuple(self.local.versions)}"
                 )
+            if state.state == State.ALIVE and (why := self._delegate.why_refused(state.meta)):
+                address = Address.unpack(state.host, state.port)
+                self._delegate.node_refused(state.node, address, why)
+                raise MalformedMessage(f"node {state.node}: {why}")
         for state in remote.nodes:
             self._merge_node(state)
         if remote.user_state:
@@ -361,8 +368,8 @@ class Swim:
             self._alive_about_us(message)
             return
         address = message.address
-        if why := self._why_refused(address):
-            self.ignored[why] += 1
+        if why := self._why_refused(message):
+            self.ignored["node that is refused"] += 1
             self._delegate.node_refused(message.node, address, why)
             return
         node = self.nodes.get(message.node)
@@ -388,10 +395,12 @@ class Swim:
         elif old_meta != node.meta:
             self._delegate.node_updated(node)
 
-    def _why_refused(self, address: Address) -> str:
-        """Why a node there is none of ours; empty if nothing stands against it."""
-        # We could not probe it, so we would call it dead, to others who reach it as well.
-        return "" if self.local.address.can_reach(address) else "address that cannot be reached"
+    def _why_refused(self, message: Alive) -> str:
+        """Why this node is none of ours; empty if nothing stands against it."""
+        if not self.local.address.can_reach(message.address):
+            # We could not probe it, so we would call it dead, to others who reach it as well.
+            return "from our address nothing can be sent there"
+        return self._delegate.why_refused(message.meta)
 
     def _admit(self, message: Alive, address: Address) -> Node:
         node = Node(

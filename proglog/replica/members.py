@@ -26,6 +26,8 @@ class Members:
         self._log = log
         self._waiters = waiters
         self._loop = asyncio.get_running_loop()
+        self._asked_for: set[str] = set()
+        """Servers whose vote an operator wants, whatever comes of it. As leader, in this life."""
 
     def has_room(self, size: int = limits.control_bytes_reserved) -> bool:
         """Whether a batch of our own of this size can be appended; a small one unless given."""
@@ -41,15 +43,18 @@ class Members:
             return len(configuration.encode()) + limits.control_bytes_reserved
         return HEADER_BYTES + len(changed(configuration, change).encode())
 
-    async def add(self, server: Server) -> None:
-        """Adds a learner, which becomes a voter by itself once it has caught up. A server of the
-        same name that lost its disk, and so its uuid, is removed first.
+    async def add(self, server: Server, *, by_operator: bool = False) -> None:
+        """Adds a learner, which becomes a voter by itself once it has caught up: see `promote`. A
+        server of the same name that lost its disk, and so its uuid, is removed first.
 
         Returns when the change is committed. Raises NotLeader, ChangeRefused, Unavailable,
         OutcomeUnknown.
         """
         await self.turn()
         configuration = self._leadership.configuration
+        if by_operator:
+            self._asked_for = {each for each in self._asked_for if configuration.find(each)}
+            self._asked_for.add(server.uuid)
         if configuration.find(server.uuid) is not None:
             return
         others = {peer.id: peer for peer in self._driver.raft.status().peers}
@@ -110,7 +115,12 @@ class Members:
         await self._waiters.add(index, term, self._loop.time() + limits.answer_seconds_max)
 
     def promote(self) -> None:
-        """Makes a learner that has caught up a voter, while there are not too many."""
+        """Makes a learner that has caught up a voter, while there are not too many.
+
+        Not the second of two, unless an operator wants it: two voters do not write without each
+        other, so the first would depend on whoever came by. Two learners become voters, one after
+        the other, once both have caught up.
+        """
         configuration = self._leadership.configuration
         if (
             not configuration.learners
@@ -118,14 +128,19 @@ class Members:
             or len(configuration.voters) >= limits.voters_max
         ):
             return
-        for peer in self._driver.raft.status().peers:
-            if peer.caught_up and not configuration.is_voter(peer.id):
-                change = Promote(peer.id)
-                with contextlib.suppress(ChangeRefused, Unavailable):
-                    # Another change or a transfer is under way: the next tick tries again.
-                    if self.has_room(self._size_of(change)):
-                        self._driver.propose_change(change)
-                return
+        ready = [
+            peer.id
+            for peer in self._driver.raft.status().peers
+            if peer.caught_up and not configuration.is_voter(peer.id)
+        ]
+        if len(configuration.voters) == 1 and len(ready) == 1:
+            ready = [uuid for uuid in ready if uuid in self._asked_for]
+        if ready:
+            change = Promote(ready[0])
+            with contextlib.suppress(ChangeRefused, Unavailable):
+                # Another change or a transfer is under way: the next tick tries again.
+                if self.has_room(self._size_of(change)):
+                    self._driver.propose_change(change)
 
     async def transfer(self, name: str = "") -> None:
         """Hands leadership to a voter by name or uuid, or to the best one. Proposals are refused

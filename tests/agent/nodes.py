@@ -72,6 +72,10 @@ class Nodes:
         await asyncio.gather(
             *(self.start(name, start_join_addrs=joined, **changes) for name in others)
         )
+        if len(names) == 2:
+            # By itself the second of two gets no vote.
+            async with self.admin(first) as admin:
+                await admin.add(str(self.running[names[1]].rpc_addr))
         await self.voters(*names)
         await asyncio.gather(
             *(self.sees(one, other, Status.ALIVE) for one in names for other in names)

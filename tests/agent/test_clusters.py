@@ -324,6 +324,32 @@ async def test_servers_beyond_the_most_voters_stay_learners(
     await nodes.voters("a", "c", "d")
 
 
+async def test_the_second_server_votes_once_a_third_is_there(nodes: Nodes) -> None:
+    await nodes.start("a", bootstrap=True)
+    await nodes.start("b", start_join_addrs=nodes.gossip("a"))
+    await nodes.voters("a", learners=["b"])
+    await asyncio.sleep(5 * limits.reconcile_seconds)
+    await nodes.voters("a", learners=["b"])
+    # Whoever came by may go again, without a word: the first goes on alone.
+    await nodes.stop("b")
+    assert await produce(nodes) == list(range(20))
+    await nodes.start("b")
+    await nodes.start("c", start_join_addrs=nodes.gossip("a"))
+    await nodes.voters(*TRIO)
+    await nodes.stop("a")
+    async with proglog.connect(nodes.url("bc")) as log:
+        assert await log.produce(b"without the first") == 20
+
+
+async def test_an_operator_gives_the_second_server_its_vote(nodes: Nodes) -> None:
+    await nodes.start("a", bootstrap=True)
+    await nodes.start("b", start_join_addrs=nodes.gossip("a"))
+    await nodes.voters("a", learners=["b"])
+    async with nodes.admin("a") as admin:
+        await admin.add(str(nodes.config("b").rpc_addr))
+    await nodes.voters("a", "b")
+
+
 async def test_an_operator_adds_a_node_that_gossip_does_not_know(nodes: Nodes) -> None:
     await nodes.form("a", "b")
     await nodes.start("c", bootstrap=False)

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from proglog.membership.address import Address
+from proglog.membership.snapshot import Snapshot, encode_snapshot
 from tests.cluster.harness import ROOT
 from tests.ports import free_port, is_free
 from tests.waiting import DEADLINE_SECONDS
@@ -40,6 +42,15 @@ def run(*words: str, stdin: str = "") -> str:
 
 @pytest.fixture
 def port_base() -> int:
+    return free_port_base()
+
+
+@pytest.fixture
+def other_port_base() -> int:
+    return free_port_base()
+
+
+def free_port_base() -> int:
     while True:
         base = free_port()
         ports = [base + 10 * node + more for node in range(3) for more in (0, 1, -HTTP_BELOW_RPC)]
@@ -172,11 +183,118 @@ def test_ctrl_c_before_its_nodes_are_there_ends_it_too(tmp_path: Path, port_base
     assert done.returncode == 0
 
 
-def test_a_cluster_that_cannot_start_says_why_and_ends(tmp_path: Path, port_base: int) -> None:
-    with socket.create_server(("127.0.0.1", port_base + 20)):
-        words = ["dev", "--data-dir", str(tmp_path), "--port-base", str(port_base)]
+# --- beside other nodes --------------------------------------------------------------------------
+
+
+def refused_dev(tmp_path: Path, port_base: int) -> str:
+    """What `dev` says that does not start."""
+    words = ["dev", "--data-dir", str(tmp_path / "dev"), "--port-base", str(port_base)]
+    done = subprocess.run(
+        [*PROGLOG, *words], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "--port-base" in done.stderr
+    assert not (tmp_path / "dev").exists(), "no node was started"
+    return done.stderr
+
+
+@pytest.mark.parametrize("node", range(3))
+@pytest.mark.parametrize("port", ["RPC", "gossip", "gossip by UDP", "HTTP"])
+def test_a_port_that_is_taken_is_told_before_any_node_starts(
+    tmp_path: Path, port_base: int, node: int, port: str
+) -> None:
+    number = port_base + 10 * node
+    number += {"RPC": 0, "HTTP": -HTTP_BELOW_RPC}.get(port, 1)
+    kind = socket.SOCK_DGRAM if port == "gossip by UDP" else socket.SOCK_STREAM
+    with socket.socket(type=kind) as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(("127.0.0.1", number))
+        if kind == socket.SOCK_STREAM:
+            taken.listen()
+        said = refused_dev(tmp_path, port_base)
+    assert f"127.0.0.1:{number}" in said
+    assert f"node-{node}" in said
+
+
+@contextlib.contextmanager
+def alone(data_dir: Path, port_base: int) -> Iterator[str]:
+    """A node as of `make run`, on the ports of the first of a local cluster; its address."""
+    words = ["serve", "--data-dir", str(data_dir), "--rpc-port", str(port_base)]
+    words += ["--bind-addr", f"127.0.0.1:{port_base + 1}"]
+    words += ["--http-addr", f"127.0.0.1:{port_base - HTTP_BELOW_RPC}"]
+    with subprocess.Popen(
+        [*PROGLOG, *words],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    ) as process:
+        assert process.stdout is not None
+        shown = []
+        for line in process.stdout:
+            shown.append(line)
+            if "Ctrl-C stops" in line:
+                break
+        else:
+            pytest.fail("".join(shown))
+        try:
+            yield f"127.0.0.1:{port_base}"
+            assert process.poll() is None, "it went on to the end"
+        finally:
+            process.terminate()
+            process.communicate(timeout=60)
+
+
+def names(server: str) -> set[str]:
+    status = json.loads(run("cluster", "status", "--json", "--server", server))
+    return {each["id"] for each in status["servers"]}
+
+
+def test_a_node_that_runs_already_is_left_alone(tmp_path: Path, port_base: int) -> None:
+    with alone(tmp_path / "node", port_base) as server:
+        run("produce", "--server", server, stdin="before\n")
+        assert f"127.0.0.1:{port_base}" in refused_dev(tmp_path, port_base)
+        run("produce", "--server", server, stdin="after\n")
+        assert len(names(server)) == 1
+
+
+def test_a_node_that_comes_later_says_that_its_port_is_taken(
+    tmp_path: Path, port_base: int
+) -> None:
+    with dev(tmp_path / "dev", port_base):
+        words = ["serve", "--data-dir", str(tmp_path / "node"), "--rpc-port", str(port_base)]
         done = subprocess.run(
             [*PROGLOG, *words], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
         )
-    assert done.returncode == 1
-    assert f"cannot listen on 127.0.0.1:{port_base + 20}" in done.stdout
+        assert done.returncode == 2
+        assert f"cannot listen on 127.0.0.1:{port_base}" in done.stderr
+        run("produce", "--server", f"127.0.0.1:{port_base}", stdin="goes on\n")
+
+
+@pytest.mark.parametrize("first", ["node", "dev"])
+def test_a_local_cluster_and_a_node_meet_and_stay_apart(
+    tmp_path: Path, port_base: int, other_port_base: int, first: str
+) -> None:
+    """The cluster was at the ports where the node is now, and remembers them."""
+    for number in range(3):
+        folder = tmp_path / "dev" / f"node-{number}"
+        folder.mkdir(parents=True)
+        peers = (Address("127.0.0.1", port_base + 1),)
+        remembered = Snapshot(member_time=1, event_time=1, query_time=1, peers=peers)
+        (folder / "peers").write_bytes(encode_snapshot(remembered))
+    both = {
+        "node": lambda: alone(tmp_path / "node", port_base),
+        "dev": lambda: dev(tmp_path / "dev", other_port_base),
+    }
+    others = [f"127.0.0.1:{other_port_base + 10 * number}" for number in range(3)]
+    with contextlib.ExitStack() as running:
+        for name in sorted(both, key=lambda name: name != first):
+            running.enter_context(both[name]())
+        time.sleep(3)  # so many times could each make a change
+        (node,) = names(f"127.0.0.1:{port_base}")
+        for server in others:
+            assert names(server) == {"node-0", "node-1", "node-2"}
+        members = run("members", "--server", f"127.0.0.1:{port_base}")
+        assert "node-" not in members.replace(node, "")
+        run("produce", "--server", f"127.0.0.1:{port_base}", stdin="the node's\n")
+        run("produce", "--server", others[0], stdin="the cluster's\n")

@@ -196,9 +196,9 @@ async def test_w5_w6_a_node_that_joins_after_compaction_catches_up(
         async with some_nodes(tmp_path) as nodes:
             await compacted(nodes)
             await nodes.start("b", start_join_addrs=nodes.gossip("a"), log=_SMALL)
-            await nodes.voters("a", "b")
+            await nodes.voters("a", learners=["b"])
             (offset,) = await produce(nodes, [b"both have this"])
-            await nodes.voters("a", "b")
+            await nodes.voters("a", learners=["b"])
             held = await consume(nodes, "b")
             assert held[offset] == b"both have this"
             assert held == await consume(nodes, "a")
@@ -582,7 +582,7 @@ async def test_w30_a_member_that_hangs_holds_up_nobody(
                 # Gossip goes on while the leader waits, and so do calls; then the next has a turn.
                 await nodes.sees("a", "b", Status.ALIVE)
                 assert await produce(nodes, [b"x"], "a") == [0]
-                await nodes.voters("a", "b")
+                await nodes.voters("a", learners=["b"])
             finally:
                 await hanging.close()
 
@@ -632,4 +632,4 @@ async def test_w32_nobody_to_join_is_not_fatal(
             await asyncio.sleep(0.5)
             assert not nodes.running["a"].failure.done()
             await nodes.start("b", bootstrap=False)
-            await nodes.voters("a", "b")
+            await nodes.voters("a", learners=["b"])

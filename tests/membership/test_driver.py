@@ -14,6 +14,7 @@ import pytest
 
 from proglog.errors import ConfigurationError
 from proglog.membership import (
+    CLUSTER_TAG,
     Address,
     BindFailed,
     EventsLost,
@@ -24,6 +25,7 @@ from proglog.membership import (
     Membership,
     MembershipConfig,
     MemoryNetwork,
+    NodeRefused,
     NotRunning,
     Query,
     Status,
@@ -130,6 +132,31 @@ async def test_each_failed_address_is_named_and_one_success_is_enough() -> None:
         assert dead in str(raised.value)
         assert "no.such.host.invalid" in str(raised.value)
         assert await b.join([dead, address(a)]) == 1
+
+
+async def test_clusters_of_different_names_do_not_meet() -> None:
+    def named(name: str) -> dict[str, Any]:
+        return {"tags": {CLUSTER_TAG: name}}
+
+    async with (
+        running("a", **named("one")) as a,
+        running("b", **named("other")) as b,
+        running("stock") as stock,
+        running("c", **named("one")) as c,
+    ):
+        events = a.subscribe()
+        with pytest.raises(JoinFailed, match="node b: it is of cluster 'other', not 'one'"):
+            await b.join([address(a)])
+        refused = await anext(events)
+        assert refused == NodeRefused("b", Address("127.0.0.1", b.local.port), refused.why)
+        # By gossip it gets in no more than by a join, nor by way of one that is in neither.
+        assert await stock.join([address(b)]) == 1
+        with pytest.raises(JoinFailed, match="of cluster 'other'"):
+            await stock.join([address(a)])
+        assert await c.join([address(a)]) == 1
+        await until(lambda: statuses(a) == statuses(c) == {"a": "alive", "c": "alive"})
+        await asyncio.sleep(0.5)
+        assert "b" not in statuses(a) | statuses(c)
 
 
 async def test_a_port_in_use_is_said_clearly() -> None:

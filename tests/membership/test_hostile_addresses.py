@@ -122,7 +122,7 @@ async def test_a_membership_goes_on() -> None:
         await until(lambda: [member.name for member in b.members()] == ["a", "b"])
         assert [member.name for member in a.members()] == ["a", "b"]
         assert a.statistics().transport.packets_sent > sent.packets_sent
-        assert a.statistics().core.ignored["address that cannot be reached"] >= len(UNREACHABLE)
+        assert a.statistics().core.ignored["node that is refused"] >= len(UNREACHABLE)
 
 
 async def test_a_member_does_not_move_to_where_it_cannot_be_reached() -> None:

@@ -271,9 +271,12 @@ class World:
         configuration = leader.replica.leadership.configuration
         for node in self.nodes:
             known = node.uuid and configuration.find(node.uuid) is not None
-            if node.name in self.wanted and not known and node.is_open:
+            # The second of two gets its vote from an operator, or not at all.
+            pair = len(self.wanted) == 2
+            waits = pair and known and not configuration.is_voter(node.uuid)
+            if node.name in self.wanted and (not known or waits) and node.is_open:
                 server = Server(node.uuid, node.name, f"{node.name}:{PORT}")
-                await self._ask(leader, partial(members.add, server))
+                await self._ask(leader, partial(members.add, server, by_operator=pair))
             elif node.name not in self.wanted and known:
                 await self._ask(leader, partial(self._remove, leader.replica, node.uuid))
 
