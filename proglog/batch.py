@@ -108,13 +108,15 @@ class ProposedBatch(NamedTuple):
     """A batch as a client sends it: no index, term, offset or time yet.
 
     `producer_id` 0 means not idempotent. `expected_offset`, if given, is compared with the offset
-    that the first record would get.
+    that the first record would get. `seen_index` is a commit index of this log that the client was
+    told before it made up the producer id.
     """
 
     body: Body
     producer_id: int = 0
     sequence: int = 0
     expected_offset: int | None = None
+    seen_index: int = 0
 
 
 class Record(NamedTuple):

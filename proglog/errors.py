@@ -198,7 +198,11 @@ class OffsetMismatch(_Definite):
 
 
 class UnknownProducer(_Definite):
-    """The producer's earlier batches are not known any more. Facts: producer_id."""
+    """The producer's earlier batches are not known any more, or it cannot be told whether there
+    were any. Nothing was appended this time; an earlier try may have been.
+
+    Facts: producer_id, and seen_index for the next id that the client makes up.
+    """
 
     reason = "UNKNOWN_PRODUCER"
     status = Status.FAILED_PRECONDITION
@@ -211,14 +215,6 @@ class SequenceGap(_Definite):
     reason = "SEQUENCE_GAP"
     status = Status.FAILED_PRECONDITION
     http_status = 409
-
-
-class ProducersFull(_Definite):
-    """The table of idempotent producers is full; live ones are never evicted."""
-
-    reason = "PRODUCERS_FULL"
-    status = Status.RESOURCE_EXHAUSTED
-    http_status = 503
 
 
 class ChangeRefused(_Definite):
@@ -290,7 +286,6 @@ ROWS: tuple[type[ProglogError], ...] = (
     OffsetMismatch,
     UnknownProducer,
     SequenceGap,
-    ProducersFull,
     ChangeRefused,
     Unauthenticated,
     PermissionDenied,

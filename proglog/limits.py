@@ -60,11 +60,9 @@ aside_files_max = 4
 
 # --- replica -------------------------------------------------------------------------------------
 producers_max = 10_000
-"""Idempotent producers known at a time; new ones are refused beyond it."""
+"""Idempotent producers known at a time; beyond it the one that is idle longest is forgotten."""
 producer_window_batches = 16
 """Batches of each that a retry may repeat; what a producer may have in flight."""
-producer_expiry_ms = 24 * 3600 * 1000
-"""A producer without a batch for this long, by the log's own time, is forgotten."""
 control_bytes_reserved = 512
 control_batches_reserved = 2
 """Room that clients' batches leave for a no-op and a command, also when the disk is full."""

@@ -258,7 +258,7 @@ Parts: TypeAlias = Sequence[Buffer]
 
 
 def _produce_batch_parts(message: ProduceBatch) -> Parts:
-    body, producer_id, sequence, expected_offset = message.batch
+    body, producer_id, sequence, expected_offset, seen_index = message.batch
     head = [
         _varint_field(1, body.codec) if body.codec else b"",
         _varint_field(2, body.columns) if body.columns else b"",
@@ -268,6 +268,7 @@ def _produce_batch_parts(message: ProduceBatch) -> Parts:
         b"\x35" + _FIXED32.pack(body.crc),
         _varint_field(8, expected_offset) if expected_offset is not None else b"",
         _length_field(9, message.log.encode()) if message.log else b"",
+        _varint_field(10, seen_index) if seen_index else b"",
         b"\x3a" + _number(len(body.data)),
     ]
     return b"".join(head), body.data
@@ -290,7 +291,11 @@ def _decode_produce_batch(data: Buffer) -> ProduceBatch:
         get("codec", 0), get("columns", 0), get("count", 0), get("body_crc", 0), get("body", b"")
     )
     batch = ProposedBatch(
-        body, get("producer_id", 0), get("sequence", 0), get("expected_offset", None)
+        body,
+        get("producer_id", 0),
+        get("sequence", 0),
+        get("expected_offset", None),
+        get("seen_index", 0),
     )
     return ProduceBatch(batch, get("log", ""))
 

@@ -16,6 +16,11 @@ rules keep the numbers sound:
 * So all others wait until those are answered, even when nobody waits for their answers any more.
   Where one cannot be had, the sender becomes a new producer to the log and starts at 0.
 
+The log knows so many producers, and forgets the one that is idle longest. To one that it has
+forgotten it is for the sender to become a new one, which a batch that was certainly never appended
+does not notice. One that may be in the log ends with OutcomeUnknown: it is never sent under another
+id. (`seen_index`, by which the log tells the new from the forgotten: see `replica/producers.py`.)
+
 At its deadline a batch that may be in the log fails with OutcomeUnknown, and any other with why it
 was refused. Without idempotence nothing is sent again that may be in the log.
 """
@@ -52,8 +57,8 @@ from proglog.errors import (
 from proglog.types import Appended
 
 _DISOWNED = (UnknownProducer, SequenceGap, PartialDuplicate)
-"""The log remembers less of this producer than it was told (it forgets, after a day), or other
-things: under the same id it would refuse all that follows."""
+"""The log remembers less of this producer than it was told (it forgets those idle longest), or
+other things: under the same id it would refuse all that follows."""
 
 _EARLY_SECONDS = 0.001
 """So much too early a loop may find that it is time (uvloop counts milliseconds)."""
@@ -193,6 +198,10 @@ class Sender:
         self._producer_id = self._next_sequence = self._answered_sequence = 0
         self._needs_new_id = True
         """So it is at first, and where it will never be known which number comes next."""
+        self._told_index = 0
+        """The newest commit index that the log told."""
+        self._seen_index = 0
+        """What it was when the producer id was made up."""
         self._broken = False
         self._heard_at = 0.0
         """When the stream last answered, or something was sent while nothing was under way."""
@@ -307,7 +316,9 @@ class Sender:
 
     def _proposed(self, batch: Batch) -> ProposedBatch:
         sequence = batch.sequence if self._idempotent else 0
-        return ProposedBatch(batch.body, self._producer_id, sequence, batch.expected_offset)
+        return ProposedBatch(
+            batch.body, self._producer_id, sequence, batch.expected_offset, self._seen_index
+        )
 
     def _next(self) -> Batch | None:
         if self._broken or len(self._inflight) >= limits.client_inflight_batches_max:
@@ -393,6 +404,7 @@ class Sender:
             return error.action in RETRIED
         if isinstance(error, _DISOWNED):
             self._needs_new_id = True
+            self._told_index = max(self._told_index, error.number("seen_index") or 0)
             return True
         return error.action in RETRIED or error.outcome is Outcome.UNKNOWN
 
@@ -487,6 +499,7 @@ class Sender:
             while self._queue and self._queue[0].may_be_in_log:
                 self._fail(self._queue.popleft(), _unknown(self._refusal))
             self._producer_id = self._chance.getrandbits(63) or 1 if self._idempotent else 0
+            self._seen_index = self._told_index
             self._answered_sequence = 0
             self._needs_new_id = False
         self._next_sequence = self._answered_sequence

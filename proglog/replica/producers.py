@@ -4,12 +4,25 @@ An appended duplicate could not be taken back, so this is decided *before* a bat
 table is what committed batches built, the same on every node, plus an overlay of what this leader
 appended behind them. The overlay needs neither rebuilding nor rollback: a leader takes no batch
 before it has applied everything from before its leadership, and forgets the overlay when it ends.
+
+The table holds `producers_max`. A newcomer that is applied to a full one takes the place of the
+producer whose last batch is the oldest, so nobody is locked out, and no clock has a say. Of one
+that was forgotten nothing may be appended again, though its first batch looks like that of a
+newcomer. They are told apart by `seen_index`, a commit index that the producer was told *before* it
+made up its id, so that all of its batches come after it:
+
+1. Had this producer been forgotten, its last batch would be older than the last one of everybody in
+   the table, for the oldest is forgotten first.
+2. So where seen_index is not less than the oldest of those, it was not forgotten; and since it is
+   not in the table either, it never appended anything.
+3. A table that is not full has forgotten nobody.
+
+Who does not pass, as he who was told nothing yet, is unknown, and learns an index with the refusal.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 from itertools import starmap
 from typing import NamedTuple
 
@@ -18,7 +31,6 @@ from proglog.batch import BatchHeader, ProposedBatch
 from proglog.errors import (
     InvalidBatch,
     PartialDuplicate,
-    ProducersFull,
     SequenceGap,
     UnknownProducer,
 )
@@ -48,9 +60,13 @@ class _Producer(NamedTuple):
     last_timestamp: int
     window: tuple[KnownBatch, ...]
 
+    @property
+    def last_index(self) -> int:
+        return self.window[-1].index
+
 
 class Producers:
-    """The table. Ordered by last activity, which is how it expires."""
+    """The table, ordered by the index of each producer's last batch."""
 
     def __init__(self) -> None:
         self._committed: dict[int, _Producer] = {}
@@ -61,19 +77,17 @@ class Producers:
 
     # --- deciding (leader, before append) --------------------------------------------------------
 
-    def find(self, batch: ProposedBatch, now: int) -> KnownBatch | None:
+    def find(self, batch: ProposedBatch) -> KnownBatch | None:
         """The batch itself if it was appended before; None if it is the next and may be appended.
 
-        `now` is in ms since the epoch, and not later than the batch's timestamp will be.
-
-        Raises UnknownProducer, SequenceGap, PartialDuplicate, ProducersFull or InvalidBatch.
+        Raises UnknownProducer, SequenceGap, PartialDuplicate or InvalidBatch.
         """
         sequence, count, crc = batch.sequence, batch.body.count, batch.body.crc
         if sequence + count > 2**64:
             raise InvalidBatch(f"sequence {sequence} with {count} records exceeds 64 bits")
         known = self._known(batch.producer_id)
         if not known:
-            self._check_first(batch, now)
+            self._check_first(batch)
             return None
         for each in reversed(known):
             if each.sequence == sequence:
@@ -100,20 +114,22 @@ class Producers:
         committed = self._committed.get(producer_id)
         return [*(committed.window if committed else ()), *self._overlay.get(producer_id, ())]
 
-    def _check_first(self, batch: ProposedBatch, now: int) -> None:
-        if batch.sequence != 0:
-            raise UnknownProducer(
-                f"producer {batch.producer_id} is not known (any more); a new one starts at 0",
-                producer_id=batch.producer_id,
-            )
-        new = sum(producer_id not in self._committed for producer_id in self._overlay)
-        # Those that this very batch will expire are not in the way. Else, where all that comes is
-        # of new producers, nothing would be applied that expires the old ones.
-        live = len(self._committed) - sum(1 for _ in self._expired(now))
-        if live + new >= limits.producers_max:
-            raise ProducersFull(
-                f"{limits.producers_max} producers are active, and live ones are never forgotten"
-            )
+    def _check_first(self, batch: ProposedBatch) -> None:
+        if batch.sequence == 0 and batch.seen_index >= self._forgotten_before:
+            return
+        newest = next(reversed(self._committed.values()), None)
+        raise UnknownProducer(
+            f"producer {batch.producer_id} is not known (any more); a new one starts at 0",
+            producer_id=batch.producer_id,
+            seen_index=newest.last_index if newest else 0,
+        )
+
+    @property
+    def _forgotten_before(self) -> int:
+        """All that was ever forgotten had its last batch before this index."""
+        if len(self._committed) < limits.producers_max:
+            return 0
+        return next(iter(self._committed.values())).last_index
 
     def appended(self, batch: ProposedBatch, index: int, offset: int) -> None:
         """The leader appended a batch for which `find` gave None."""
@@ -134,9 +150,11 @@ class Producers:
         batch = KnownBatch(
             header.sequence, header.count, header.body_crc, header.index, header.base_offset
         )
-        # The leader saw to it; a hole here would be a batch lost or appended twice. (One whose
-        # producer expired while it was under way begins a new window.)
+        # The leader saw to it; a hole here would be a batch lost or appended twice. (One that was
+        # forgotten while it had something under way begins a new window.)
         assert not window or window[-1].next_sequence == header.sequence
+        while known is None and len(self._committed) >= limits.producers_max:
+            del self._committed[next(iter(self._committed))]
         kept = window[-(limits.producer_window_batches - 1) :]
         self._committed[producer_id] = _Producer(header.timestamp, (*kept, batch))
         overlay = self._overlay.get(producer_id)
@@ -145,18 +163,6 @@ class Producers:
             del overlay[0]
             if not overlay:
                 del self._overlay[producer_id]
-        self._expire(header.timestamp)
-
-    def _expire(self, now: int) -> None:
-        """Time is the log's own, so that all nodes forget alike."""
-        for producer_id in list(self._expired(now)):
-            del self._committed[producer_id]
-
-    def _expired(self, now: int) -> Iterator[int]:
-        for producer_id, producer in self._committed.items():
-            if now - producer.last_timestamp <= limits.producer_expiry_ms:
-                return
-            yield producer_id
 
     # --- snapshots -------------------------------------------------------------------------------
 

@@ -105,8 +105,7 @@ class Proposer:
 
     def _append(self, batch: ProposedBatch, size: int) -> asyncio.Future[Appended]:
         producers = self._applier.state.producers
-        now = self._clock.now_ms()
-        known = producers.find(batch, now) if batch.producer_id else None
+        known = producers.find(batch) if batch.producer_id else None
         deadline = self._loop.time() + limits.answer_seconds_max
         if known is not None:
             return self._answer_of_known(known.index, known.offset, deadline)

@@ -361,6 +361,36 @@ async def test_an_operator_adds_a_node_that_gossip_does_not_know(nodes: Nodes) -
     await nodes.voters(*TRIO)
 
 
+# --- producing ----------------------------------------------------------------------------------
+
+
+async def test_more_producers_than_the_log_knows(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "producers_max", 3)
+    await nodes.form(*TRIO)
+    values = [b"%d" % number for number in range(20)]
+    async with proglog.connect(nodes.url()) as patient:
+        for number, value in enumerate(values):
+            if number % 10 == 0:
+                assert await patient.produce(value) == number
+            else:
+                async with proglog.connect(nodes.url()) as once:
+                    assert await once.produce(value) == number
+            if number == 7:
+                leader = await nodes.find_leader()
+                async with nodes.admin() as admin:
+                    await admin.transfer()
+                name = leader.replica.identity.name
+                await nodes.stop(name)
+                await nodes.start(name)
+        held = [record.value async for record in patient.consume(0, follow=False)]
+    assert held == values
+    await nodes.voters(*TRIO)
+    tables = {node.replica._applier.state.producers.encode() for node in nodes.running.values()}
+    assert len(tables) == 1
+
+
 # --- failing over --------------------------------------------------------------------------------
 
 

@@ -32,7 +32,7 @@ class FakeLog:
         self.appended = asyncio.Event()
 
     def append(self, proposed: ProposedBatch, timestamp: int = 1000) -> Appended:
-        known = self.producers.find(proposed, timestamp) if proposed.producer_id else None
+        known = self.producers.find(proposed) if proposed.producer_id else None
         if known is not None:
             return Appended(known.offset, timestamp)
         if proposed.expected_offset not in (None, self.next):

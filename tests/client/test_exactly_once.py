@@ -7,11 +7,13 @@ many producers' calls over streams that break in every way that a stream can.
 from __future__ import annotations
 
 import asyncio
+import copy
 import random
 
 import pytest
 
-from proglog import limits
+from proglog import batch, limits
+from proglog.batch import ProposedBatch
 from proglog.client.client import Log
 from proglog.client.sender import Unresolved
 from proglog.errors import (
@@ -35,9 +37,15 @@ class Network(FakeBackend):
     """The way to one log. `chance` decides what goes wrong; `trouble` how often, at most 1."""
 
     def __init__(
-        self, chance: random.Random, refusals: list[ProglogError], *, trouble: float
+        self,
+        chance: random.Random,
+        refusals: list[ProglogError],
+        *,
+        trouble: float,
+        crowd: float = 0,
     ) -> None:
         super().__init__()
+        self.crowd = crowd
         self.chance = chance
         self.refusals = refusals
         self.trouble = trouble
@@ -45,6 +53,14 @@ class Network(FakeBackend):
 
     def goes_wrong(self, probability: float) -> bool:
         return self.chance.random() < probability * self.trouble
+
+    def come_others(self) -> None:
+        """Others produce meanwhile: so many, at most, that the log forgets whom it knew."""
+        while self.chance.random() < self.crowd:
+            log = self.log
+            body = batch.encode([b"other %d" % log.next])
+            producer_id = self.chance.getrandbits(62) + 2**62
+            log.append(ProposedBatch(body, producer_id, seen_index=len(log.batches)))
 
     def delay(self) -> float:
         return self.chance.choice([0, 0.001, 0.01, 0.3]) * self.chance.random()
@@ -102,6 +118,7 @@ class Stream:
             if self.network.goes_wrong(0.1):
                 self.answers.put_nowait(self.network.chance.choice(self.network.refusals))
                 return
+            self.network.come_others()
             try:
                 appended = self.network.log.append(proposed)
             except ProglogError as error:
@@ -135,7 +152,7 @@ class Stream:
         if answer.done():
             return
         if isinstance(result, ProglogError):
-            answer.set_exception(type(result)(str(result)))
+            answer.set_exception(copy.copy(result))
         else:
             answer.set_result(result)
 
@@ -184,10 +201,12 @@ class Calls:
         return await self.log.resolve(unknown)
 
 
-async def play(seed: int, refusals: list[ProglogError], timeout_seconds: float):
+async def play(
+    seed: int, refusals: list[ProglogError], timeout_seconds: float, *, crowd: float = 0
+):
     """A run: values and result of each call, and what the log holds in the end."""
     chance = random.Random(seed)
-    network = Network(chance, refusals, trouble=chance.random())
+    network = Network(chance, refusals, trouble=chance.random(), crowd=crowd)
     async with Log(network, timeout_seconds=timeout_seconds, chance=chance) as log:
         calls = Calls(log, chance)
         await calls.make(60)
@@ -235,3 +254,18 @@ def test_what_is_told_is_true_whatever_happens(first):
         check(asked, results, stored)
         kinds.update(map(type, results))
     assert kinds >= {list, Unresolved, OutcomeUnknown, DiskFull}
+
+
+@pytest.mark.parametrize("crowd", [0.3, 0.6, 0.8])
+@pytest.mark.parametrize("first", range(0, SEEDS, 50))
+def test_what_is_told_is_true_whoever_is_forgotten(first, crowd, monkeypatch):
+    """The log knows three producers, and this one is idle as soon as it hears nothing."""
+    monkeypatch.setattr(limits, "producers_max", 3)
+    kinds = set()
+    for seed in range(first, first + 50):
+        asked, results, stored = run(play(seed, FOR_NOW, 1000, crowd=crowd), seed=seed)
+        check(asked, results, stored)
+        kinds.update(map(type, results))
+    # Whoever was in no doubt did not notice: it was sent again, under another id.
+    assert kinds <= {list, asyncio.CancelledError, OutcomeUnknown, Unresolved, EarlierRefused}
+    assert list in kinds

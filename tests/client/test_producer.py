@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from proglog import errors, limits
+from proglog import batch, errors, limits
+from proglog.batch import ProposedBatch
 from proglog.client.client import Log
 from proglog.client.sender import Series, Unresolved
 from proglog.errors import (
@@ -26,6 +27,7 @@ from proglog.errors import (
 )
 from proglog.replica.producers import Producers
 from tests.client.fake import FakeStream, Lost
+from tests.waiting import until
 
 pytestmark = pytest.mark.virtual_time
 
@@ -278,6 +280,41 @@ async def test_nothing_is_appended_behind_a_part_that_may_not_be_in_the_log(log,
         await log.produce_many([bytes(200_000)] * 3)
     assert backend.log.values() == []
     assert await log.produce(b"a") == 0
+
+
+def crowd_out(backend) -> None:
+    """As many others produce as the log knows."""
+    for _ in range(limits.producers_max):
+        index = len(backend.log.batches)
+        body = batch.encode([b"of somebody else"])
+        backend.log.append(ProposedBatch(body, 1_000 + index, seen_index=index))
+
+
+async def test_a_producer_that_was_forgotten_begins_anew_unnoticed(log, backend, monkeypatch):
+    monkeypatch.setattr(limits, "producers_max", 3)
+    for number in range(5):
+        assert await log.produce(b"%d" % number) == 4 * number
+        crowd_out(backend)
+    assert len({batch.producer_id for batch in backend.submitted}) == 5
+
+
+async def test_a_batch_whose_answer_was_lost_is_not_sent_under_another_id(
+    log, backend, monkeypatch
+):
+    """Forgotten between the loss and the retry, of its first batch or of a later one."""
+    monkeypatch.setattr(limits, "producers_max", 3)
+    for value in (b"first", b"later"):
+        backend.held = True
+        call = asyncio.ensure_future(log.produce(value))
+        await until(lambda: backend.streams and backend.streams[-1].waiting)
+        backend.faults.append(Lost(OutcomeUnknown("lost on the way back")))
+        backend.answer()
+        crowd_out(backend)
+        backend.held = False
+        with pytest.raises(OutcomeUnknown):
+            await call
+        assert backend.log.values().count(value) == 1
+        assert await log.produce(b"goes on after " + value) == backend.log.next - 1
 
 
 async def test_calls_of_a_series_are_appended_in_order_up_to_the_first_refusal(

@@ -69,7 +69,7 @@ def test_every_error_is_a_name_of_the_package():
 
 def test_a_type_checker_knows_the_names(tmp_path):
     program = tmp_path / "program.py"
-    program.write_text("import proglog\nproglog.connect\nproglog.ProducersFull\nproglog.conect\n")
+    program.write_text("import proglog\nproglog.connect\nproglog.UnknownProducer\nproglog.conect\n")
     command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--follow-imports=skip"]
     shown = subprocess.run(
         [*command, f"--cache-dir={os.devnull}", proglog.__file__, str(program)],

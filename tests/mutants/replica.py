@@ -471,6 +471,22 @@ MUTANTS = [
         ("replica/producers.py", "*self._overlay.get(producer_id, ())]", "*()]"),
     ),
     mutant(
+        "the first batch of a forgotten producer is taken for a newcomer's",
+        (
+            "replica/producers.py",
+            "if batch.sequence == 0 and batch.seen_index >= self._forgotten_before:",
+            "if batch.sequence == 0:",
+        ),
+    ),
+    mutant(
+        "who gives way to a newcomer depends on the node",
+        (
+            "replica/producers.py",
+            "del self._committed[next(iter(self._committed))]",
+            "del self._committed[min(self._committed, key=lambda each: each ^ id(self))]",
+        ),
+    ),
+    mutant(
         "dedupe overlay not rolled back",
         (
             "replica/replica.py",

@@ -10,10 +10,10 @@ import pytest
 
 from proglog import limits
 from proglog.batch import ProposedBatch
+from proglog.config import LogConfig
 from proglog.errors import (
     InvalidBatch,
     PartialDuplicate,
-    ProducersFull,
     SequenceGap,
     UnknownProducer,
 )
@@ -22,11 +22,14 @@ from proglog.replica.producers import Producers
 from tests.log.support import build
 from tests.replica.support import Node, outcomes, proposed
 
-DAY_MS = limits.producer_expiry_ms
+
+def of(producer_id: int, sequence: int, *values: bytes, seen_index: int = 0) -> ProposedBatch:
+    batch = proposed(*(values or (b"x",)), producer_id=producer_id, sequence=sequence)
+    return batch._replace(seen_index=seen_index)
 
 
-def of(producer_id: int, sequence: int, *values: bytes) -> ProposedBatch:
-    return proposed(*(values or (b"x",)), producer_id=producer_id, sequence=sequence)
+def applied_index(node: Node) -> int:
+    return node.replica.applied_index
 
 
 async def produce(node: Node, batch: ProposedBatch) -> int:
@@ -97,47 +100,88 @@ async def test_a_retry_is_known_after_a_restart(node: Node) -> None:
         await node.replica.propose(of(3, 14))
 
 
-async def test_producers_expire_by_the_time_of_the_log(node: Node) -> None:
-    await produce(node, of(1, 0))
-    node.clock.ms += DAY_MS
-    await produce(node, of(2, 0))
-    await produce(node, of(1, 1))
-    node.clock.ms += DAY_MS + 1
-    await produce(node, of(3, 0))
-    for producer_id in (1, 2):
-        with pytest.raises(UnknownProducer):
-            await node.replica.propose(of(producer_id, 1))
-    # A new life of the same id.
-    assert await produce(node, of(1, 0)) == 4
-    await node.restart()
-    assert await produce(node, of(1, 1)) == 5
-
-
-async def test_a_full_table_refuses_new_ones_only(
+async def test_the_producer_idle_longest_gives_way(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "producers_max", 3)
     for producer_id in (1, 2, 3):
-        await node.replica.propose(of(producer_id, 0))
-    for producer_id in (4, 5):
-        with pytest.raises(ProducersFull):
-            await node.replica.propose(of(producer_id, 0))
+        assert await produce(node, of(producer_id, 0)) == producer_id - 1
+    assert await produce(node, of(1, 1)) == 3  # not idle any more
+    assert await produce(node, of(4, 0, seen_index=applied_index(node))) == 4
+    assert list(node.replica._applier.state.producers._committed) == [3, 1, 4]
+    # What goes on does so, whoever came meanwhile; time does nothing.
+    node.clock.ms += 10**12
+    assert await produce(node, of(3, 1)) == 5
     assert await produce(node, of(1, 1)) == 3
-    assert await node.produce(b"of no producer") == 4
+    assert await node.produce(b"of no producer") == 6
 
 
-async def test_a_full_table_empties_itself(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Though all that comes is from new producers, which are the ones that are refused."""
+async def test_what_was_forgotten_is_never_appended_again(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(limits, "producers_max", 3)
+    told = applied_index(node)
     for producer_id in (1, 2, 3):
-        await produce(node, of(producer_id, 0))
-    node.clock.ms += DAY_MS
-    with pytest.raises(ProducersFull):
-        await node.replica.propose(of(4, 0))
-    node.clock.ms += 1
-    assert await produce(node, of(4, 0)) == 3
+        await produce(node, of(producer_id, 0, seen_index=told))
+    await produce(node, of(4, 0, seen_index=applied_index(node)))
+    newest, end = applied_index(node), node.replica.next_offset
+    for _ in range(2):
+        for batch in (of(1, 0), of(1, 0, seen_index=told), of(1, 1), of(1, 1, seen_index=2**63)):
+            with pytest.raises(UnknownProducer) as caught:
+                await node.replica.propose(batch)
+        assert node.replica.next_offset == end
+        await node.restart()
+    # The refusal says by what a new one may begin.
+    index = caught.value.number("seen_index")
+    assert index == newest, "the last batch of a producer: a restart appends one of none"
+    assert await produce(node, of(5, 0, seen_index=index)) == end
+    # One that was refused once, before it had appended anything, may not come back either.
     with pytest.raises(UnknownProducer):
-        await node.replica.propose(of(1, 1))
+        await node.replica.propose(of(1, 0, seen_index=told))
+
+
+async def test_more_at_a_time_than_are_known(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All are appended before the first is applied."""
+    monkeypatch.setattr(limits, "producers_max", 3)
+    batches = [of(producer_id, sequence) for producer_id in range(1, 9) for sequence in (0, 1)]
+    futures = [await node.replica.propose(batch) for batch in batches]
+    assert await outcomes(futures) == list(range(16))
+    assert list(node.replica._applier.state.producers._committed) == [6, 7, 8]
+
+
+ONE_SHOTS = 30_000
+
+
+async def test_many_more_producers_than_are_known(folder: Path) -> None:
+    """As of a job that runs every few seconds, for days: each is new, produces once, and goes."""
+    config = LogConfig(segment_bytes=limits.MiB, segment_batches=4_000)
+    refused = 0
+    async with Node(folder, config=config) as node:
+        for first in range(0, ONE_SHOTS, 1_000):
+            seen_index = 0
+            futures = []
+            for number in range(first, first + 1_000):
+                try:
+                    future = await node.replica.propose(of(number + 1, 0, seen_index=seen_index))
+                except UnknownProducer as error:
+                    # As a client does: nothing was appended, so it begins anew.
+                    refused += 1
+                    seen_index = error.number("seen_index") or 0
+                    batch = of(ONE_SHOTS + number, 0, seen_index=seen_index)
+                    future = await node.replica.propose(batch)
+                futures.append(future)
+            assert await outcomes(futures) == list(range(first, first + 1_000))
+            if first in {9_000, 12_000, 25_000}:
+                await node.written()
+                await node.restart()
+        assert len(node.snapshots()) > 2
+        producers = node.replica._applier.state.producers
+        assert len(producers) == limits.producers_max
+        assert refused == (ONE_SHOTS - limits.producers_max) // 1_000
+        # The state is the same, from whatever snapshot it was built.
+        built = producers.encode()
+        await node.restart()
+        assert node.replica._applier.state.producers.encode() == built
 
 
 async def test_the_overlay_ends_with_what_it_stood_for(node: Node) -> None:
@@ -178,17 +222,18 @@ def test_a_copy_is_a_moments() -> None:
     assert copy.encode() == applied((1, 0, 5)).encode()
 
 
-async def test_two_nodes_that_apply_the_same_forget_alike(folder: Path) -> None:
-    batches = [(1, 0, 0), (2, 0, DAY_MS // 2), (3, 0, DAY_MS + 1), (2, 1, DAY_MS + 2)]
-    one = applied(*batches)
-    # The other restarted from a snapshot in the middle.
-    other = Producers.decode(applied(*batches[:2]).encode())
-    tip = ORIGIN
-    for number, (producer_id, sequence, ms) in enumerate(batches):
-        header, _ = build(tip, [b"x"], timestamp=ms, producer_id=producer_id, sequence=sequence)
-        tip = Tip.after(header)
-        if number >= 2:
-            other.apply(header)
-    assert one.encode() == other.encode()
-    assert list(one._committed) == [3, 2]
-    await asyncio.sleep(0)
+def test_two_nodes_that_apply_the_same_forget_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "producers_max", 2)
+    batches = [(1, 0, 9), (2, 0, 8), (1, 1, 7), (3, 0, 6), (1, 2, 5), (4, 0, 4)]
+    whole = applied(*batches)
+    assert list(whole._committed) == [1, 4]
+    for restart in range(len(batches)):
+        # The other restarted from a snapshot in the middle.
+        other = Producers.decode(applied(*batches[:restart]).encode())
+        tip = ORIGIN
+        for number, (producer_id, sequence, ms) in enumerate(batches):
+            header, _ = build(tip, [b"x"], timestamp=ms, producer_id=producer_id, sequence=sequence)
+            tip = Tip.after(header)
+            if number >= restart:
+                other.apply(header)
+        assert other.encode() == whole.encode()

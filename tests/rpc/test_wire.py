@@ -69,6 +69,7 @@ batches = st.builds(
     U64,
     U64,
     st.one_of(st.none(), U64),
+    U64,
 )
 
 
@@ -123,7 +124,8 @@ def test_produce_batch_round_trip(batch, log):
     theirs = ORACLE["ProduceBatchesRequest"].FromString(encoded)
     body = Body(theirs.codec, theirs.columns, theirs.count, theirs.body_crc, theirs.body)
     expected = theirs.expected_offset if theirs.HasField("expected_offset") else None
-    assert ProposedBatch(body, theirs.producer_id, theirs.sequence, expected) == batch
+    of = (theirs.producer_id, theirs.sequence, expected, theirs.seen_index)
+    assert ProposedBatch(body, *of) == batch
     assert theirs.log == log
     for data in (encoded, theirs.SerializeToString()):
         assert codec.decode(data, v1.ProduceBatchesRequest) == wire.ProduceBatch(batch, log)

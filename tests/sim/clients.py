@@ -15,7 +15,6 @@ from proglog.errors import (
     OffsetMismatch,
     OffsetOutOfRange,
     OutcomeUnknown,
-    ProducersFull,
     ProglogError,
     RangeCorrupt,
     UnknownProducer,
@@ -133,11 +132,13 @@ class Producer(Client):
         super().__init__(world, name)
         self._records = 0
         self._backlog: deque[_Sent] = deque()
+        self._told_index = 0
         self._renew()
 
     def _renew(self) -> None:
         """Begins anew under another id; what was under way stays unknown for ever."""
         self._id = self.chance.getrandbits(62) + 1
+        self._seen_index = self._told_index
         self._sequence = 0
         self._backlog.clear()
 
@@ -160,7 +161,7 @@ class Producer(Client):
             appends.append(self.world.history.invoke(value, self._id, self._sequence, self.now))
             self._sequence += 1
         body = batches.encode([append.value for append in appends])
-        proposed = ProposedBatch(body, self._id, appends[0].sequence)
+        proposed = ProposedBatch(body, self._id, appends[0].sequence, seen_index=self._seen_index)
         return _Sent(proposed, appends, self.now)
 
     async def _send_all(self) -> None:
@@ -189,7 +190,9 @@ class Producer(Client):
         self._backlog.remove(sent)
 
     def _failed(self, answer: BaseException) -> None:
-        if isinstance(answer, UnknownProducer | ProducersFull):
+        if isinstance(answer, UnknownProducer):
+            self.world.oracle.counts["forgotten"] += 1
+            self._told_index = max(self._told_index, answer.number("seen_index") or 0)
             self._renew()
         self.look_elsewhere()
 

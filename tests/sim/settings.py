@@ -112,6 +112,7 @@ class Settings:
             ),
             limits={
                 "tick_seconds": 0.01 * ticks,
+                "producers_max": chance.choice((2, 4, limits.producers_max)),
                 "tail_bytes_max": chance.choice((1, 5_000, 50_000, limits.tail_bytes_max)),
                 "read_batches_max": chance.choice((2, 50, limits.read_batches_max)),
                 "replay_bytes": replay_bytes,

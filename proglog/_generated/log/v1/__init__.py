@@ -363,6 +363,14 @@ class ProduceBatchesRequest(betterproto2.Message):
     Which log; only the first message of a stream is asked. Empty means "default".
     """
 
+    seen_index: "int" = betterproto2.field(10, betterproto2.TYPE_UINT64)
+    """
+    With a producer id: a commit index of this log that was told before the id was made up, by
+    which a new producer is told from one that was forgotten. It comes with UNKNOWN_PRODUCER as the
+    fact seen_index: where nothing of that producer can have been appended, make up another id and
+    send again.
+    """
+
 
 default_message_pool.register_message("log.v1", "ProduceBatchesRequest", ProduceBatchesRequest)
 
