@@ -39,7 +39,7 @@ def dev(
         Directory of their data, a folder each.
     port_base
         Node i has RPC port PORT-BASE + 10 i, gossips on the next port, and its HTTP port is 320
-        below.
+        below. All of them must be free.
     """
     if not 1 <= nodes <= _NODES_MAX:
         raise ConfigurationError(f"--nodes is {nodes}: expected 1 to {_NODES_MAX}")

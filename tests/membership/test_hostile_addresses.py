@@ -39,7 +39,9 @@ from proglog.membership.serf_messages import (
 from proglog.membership.streams import PushPull, encode_stream
 from proglog.membership.wire import encode
 from tests.cluster.harness import Server
+from tests.membership.stock import Agent
 from tests.membership.test_driver import config, running
+from tests.ports import free_port
 from tests.waiting import until
 
 PLAIN = Keyring((), bytes)
@@ -168,4 +170,20 @@ async def test_a_node_goes_on_and_says_so_once(node: Server) -> None:
     async with Cluster([node.address]) as asked:
         assert [member.name for member in (await asked.members()).members] == ["n0"]
     assert node.log.count("x-2001:db8::1") == 1, node.log
+    await node.stop()
+
+
+async def test_a_stock_agent_of_the_other_family_harms_nobody(node: Server, tmp_path: Path) -> None:
+    port = free_port()
+    agent = Agent("v6", tmp_path, (f"-bind=[::]:{port}",), port=port)
+    try:
+        await agent.start()
+        await agent.run("join", str(node.gossip))
+        await until(lambda: '"v6"' in node.log, "it is told")
+        await asyncio.sleep(2.5)
+        assert node.is_running, node.log
+        async with Cluster([node.address]) as asked:
+            assert [member.name for member in (await asked.members()).members] == ["n0"]
+    finally:
+        await agent.kill()
     await node.stop()
