@@ -19,7 +19,7 @@ unexport PYTHON VENV ARGS
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install run test check format proto lock bench bench-cluster clean sim mutants
+.PHONY: help install judges run test check format proto lock bench bench-cluster clean sim mutants
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name text; \
@@ -40,7 +40,11 @@ $(INSTALLED): requirements.lock pyproject.toml
 run: install  ## start a node: data in ./data, gRPC and HTTP on 127.0.0.1:8400
 	@exec $(BIN)/proglog serve $(ARGS)
 
-test: install  ## run the whole test suite
+# Programs that PyPI does not have. Where one cannot be had, the tests that need it say so.
+judges: install
+	@scripts/judges.sh $(VENV)/judges
+
+test: judges  ## run the whole test suite
 	$(BIN)/python -m pytest $(ARGS)
 
 check: install  ## lint, format, types, who imports whom, freshness of generated code
@@ -64,8 +68,8 @@ lock: install  ## resolve the dependencies anew, for every supported Python
 	    --output-file requirements.lock $(ARGS)
 	@! grep -n '://' requirements.lock || { echo 'the lock names an address' >&2; exit 1; }
 
-bench: install  ## measure one node, beside JetStream and Redis
-	$(BIN)/python -m scripts.bench single $(ARGS)
+bench: judges  ## measure one node, beside JetStream and Redis
+	PATH="$$PATH:$(abspath $(VENV))/judges/bin" $(BIN)/python -m scripts.bench single $(ARGS)
 
 bench-cluster: install  ## measure three nodes, and their failures
 	$(BIN)/python -m scripts.bench cluster $(ARGS)

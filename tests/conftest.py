@@ -13,6 +13,7 @@ import uvloop
 from blockbuster import BlockBusterFunction, blockbuster_ctx
 
 from proglog.simulation.loop import SimLoop
+from tests import judges
 
 # File calls that blockbuster does not know and that this project makes: on a worker thread only.
 DISK_CALLS = (
@@ -34,6 +35,10 @@ _loop_errors: list[dict[str, Any]] = []
 def _from_page_cache(*arguments: Any, **_options: Any) -> bool:
     """preadv with RWF_NOWAIT answers at once or not at all."""
     return len(arguments) > 3 and bool(arguments[3] & os.RWF_NOWAIT)
+
+
+def pytest_configure() -> None:
+    judges.extend_path()
 
 
 def _telling_errors(new_loop: Callable[[], asyncio.AbstractEventLoop]) -> Any:

@@ -24,7 +24,8 @@ from scripts.bench.opening import opening
 from scripts.bench.report import Report, Row
 from scripts.bench.servers import serving
 from scripts.bench.stages import STAGES, stages
-from scripts.bench.systems import SYSTEMS, Proglog, System
+from scripts.bench.systems import SYSTEMS, Proglog, RedisStreams, System
+from tests import judges
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -177,8 +178,8 @@ def test_a_report_shows_and_saves(tmp_path: Path, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize("name", SYSTEMS)
 async def test_each_system_gives_back_what_it_took(name: str, tmp_path: Path) -> None:
     system: type[System] = SYSTEMS[name]
-    if system.command(tmp_path, 1) is None:
-        return  # Not installed: the benchmark leaves it out.
+    if system is RedisStreams:
+        judges.program("redis-server")
     values = values_of(1024)
     async with serving(system, tmp_path) as (client, _, port):
         assert await workloads.fill(client, values, 2 * len(values), 60) == 2 * len(values)

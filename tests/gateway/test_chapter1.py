@@ -10,13 +10,14 @@ import pytest
 
 from proglog import limits
 from proglog.errors import DiskFull, NotLeader
+from tests import judges
 from tests.gateway.conftest import Node
 
 
 async def curl(node: Node, *arguments: str) -> str:
     line = [argument.replace("localhost:8080", f"localhost:{node.port}") for argument in arguments]
     process = await asyncio.create_subprocess_exec(
-        "curl", "-s", "-4", *line, stdout=asyncio.subprocess.PIPE
+        judges.program("curl"), "-s", "-4", *line, stdout=asyncio.subprocess.PIPE
     )
     output, _ = await process.communicate()
     assert process.returncode == 0

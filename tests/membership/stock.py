@@ -5,20 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import shutil
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests import judges
 from tests.ports import free_port
 from tests.waiting import until
-
-
-def serf_binary() -> str:
-    found = shutil.which("serf")
-    assert found, "interoperability is judged by stock agents: apt-get install serf"
-    return found
 
 
 @dataclass
@@ -43,7 +37,7 @@ class Agent:
     async def start(self) -> None:
         with (self.folder / f"{self.name}.log").open("a") as log:
             self.process = await asyncio.create_subprocess_exec(
-                serf_binary(),
+                judges.program("serf"),
                 "agent",
                 f"-node={self.name}",
                 f"-bind={self.address}",
@@ -63,7 +57,7 @@ class Agent:
     async def run(self, *arguments: str) -> tuple[int, str]:
         command, *rest = arguments
         process = await asyncio.create_subprocess_exec(
-            serf_binary(),
+            judges.program("serf"),
             command,
             f"-rpc-addr=127.0.0.1:{self.rpc_port}",
             *rest,

@@ -12,6 +12,7 @@ import pytest
 from proglog import limits
 from proglog.config import LogConfig
 from proglog.errors import DiskFull
+from tests import judges
 from tests.replica.support import Node
 from tests.replica.test_failures import until_refused, until_taken
 
@@ -21,14 +22,17 @@ CONFIG = LogConfig(segment_bytes=256 * limits.KiB, segment_batches=1000)
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own, of a few segments. Needs root, as CI has it."""
+    """A file system of its own, of a few segments."""
     mount = tmp_path / "disk"
     mount.mkdir()
-    subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(mount)],
-        check=True,
+    done = subprocess.run(
+        [judges.program("mount"), "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(mount)],
+        check=False,
         capture_output=True,
+        text=True,
     )
+    if done.returncode:
+        judges.leave_out("a file system must be mounted", done.stderr)
     try:
         yield mount
     finally:

@@ -22,6 +22,7 @@ from grpclib.client import Channel
 from proglog import limits, wire
 from proglog._generated.log import v1
 from proglog.rpc import mux
+from tests import judges
 from tests.rpc.fakes import MemoryLog, Node, new_channel
 from tests.waiting import until
 
@@ -342,7 +343,10 @@ async def test_a_node_is_whole_with_ipv6():
     log = MemoryLog()
     node = Node(log)
     node.mux._listener.close()
-    node.mux._listener = mux.listen("::1", 0)
+    try:
+        node.mux._listener = mux.listen("::1", 0)
+    except OSError as error:
+        judges.leave_out("IPv6 is missing", error)
     node.host, node.port = node.mux.address
     async with node:
         assert await produce(new_channel(node)) == 0
