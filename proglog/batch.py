@@ -42,6 +42,10 @@ class Kind(enum.IntEnum):
     NOOP = 1
     CONFIGURATION = 2
     COMMAND = 3
+    # 4 is reserved for the marker of a transaction over several logs, 5 to 6 for what comes.
+    GAP = 7
+    """In the place of a batch that was lost: `count` offsets are given to nobody any more, and
+    `sequence` is the checksum that the batch after it is chained to. See `proglog repair`."""
 
 
 class Codec(enum.IntEnum):
@@ -57,6 +61,10 @@ COLUMNS_KNOWN = KEYS | TIMESTAMPS | HEADERS
 
 class BadBatch(Exception):
     """Stored or received bytes are not the batch that they should be. Says what is wrong."""
+
+
+class UnknownBatch(BadBatch):
+    """They are a whole header, of a kind that only a newer version knows."""
 
 
 class BatchHeader(NamedTuple):
@@ -90,7 +98,8 @@ class BatchHeader(NamedTuple):
 
 # For what is done for each batch of a log: an attribute of an enum costs as much as a checksum.
 _make_header = BatchHeader._make
-_LAST_KIND, _LAST_CODEC = int(Kind.COMMAND), int(Codec.ZSTD)
+_KINDS, _LAST_CODEC = frozenset(map(int, Kind)), int(Codec.ZSTD)
+_GAP = int(Kind.GAP)
 assert int(Kind.DATA) == 0
 
 
@@ -178,15 +187,14 @@ def parse_header(buffer: Buffer, position: int = 0) -> BatchHeader:
     crc, length, kind, codec, columns, count = header[:6]
     if crc32c(buffer[position + 4 : position + HEADER_BYTES]) != crc:
         raise BadBatch("header checksum does not match")
+    if kind not in _KINDS or codec > _LAST_CODEC or columns & ~COLUMNS_KNOWN:
+        raise UnknownBatch(f"kind {kind}, codec {codec} or columns {columns} are not known here")
     if (
         length > limits.batch_bytes_max
-        or kind > _LAST_KIND
-        or codec > _LAST_CODEC
-        or columns & ~COLUMNS_KNOWN
-        or count > limits.batch_records_max
-        or (kind == 0) != (count > 0)
+        or (count > limits.batch_records_max and kind != _GAP)
+        or ((kind == 0) != (count > 0) and kind != _GAP)
     ):
-        raise BadBatch(f"header holds values this version does not know: {header}")
+        raise BadBatch(f"header holds values that no batch has: {header}")
     return header
 
 

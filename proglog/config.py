@@ -104,10 +104,10 @@ class LogConfig:
 
     def __post_init__(self) -> None:
         _require(
-            4 * limits.KiB < self.segment_bytes <= limits.segment_bytes_max,
+            limits.segment_preamble_bytes < self.segment_bytes <= limits.segment_bytes_max,
             "segment-bytes",
             self.segment_bytes,
-            f"more than 4096 and at most {limits.segment_bytes_max}",
+            f"more than {limits.segment_preamble_bytes} and at most {limits.segment_bytes_max}",
         )
         _require(
             limits.segment_batches_min <= self.segment_batches <= limits.segment_batches_max,
@@ -138,7 +138,7 @@ class LogConfig:
     @classmethod
     def for_tests(cls) -> LogConfig:
         """Segments so small that a few records roll them."""
-        return cls(segment_bytes=16 * limits.KiB, segment_batches=16)
+        return cls(segment_bytes=28 * limits.KiB, segment_batches=16)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

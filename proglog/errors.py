@@ -14,6 +14,7 @@ import enum
 import errno
 import os
 import socket
+from pathlib import Path
 from typing import ClassVar
 
 from proglog import limits
@@ -250,6 +251,23 @@ class RangeCorrupt(_Definite):
     action = Action.RETRY_ELSEWHERE
 
 
+class RecordLost(_Definite):
+    """The record was damaged, and `proglog repair` gave it up. Facts: offset, next: the offset of
+    the first record after it that is there."""
+
+    reason = "RECORD_LOST"
+    status = Status.DATA_LOSS
+    http_status = 410
+
+    @classmethod
+    def of(cls, offset: int, next_offset: int) -> RecordLost:
+        return cls(
+            f"the records [{offset}, {next_offset}) were damaged, and a repair gave them up",
+            offset=offset,
+            next=next_offset,
+        )
+
+
 class OutcomeUnknown(ProglogError):
     """The request may or may not take effect: its answer did not come before the deadline or the
     connection, leadership or node was lost while it was under way."""
@@ -290,6 +308,7 @@ ROWS: tuple[type[ProglogError], ...] = (
     Unauthenticated,
     PermissionDenied,
     RangeCorrupt,
+    RecordLost,
     OutcomeUnknown,
     DeadlineExceeded,
     Internal,
@@ -354,9 +373,24 @@ class CorruptionError(_Definite):
     """Durable bytes fail their checks: the node refuses to start. Facts: file, position."""
 
 
+class UnknownFormat(_Definite):
+    """A file is whole, but of a version that is not known here: nothing was touched. Facts: file,
+    version."""
+
+    @classmethod
+    def of(cls, path: Path, version: str) -> UnknownFormat:
+        return cls(
+            f"{path} has format version {version}, which this version of Proglog does not know. "
+            "Nothing was changed; use the version that wrote it, or another directory",
+            file=path,
+            version=version,
+        )
+
+
 class StorageFailed(ProglogError):
     """The disk refused a write or a sync of reserved space: fatal, never retried."""
 
 
 class ConsumerGap(_Definite):
-    """Retention overtook a consumer. Facts: lost_from, lost_until (exclusive)."""
+    """Retention overtook a consumer, or a repair gave up what was damaged. Facts: lost_from,
+    lost_until (exclusive)."""

@@ -20,11 +20,18 @@ record_headers_max = 64
 header_name_bytes_max = 1024
 
 # --- segments ------------------------------------------------------------------------------------
+segment_preamble_bytes = 16 * KiB
+"""Header and marks of a segment, which its batches come after."""
 segment_bytes_default = 128 * MiB
 segment_bytes_max = 1024 * MiB
 segment_batches_default = 50_000
 """A walk of the active segment's batches is the cost of opening after a crash: some us each."""
 segment_batches_max = 250_000
+
+stores_open_max = 32
+"""Stores of sealed segments that are open for reading at a time."""
+unlink_pause_seconds = 0.002
+"""Between two files that are deleted, so that nobody's fdatasync waits for many."""
 
 # --- memory and flow -----------------------------------------------------------------------------
 tail_bytes_max = 32 * MiB
@@ -57,12 +64,16 @@ scan_batches = 64
 """Looking for damage, the reader's thread does other work after this many batches."""
 aside_files_max = 4
 """in this many files."""
+descriptors_spare = 8
+"""Held in reserve: a file is opened with one of them where connections have taken all others."""
 
 # --- replica -------------------------------------------------------------------------------------
 producers_max = 10_000
 """Idempotent producers known at a time; beyond it the one that is idle longest is forgotten."""
 producer_window_batches = 16
-"""Batches of each that a retry may repeat; what a producer may have in flight."""
+"""Batches of each that a retry may repeat; what a producer may have in flight. Every log begins
+with these two, and they decide what its state becomes: they never change. Its state holds its own,
+see `replica.settings`."""
 control_bytes_reserved = 512
 control_batches_reserved = 2
 """Room that clients' batches leave for a no-op and a command, also when the disk is full."""
@@ -144,6 +155,10 @@ error_fact_bytes_max = 256
 error_name_bytes_max = 100
 """A name of somebody's choice that an error quotes."""
 connections_max = 2000
+"""Of each listener; fewer where the process may not have so many descriptors."""
+descriptors_reserved = 192
+"""Which are not for clients' connections: 32 stores of segments, four connections to each of the
+other servers, gossip, listeners, threads, and whatever a file system call takes for a moment."""
 streams_per_connection_max = 100
 http2_frame_bytes_max = 256 * KiB
 http2_header_list_bytes_max = 16 * KiB

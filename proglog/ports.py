@@ -15,22 +15,26 @@ import fcntl
 import mmap
 import os
 import random
+import resource
 import signal
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 from proglog import limits
 from proglog.batch import Buffer
 
 T = TypeVar("T")
 
-_LIBC = ctypes.CDLL(None)
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_LIBC.mmap.restype = ctypes.c_void_p
+_MAP_FAILED = ctypes.c_void_p(-1).value
 
 
 class File(Protocol):
@@ -40,7 +44,11 @@ class File(Protocol):
         """Writes all parts, back to back, at `position`."""
 
     def pread(self, size: int, position: int) -> bytes:
-        """Reads up to `size` bytes; fewer only at the end of the file. May wait for the disk."""
+        """Reads up to `size` bytes; fewer only at the end of the file. May wait for the disk.
+
+        A block that the disk cannot read is an error for whoever wants a byte of it, and nobody
+        else.
+        """
 
     def pread_cached(self, size: int, position: int) -> bytes | None:
         """Like `pread`, but None where that would wait for the disk."""
@@ -48,8 +56,12 @@ class File(Protocol):
     def fdatasync(self) -> None:
         """Makes all that was written durable."""
 
-    def forget_cache(self, position: int) -> None:
-        """Of what is durable, reads from `position` on come from the disk the next time."""
+    def forget_cache(self) -> bool:
+        """Lets the page cache go of the whole file, so that the next read shows what the disk has.
+
+        Dirty pages stay: sync first. False where that cannot be had or cannot be told: a page is
+        mapped or in use elsewhere, the file system is one of memory (tmpfs) or of another kind.
+        """
 
     def reserve(self, size: int) -> None:
         """Makes sure that writes below `size` need no new space. The file grows, with zeros."""
@@ -64,14 +76,20 @@ class File(Protocol):
 class Files(Protocol):
     """A file system. A name is durable only after `sync_directory` of its folder."""
 
-    def open(self, path: Path) -> File:
-        """Opens an existing file for reading and writing. Raises FileNotFoundError."""
+    def open(self, path: Path, *, writable: bool = True) -> File:
+        """Opens an existing file, for reading alone if not `writable`. Raises FileNotFoundError."""
 
     def create(self, path: Path) -> File:
         """Creates a file that must not exist. Raises FileExistsError."""
 
     def read_only_map(self, path: Path) -> Buffer:
-        """The whole file mapped; it must never change while mapped. Empty files give b""."""
+        """The whole file mapped; it must never change while mapped. Empty files give b"".
+
+        Whoever touches a page of it that the disk cannot read is killed by SIGBUS.
+        """
+
+    def size(self, path: Path) -> int:
+        """Bytes of an existing file. Raises FileNotFoundError."""
 
     def exists(self, path: Path) -> bool: ...
 
@@ -88,8 +106,9 @@ class Files(Protocol):
     def sync_directory(self, path: Path) -> None:
         """Makes creations, renames and deletions in a folder durable."""
 
-    def lock(self, path: Path) -> Callable[[], None]:
-        """Takes a lock file for this process and returns its release. Raises BlockingIOError."""
+    def lock(self, folder: Path, *, shared: bool = False) -> Callable[[], None]:
+        """Locks a folder, against all other locks or, if `shared`, all that are not shared, and
+        returns the release. It needs no write access. Raises BlockingIOError, FileNotFoundError."""
 
 
 class Worker(Protocol):
@@ -123,6 +142,16 @@ class Clock(Protocol):
 MODE = 0o600
 """Of new files: records and gossip keys are for the user who runs the node."""
 
+NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE})
+"""The process, or the machine, has as many files open as it may. Nothing is wrong with the disk."""
+
+
+def connections_max() -> int:
+    """How many connections each of a node's two listeners may have open: as many as the process may
+    have descriptors, less those that are kept for segments, peers and all else."""
+    allowed, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(min(limits.connections_max, (allowed - limits.descriptors_reserved) // 2), 1)
+
 
 class RealFile:
     """A file by its descriptor."""
@@ -151,6 +180,21 @@ class RealFile:
         return position + wanted
 
     def pread(self, size: int, position: int) -> bytes:
+        try:
+            return self._read(size, position)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+        # The kernel reads folios of up to a MiB whole, and a block that the disk cannot read fails
+        # all of its folio, for as long as that is in the cache. Read page by page, it fails alone.
+        os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+        os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        try:
+            return self._read(size, position)
+        finally:
+            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_NORMAL)
+
+    def _read(self, size: int, position: int) -> bytes:
         data = os.pread(self._descriptor, size, position)
         while len(data) < size:
             more = os.pread(self._descriptor, size - len(data), position + len(data))
@@ -173,8 +217,22 @@ class RealFile:
     def fdatasync(self) -> None:
         os.fdatasync(self._descriptor)
 
-    def forget_cache(self, position: int) -> None:
-        os.posix_fadvise(self._descriptor, position, 0, os.POSIX_FADV_DONTNEED)
+    def forget_cache(self) -> bool:
+        os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        size = self.size()
+        return size == 0 or (self._has_page_cache(size) and not _is_cached(self._descriptor, size))
+
+    def _has_page_cache(self, size: int) -> bool:
+        """Whether what the kernel says of the page cache is all there is: not on a file system
+        with a cache of its own or none, which is what those that cannot "not wait" have."""
+        try:
+            # From the end on there is nothing to read, so nothing comes into the cache.
+            os.preadv(self._descriptor, [bytearray(1)], size, os.RWF_NOWAIT)
+        except OSError as error:
+            if error.errno == errno.EOPNOTSUPP:
+                return False
+            raise
+        return True
 
     def reserve(self, size: int) -> None:
         os.posix_fallocate(self._descriptor, 0, size)
@@ -191,23 +249,105 @@ class RealFile:
         os.close(descriptor)
 
 
-class RealFiles:
-    """The operating system's files."""
+class _Mapped:
+    """The first bytes of a file, mapped until nobody has the view any more.
 
-    def open(self, path: Path) -> File:
-        return RealFile(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+    By hand: an object of `mmap` keeps a descriptor until Python 3.13, and a log has thousands of
+    indexes; and it does not say where it is.
+    """
+
+    def __init__(self, descriptor: int, size: int) -> None:
+        start = _LIBC.mmap(
+            None,
+            ctypes.c_size_t(size),
+            mmap.PROT_READ,
+            mmap.MAP_SHARED,
+            descriptor,
+            ctypes.c_long(0),
+        )
+        if start == _MAP_FAILED:
+            raise _libc_error()
+        self.start = ctypes.c_void_p(start)
+        self.size = ctypes.c_size_t(size)
+        array = (ctypes.c_ubyte * size).from_address(start)
+        weakref.finalize(array, _LIBC.munmap, self.start, self.size).atexit = False
+        self.view = memoryview(array).cast("B").toreadonly()
+
+
+def _is_cached(descriptor: int, size: int) -> bool:
+    """Whether any page of the first `size` bytes is in the page cache. Reads nothing.
+
+    A read that does not wait cannot tell: it brings in a page that the disk has no bytes for, of
+    space that is only reserved, on the way. Where the kernel does not tell this user, it says yes.
+    """
+    mapped = _Mapped(descriptor, size)
+    pages = bytearray(-(-size // mmap.PAGESIZE))
+    found = (ctypes.c_char * len(pages)).from_buffer(pages)
+    if _LIBC.mincore(mapped.start, mapped.size, found):
+        raise _libc_error()
+    return any(pages)
+
+
+def _libc_error() -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number))
+
+
+class RealFiles:
+    """The operating system's files.
+
+    The process holds a few descriptors in reserve. Connections may take all others, and a file that
+    cannot be opened then is no reason to stop a node: `_spared` gives one of them up for it.
+    """
+
+    _spares: ClassVar[list[int]] = []
+    _spares_lock: ClassVar[threading.Lock] = threading.Lock()
+    """The writer's and the reader's threads open files."""
+
+    def open(self, path: Path, *, writable: bool = True) -> File:
+        return RealFile(self._open(path, os.O_RDWR if writable else os.O_RDONLY))
 
     def create(self, path: Path) -> File:
-        return RealFile(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, MODE))
+        return RealFile(self._open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL))
+
+    def _open(self, path: Path, flags: int) -> int:
+        return self._spared(lambda: os.open(path, flags | os.O_CLOEXEC, MODE))
+
+    def _spared(self, act: Callable[[], T]) -> T:
+        """Does what needs a descriptor; where there is none left, with one of the spare ones."""
+        while True:
+            try:
+                done = act()
+            except OSError as error:
+                if error.errno not in NO_DESCRIPTORS or not self._give_up_spare():
+                    raise
+            else:
+                self.refill_spares()
+                return done
+
+    def _give_up_spare(self) -> bool:
+        with self._spares_lock:
+            if self._spares:
+                os.close(self._spares.pop())
+                return True
+        return False
+
+    def refill_spares(self) -> None:
+        """Takes as many spare descriptors as are missing, or as there are."""
+        with self._spares_lock, contextlib.suppress(OSError):
+            while len(self._spares) < limits.descriptors_spare:
+                self._spares.append(os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
 
     def read_only_map(self, path: Path) -> Buffer:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = self._open(path, os.O_RDONLY)
         try:
-            if os.fstat(descriptor).st_size == 0:
-                return b""
-            return memoryview(mmap.mmap(descriptor, 0, prot=mmap.PROT_READ))
+            size = os.fstat(descriptor).st_size
+            return _Mapped(descriptor, size).view if size else b""
         finally:
             os.close(descriptor)
+
+    def size(self, path: Path) -> int:
+        return path.stat().st_size
 
     def exists(self, path: Path) -> bool:
         return path.exists()
@@ -231,17 +371,18 @@ class RealFiles:
         os.unlink(path)
 
     def sync_directory(self, path: Path) -> None:
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        descriptor = self._open(path, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
 
-    def lock(self, path: Path) -> Callable[[], None]:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, MODE)
+    def lock(self, folder: Path, *, shared: bool = False) -> Callable[[], None]:
+        # The folder itself, not a file in it, which could be removed under a running process.
+        descriptor = self._open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except OSError:
             os.close(descriptor)
             raise
         return lambda: os.close(descriptor)

@@ -1,10 +1,13 @@
 #!/bin/sh
-# Gets the programs that tests judge by and that are not on the PATH: Debian's, without root, into
-# the folder named; nothing else on this machine changes. Where one cannot be had, FOLDER/NAME.why
-# says why, and so does the test run.
+# judges.sh FOLDER PROGRAM[=PACKAGE]...
+#
+# Gets those programs that tests judge by and that are not on the PATH: Debian's, without root, into
+# FOLDER; nothing else on this machine changes. Where one cannot be had, FOLDER/PROGRAM.why says why,
+# and so does the test run.
 set -u
 mkdir -p "$1/bin" "$1/lists/partial" "$1/archives/partial"
 folder=$(cd "$1" && pwd)
+shift
 
 # apt-get with lists and archives of our own. What is installed, and from where, the machine says.
 apt() {
@@ -26,21 +29,23 @@ unpack() {
 # Makes a command that finds the libraries which came with it. `exec`: a signal must reach it.
 wrap() {
     for libraries in "$folder"/root/usr/lib/*-linux-*; do :; done
-    printf '#!/bin/sh\nLD_LIBRARY_PATH="%s" exec "%s" "$@"\n' \
-        "$libraries" "$folder/root/usr/bin/$1" >"$folder/bin/$1"
+    for program in "$folder"/root/usr/*bin/"$1"; do :; done
+    printf '#!/bin/sh\nLD_LIBRARY_PATH="%s" exec "%s" "$@"\n' "$libraries" "$program" >"$folder/bin/$1"
     chmod +x "$folder/bin/$1"
     "$folder/bin/$1" --version 2>&1 >/dev/null || { rm "$folder/bin/$1"; return 1; }
 }
 
 missing=
-for name in curl redis-server serf; do
+for judge; do
+    name=${judge%%=*}
     rm -f "$folder/$name.why"
-    command -v "$name" >/dev/null || [ -x "$folder/bin/$name" ] || missing="$missing $name"
+    command -v "$name" >/dev/null || [ -x "$folder/bin/$name" ] || missing="$missing $judge"
 done
 [ "$missing" ] || exit 0
 echo "Getting the judges of the tests:$missing"
 updated=$(command -v apt-get >/dev/null && apt update)
-for name in $missing; do
-    why=$(unpack "$name" 2>&1 && wrap "$name") ||
+for judge in $missing; do
+    name=${judge%%=*}
+    why=$(unpack "${judge#*=}" 2>&1 && wrap "$name") ||
         echo "$updated $why" | tr -s '\n' ' ' | cut -c -200 >"$folder/$name.why"
 done

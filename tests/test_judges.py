@@ -11,6 +11,7 @@ import pytest
 from tests import judges
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "judges.sh"
+NAMES = ("curl", "redis-server", "serf")
 TOOLS = ("sh", "mkdir", "rm", "id", "cut", "tr", "chmod")
 
 
@@ -26,12 +27,16 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
+def get(*names: str) -> None:
+    subprocess.run([SCRIPT, judges.FOLDER, *names], check=True, capture_output=True)
+
+
 def test_what_cannot_be_had_is_left_out_with_its_reason(
     bare: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    subprocess.run([SCRIPT, judges.FOLDER], check=True, capture_output=True)
+    get(*NAMES)
     monkeypatch.delenv("PROGLOG_ALL_JUDGES", raising=False)
-    for name in ("curl", "redis-server", "serf"):
+    for name in NAMES:
         with pytest.raises(pytest.skip.Exception, match=f"{name} is missing: apt-get, which would"):
             judges.program(name)
 
@@ -44,6 +49,6 @@ def test_in_ci_a_missing_judge_is_a_failure(bare: Path, monkeypatch: pytest.Monk
 
 def test_what_is_installed_is_used_as_it_is(bare: Path) -> None:
     (bare / "serf").symlink_to(bare / "sh")
-    subprocess.run([SCRIPT, judges.FOLDER], check=True, capture_output=True)
+    get("serf")
     assert judges.program("serf") == str(bare / "serf")
     assert not (judges.FOLDER / "serf.why").exists()

@@ -14,14 +14,15 @@ import uvloop
 
 from proglog.agent.node import Node
 from proglog.config import NodeConfig
-from proglog.errors import ConfigurationError, ProglogError
+from proglog.errors import ConfigurationError, ProglogError, UnknownFormat
 from proglog.observability import logging
 
 _logger = structlog.get_logger("node")
 
 
 def run(config: NodeConfig, announce: Callable[[Node], None]) -> int:
-    """Runs a node until SIGTERM or SIGINT; the exit code. `announce` is called when it serves.
+    """Runs a node until SIGTERM or SIGINT; the exit code: 0, 1 after a failure, 3 where a newer
+    version is needed to go on. `announce` is called when it serves.
 
     A second signal skips what is left of draining. Raises ProglogError or OSError where the node
     cannot start.
@@ -34,7 +35,7 @@ def run(config: NodeConfig, announce: Callable[[Node], None]) -> int:
 
 
 def _allow_many_files() -> None:
-    """Each sealed segment keeps its files open, and each connection is one: as many as may be."""
+    """Each connection takes a descriptor: as many as may be."""
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
@@ -51,7 +52,9 @@ async def _run(config: NodeConfig, announce: Callable[[Node], None]) -> int:
     await _stop(node)
     _logger.info("stopped")
     # Asked now, not before: the disk may fail while the last batches are written.
-    return 1 if node.failure.done() else 0
+    if not node.failure.done():
+        return 0
+    return 3 if isinstance(node.failure.exception(), UnknownFormat) else 1
 
 
 def _tell(failure: asyncio.Future[None]) -> None:

@@ -18,9 +18,10 @@ from proglog.batch import ProposedBatch, Record, decode_all
 from proglog.client.backend import At, Start, log_closed, to_timeout
 from proglog.client.client import Log
 from proglog.config import LogConfig
-from proglog.errors import EarlierRefused, OffsetOutOfRange, ProglogError
+from proglog.errors import EarlierRefused, OffsetOutOfRange, ProglogError, RecordLost
 from proglog.ports import Ports
 from proglog.raft.config import RaftConfig
+from proglog.replica.identity import NodeDirectory, open_node
 from proglog.replica.logs import DEFAULT
 from proglog.replica.replica import Replica, open_replica
 from proglog.types import Appended, Chunk, Description
@@ -44,29 +45,37 @@ async def open(  # noqa: A001  # proglog.open, as in gzip.open
     to_timeout(timeout_seconds)  # Before anything is made on disk.
     if not structlog.is_configured():
         _log_through_the_standard_library()
-    replica = await open_replica(
+    ports = Ports()
+    directory = await open_node(Path(data_dir), node_name="", ports=ports)
+    try:
+        replica = await _open_replica(directory, ports)
+        try:
+            await replica.wait_ready()
+            async with Log(
+                LocalBackend(replica),
+                timeout_seconds=timeout_seconds,
+                compress=compress,
+                idempotent=idempotent,
+            ) as log:
+                yield log
+        finally:
+            await replica.close()
+    finally:
+        directory.close()
+
+
+async def _open_replica(directory: NodeDirectory, ports: Ports) -> Replica:
+    return await open_replica(
         DEFAULT,
-        Path(data_dir) / "logs" / DEFAULT,
-        node_name="",
+        directory,
         rpc_addr="",
         config=LogConfig(),
         raft_config=RaftConfig(),
-        ports=Ports(),
+        ports=ports,
         observer=_Unobserved(),
         bootstrap=True,
         connect=_nobody,
     )
-    try:
-        await replica.wait_ready()
-        async with Log(
-            LocalBackend(replica),
-            timeout_seconds=timeout_seconds,
-            compress=compress,
-            idempotent=idempotent,
-        ) as log:
-            yield log
-    finally:
-        await replica.close()
 
 
 def _log_through_the_standard_library() -> None:
@@ -124,7 +133,7 @@ class LocalBackend:
             yield Chunk(b"", offset)
         while True:
             chunk = await replica.read(offset, bytes_max or limits.read_bytes_max)
-            if chunk.data:
+            if chunk.next_offset > offset:
                 offset = chunk.next_offset
                 yield chunk
             elif follow:
@@ -146,7 +155,11 @@ class LocalBackend:
         self._check_open()
         chunk = await self._replica.read(offset, 1)
         for batch in decode_all(chunk.data):
-            return batch[offset - batch.base_offset]
+            if batch.base_offset <= offset:
+                return batch[offset - batch.base_offset]
+            raise RecordLost.of(offset, batch.base_offset)
+        if chunk.next_offset > offset:
+            raise RecordLost.of(offset, chunk.next_offset)
         raise OffsetOutOfRange.of(offset, self._replica.earliest, self._replica.next_offset)
 
     async def describe(self) -> Description:

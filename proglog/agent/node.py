@@ -38,6 +38,7 @@ from proglog.membership import (
 from proglog.observability.metrics import Metrics
 from proglog.ports import Ports
 from proglog.raft.config import RaftConfig
+from proglog.replica.identity import open_node
 from proglog.replica.logs import DEFAULT, Logs
 from proglog.replica.replica import Replica, open_replica
 from proglog.rpc.mux import Mux, Routes, listen
@@ -89,10 +90,13 @@ class Node:
         self._parts.callback(listener.close)
         # By name, not by the address it has now: peers resolve it each time they dial.
         self.rpc_addr = Address(config.bind_addr.host, listener.getsockname()[1])
+        directory = await open_node(
+            Path(config.data_dir), node_name=config.node_name, ports=self._ports
+        )
+        self._parts.callback(directory.close)
         self.replica = await open_replica(
             DEFAULT,
-            Path(config.data_dir) / "logs" / DEFAULT,
-            node_name=config.node_name,
+            directory,
             rpc_addr=str(self.rpc_addr),
             bootstrap=config.begins_alone,
             config=config.log,

@@ -7,10 +7,13 @@ import sys
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C."""
+UNKNOWN_FORMAT = 3
+"""Exit status where a file is of a version that is not known here; nothing was changed."""
 
 
 def main() -> int:
-    """The `proglog` program. Returns its exit status: 0 done, 1 failed, 2 wrongly used."""
+    """The `proglog` program. Returns its exit status: 0 done, 1 failed, 2 wrongly used, 3 where the
+    data are of another version."""
     try:
         return _main()
     except KeyboardInterrupt:

@@ -10,9 +10,9 @@ from cyclopts import App, CycloptsError
 from cyclopts.config import Env
 
 import proglog
-from proglog.cli import INTERRUPTED
+from proglog.cli import INTERRUPTED, UNKNOWN_FORMAT
 from proglog.cli.config_file import config_file
-from proglog.errors import ConfigurationError, ProglogError
+from proglog.errors import ConfigurationError, ProglogError, UnknownFormat
 
 DONE, FAILED, MISUSED, BROKEN_PIPE = 0, 1, 2, 141
 
@@ -58,6 +58,8 @@ def run(tokens: Sequence[str]) -> int:
         return MISUSED
     except ConfigurationError as error:
         return _fail(error, MISUSED)
+    except UnknownFormat as error:
+        return _fail(error, UNKNOWN_FORMAT)
     except BrokenPipeError:
         # Who read our output is gone; nothing more may be written to it, at exit neither.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -29,7 +29,7 @@ class Consumer:
     """Where one reader is, and what it does about each interruption.
 
     Nothing is skipped and nothing comes twice: the offsets of its records are consecutive, except
-    where retention overtook it and it was told to skip.
+    where retention overtook it, or a repair gave up what was damaged, and it was told to skip.
     """
 
     def __init__(
@@ -79,6 +79,8 @@ class Consumer:
                                 yield batch
                         except (BadBatch, InvalidBatch) as error:
                             await chunks.athrow(self._damaged(error))
+                        if self._position is not None:
+                            self._skip_lost(self._position, chunk.next_offset)
                         self._position = chunk.next_offset
                 self._ended()
                 if not self._follow:
@@ -96,12 +98,25 @@ class Consumer:
         for batch in decode_all(data):
             if self._position is None:
                 self._position = batch.base_offset
+            self._skip_lost(self._position, batch.base_offset)
             wanted = batch.between(self._position)
             assert wanted.base_offset == self._position, "offsets are dense"
             assert len(wanted), "a log sends no records twice"
             self._position = wanted.next_offset
             self._went_well()
             yield wanted
+
+    def _skip_lost(self, lost_from: int, lost_until: int) -> None:
+        """Goes on after records that a repair gave up, if there are any. Raises ConsumerGap."""
+        if lost_from >= lost_until:
+            return
+        if self._on_gap != "skip":
+            raise ConsumerGap(
+                f"the records [{lost_from}, {lost_until}) were damaged, and a repair gave them up",
+                lost_from=lost_from,
+                lost_until=lost_until,
+            )
+        self._position = lost_until
 
     def _damaged(self, error: BadBatch | InvalidBatch) -> RangeCorrupt:
         return RangeCorrupt(

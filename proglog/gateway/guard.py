@@ -16,6 +16,7 @@ from proglog import limits
 from proglog.errors import Internal, NotLeader, PermissionDenied, ProglogError, clip, let_go, quoted
 from proglog.gateway.lifetime import Lifetime
 from proglog.observability.metrics import Metrics
+from proglog.ports import connections_max
 
 _log = structlog.get_logger()
 
@@ -173,7 +174,7 @@ class Connection(web.RequestHandler):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         assert self._manager is not None
-        if len(self._manager.connections) > limits.connections_max:
+        if len(self._manager.connections) > connections_max():
             assert self.transport is not None
             self.transport.abort()
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from proglog import batch, limits
 from proglog.batch import Codec, ProposedBatch, Record, RecordBatch, RecordHeaders
-from proglog.errors import OffsetOutOfRange, OutcomeUnknown, Overloaded
+from proglog.errors import OffsetOutOfRange, OutcomeUnknown, Overloaded, RecordLost
 from proglog.observability.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -76,7 +76,11 @@ async def _decode(header: batch.BatchHeader, body: batch.Buffer) -> RecordBatch:
 
 async def read_one(replica: Replica, offset: int, metrics: Metrics) -> Record:
     """The record at `offset`. Raises OffsetOutOfRange and others."""
-    batches = await Cursor(replica, offset, metrics).step()
+    cursor = Cursor(replica, offset, metrics)
+    batches = await cursor.step()
+    following = batches[0].base_offset if batches else cursor.offset
+    if following > offset:
+        raise RecordLost.of(offset, following)
     if not batches:
         description = replica.describe()
         raise OffsetOutOfRange.of(offset, description.earliest, description.next)

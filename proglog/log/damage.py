@@ -8,7 +8,9 @@ from functools import partial
 from proglog import limits
 from proglog.batch import BatchHeader, Buffer
 from proglog.errors import RangeCorrupt
+from proglog.log.format import Tip
 from proglog.log.log import Log
+from proglog.log.reading import Damage
 from proglog.log.segment import Segment
 
 
@@ -26,7 +28,8 @@ async def find_damage(log: Log, index: int) -> list[tuple[int, int]]:
         upto = min(first + limits.scan_batches, last)
         # Unpinned when the thread is done, not when the waiting task is, which may be cancelled.
         segment.pin()
-        part = partial(_damaged, segment, first, upto)
+        places = [segment.extent(index, index, 1) for index in range(first, upto + 1)]
+        part = partial(_damaged, segment, first, places)
         bad += await log.reader.run(part, after=segment.unpin)
         first = upto + 1
     ranges: list[tuple[int, int]] = []
@@ -38,14 +41,17 @@ async def find_damage(log: Log, index: int) -> list[tuple[int, int]]:
     return ranges
 
 
-def _damaged(segment: Segment, first: int, last: int) -> list[int]:
-    """Which of some batches are damaged. Runs on the reader's thread."""
+def _damaged(segment: Segment, first: int, places: Sequence[tuple[int, int]]) -> list[int]:
+    """Which batches, from `first` on, at these positions and of these sizes, are damaged. Runs on
+    the reader's thread."""
     bad = []
-    for index in range(first, last + 1):
-        position, size = segment.extent(index, index, 1)
+    for index, (position, size) in enumerate(places, first):
+        data = segment.read(size, position)
         try:
-            segment.check(segment.file.pread(size, position), position, index)
-        except (RangeCorrupt, OSError):
+            if isinstance(data, Damage):
+                raise segment.damaged(data, index)
+            segment.check(data, position, index)
+        except RangeCorrupt:
             bad.append(index)
     return bad
 
@@ -71,7 +77,7 @@ async def mend(log: Log, batches: Sequence[tuple[BatchHeader, Buffer]]) -> None:
         slot = header.index - segment.first_index
         if header.chain != before or segment.index.position(slot) != position:
             raise RangeCorrupt(f"batch {header.index} does not fit where one is damaged")
-        before, position = header.header_crc, position + header.size
+        before, position = Tip.after(header).chain, position + header.size
     end = segment.index.position(last + 1 - segment.first_index)
     if before != after or position != end:
         raise RangeCorrupt(f"what follows batch {last} does not fit to it")
@@ -88,17 +94,17 @@ async def _chains_around(
 ) -> tuple[int, int] | None:
     """What the batch before a range hands to the chain, and what the one behind it was given; None
     if the segment is deleted meanwhile."""
-    before = await _header_crc(log, segment, first - 1)
+    before = await _chain_before(log, segment, first - 1)
     if first < log.first_index:
         return None
     after = await _chain_after(log, segment, last)
     return None if first < log.first_index else (before, after)
 
 
-async def _header_crc(log: Log, segment: Segment, index: int) -> int:
+async def _chain_before(log: Log, segment: Segment, index: int) -> int:
     if index < segment.first_index:
         return segment.index.before.chain
-    return (await log.read(index, index, 1)).headers[0].header_crc
+    return Tip.after((await log.read(index, index, 1)).headers[0]).chain
 
 
 async def _chain_after(log: Log, segment: Segment, index: int) -> int:
@@ -110,5 +116,6 @@ async def _chain_after(log: Log, segment: Segment, index: int) -> int:
 
 def _rewrite(segment: Segment, position: int, parts: Sequence[Buffer]) -> None:
     """Runs on the writer's thread."""
-    segment.file.pwritev(parts, position)
-    segment.file.fdatasync()
+    store = segment.open()
+    store.pwritev(parts, position)
+    store.fdatasync()

@@ -1,35 +1,38 @@
-"""The bytes of a segment beyond its batches: header, marks, index trailer. See DESIGN.md.
+"""The bytes of a segment beyond its batches: header, marks, index. See DESIGN.md.
 
-Each parser returns None for bytes that fail their checksum: what that means is for recovery to say.
+Each parser returns None for bytes that fail their checksum: what that means is for `analysis` to
+say. Each raises UnknownFormat for what a newer version wrote.
 """
 
 from __future__ import annotations
 
 import struct
+from pathlib import Path
 from typing import NamedTuple
 
 from crc32c import crc32c
 
-from proglog.batch import HEADER_BYTES, BatchHeader, Buffer
+from proglog.batch import HEADER_BYTES, BatchHeader, Buffer, Kind
+from proglog.errors import UnknownFormat
+from proglog.log.envelope import HEAD_BYTES, INDEX, MARK, SEGMENT, seal, unseal
 
-PREAMBLE_BYTES = 4096
-"""Segment header and marks; the first batch stands behind it."""
-SECTOR_BYTES = 512
-MARK_POSITIONS = (SECTOR_BYTES, 2 * SECTOR_BYTES)
+BLOCK_BYTES = 4096
+"""What a disk loses at a time: header, its copy and each mark have one of their own."""
+HEADER_POSITIONS = (0, BLOCK_BYTES)
+MARK_POSITIONS = (2 * BLOCK_BYTES, 3 * BLOCK_BYTES)
+PREAMBLE_BYTES = 4 * BLOCK_BYTES
+"""Headers and marks; the first batch follows them."""
 END_OF_LOG = bytes(HEADER_BYTES)
 
-_SEGMENT = struct.Struct("<8sQQQQII")
-_SEGMENT_MAGIC = b"PROGLOG1"
-_MARK = struct.Struct("<4sIQQQQII")
-_MARK_MAGIC = b"MARK"
-_MARK_CUT = 1
-_TRAILER = struct.Struct("<8sIIQQQQIQQQQIQQI")
-_TRAILER_MAGIC = b"PROGIDX1"
+_SEGMENT = struct.Struct("<QQQQQQII")
+_MARK = struct.Struct("<QQQQQQQIIQ")
+_INDEX = struct.Struct("<QQIIQQQQIQQQQIQQII")
 _RUN = struct.Struct("<QQ")
-_CRC = struct.Struct("<I")
 ENTRY_BYTES = 16
 RUNS_MAX = 1024
 """Runs of terms in one segment: it is sealed when they are more."""
+NO_JOURNAL = 0
+"""The epoch of the journal that a mark belongs to: there are no journals yet."""
 
 
 class Tip(NamedTuple):
@@ -44,89 +47,82 @@ class Tip(NamedTuple):
     @classmethod
     def after(cls, header: BatchHeader) -> Tip:
         """The tip once the batch of this header is the last."""
-        return cls(
-            header.index, header.term, header.next_offset, header.timestamp, header.header_crc
-        )
+        # What stands in the place of a lost batch says what the batch after it was chained to.
+        chain = header.sequence if header.kind == Kind.GAP else header.header_crc
+        return cls(header.index, header.term, header.next_offset, header.timestamp, chain)
 
 
 ORIGIN = Tip(0, 0, 0, 0, 0)
 """Before the first batch of a log."""
 
 
-class Mark(NamedTuple):
-    """All up to `position`, which is after batch `index`, was synced when this was written.
+class Place(NamedTuple):
+    """Which log a segment belongs to.
 
-    With `cut`, whatever is behind it is void: the intent of a suffix truncation.
+    `generation` counts how often a replica's log was replaced by a snapshot.
     """
 
+    group: int
+    generation: int = 0
+
+
+class SegmentHeader(NamedTuple):
+    """What a segment says of itself: whose it is, and the tip before it."""
+
+    place: Place
+    before: Tip
+
+
+class Mark(NamedTuple):
+    """All up to `position`, where the batch of `tip` ends, was synced when this was written."""
+
     sequence: int
-    index: int  # type: ignore[assignment]  # the field, not tuple.index
+    tip: Tip
     position: int
     commit: int
-    chain: int
-    cut: bool = False
+    """Batches up to here were known to be committed; none after `tip`."""
 
 
-class Trailer(NamedTuple):
+class Summary(NamedTuple):
     """What an index says of its segment as a whole."""
 
+    place: Place
     before: Tip
     last: Tip
     first_timestamp: int
     end_position: int
 
 
-def _sealed(packed: bytes) -> bytes:
-    """`packed` with its last four bytes set to the checksum of what is before them."""
-    return packed[:-4] + _CRC.pack(crc32c(packed[:-4]))
+# --- segment -------------------------------------------------------------------------------------
 
 
-def _is_sealed(data: Buffer) -> bool:
-    view = memoryview(data)
-    (crc,) = _CRC.unpack(view[-4:])
-    return bool(crc32c(view[:-4]) == crc)
+def pack_segment_header(header: SegmentHeader) -> bytes:
+    return seal(SEGMENT, _SEGMENT.pack(*header.place, *header.before, 0))
 
 
-def pack_segment_header(before: Tip) -> bytes:
-    return _sealed(_SEGMENT.pack(_SEGMENT_MAGIC, *before, 0))
-
-
-def parse_segment_header(preamble: Buffer) -> Tip | None:
-    """The tip before the segment."""
-    data = memoryview(preamble)[: _SEGMENT.size]
-    if len(data) < _SEGMENT.size or not _is_sealed(data):
+def parse_segment_header(data: Buffer, path: Path) -> SegmentHeader | None:
+    payload = unseal(data, SEGMENT, path)
+    if payload is None or len(payload) != _SEGMENT.size:
         return None
-    magic, *before, _crc = _SEGMENT.unpack(data)
-    return Tip._make(before) if magic == _SEGMENT_MAGIC else None
+    group, generation, *before, _zero = _SEGMENT.unpack(payload)
+    return SegmentHeader(Place(group, generation), Tip._make(before))
 
 
 def pack_mark(mark: Mark) -> bytes:
-    flags = _MARK_CUT if mark.cut else 0
-    return _sealed(
-        _MARK.pack(
-            _MARK_MAGIC,
-            flags,
-            mark.sequence,
-            mark.index,
-            mark.position,
-            mark.commit,
-            mark.chain,
-            0,
-        )
-    )
+    """A whole block: of one that the disk has lost, it takes no part."""
+    sequence, (index, term, next_offset, timestamp, chain), position, commit = mark
+    numbers = (sequence, position, commit, index, term, next_offset, timestamp)
+    return seal(MARK, _MARK.pack(*numbers, chain, 0, NO_JOURNAL)).ljust(BLOCK_BYTES, b"\0")
 
 
-def parse_marks(preamble: Buffer) -> list[Mark]:
-    """The valid marks of a preamble, newest first."""
-    marks = []
-    for start in MARK_POSITIONS:
-        data = memoryview(preamble)[start : start + _MARK.size]
-        if len(data) < _MARK.size or not _is_sealed(data):
-            continue
-        magic, flags, sequence, index, position, commit, chain, _crc = _MARK.unpack(data)
-        if magic == _MARK_MAGIC and flags <= _MARK_CUT:
-            marks.append(Mark(sequence, index, position, commit, chain, flags == _MARK_CUT))
-    return sorted(marks, reverse=True)
+def parse_mark(data: Buffer, path: Path) -> Mark | None:
+    payload = unseal(data, MARK, path)
+    if payload is None or len(payload) != _MARK.size:
+        return None
+    sequence, position, commit, *tip, flags, journal = _MARK.unpack(payload)
+    if journal != NO_JOURNAL or flags:
+        raise UnknownFormat.of(path, "2 with marks of a newer one")
+    return Mark(sequence, Tip._make(tip), position, commit)
 
 
 def mark_position(sequence: int) -> int:
@@ -134,48 +130,64 @@ def mark_position(sequence: int) -> int:
     return MARK_POSITIONS[sequence % 2]
 
 
-def pack_preamble(before: Tip) -> bytes:
+def pack_preamble(header: SegmentHeader) -> bytes:
     """The first bytes of a new, empty segment."""
     preamble = bytearray(PREAMBLE_BYTES)
-    header = pack_segment_header(before)
-    preamble[: len(header)] = header
+    packed = pack_segment_header(header)
+    for start in HEADER_POSITIONS:
+        preamble[start : start + len(packed)] = packed
     for sequence in (0, 1):
-        mark = pack_mark(Mark(sequence, before.index, PREAMBLE_BYTES, 0, before.chain))
+        mark = pack_mark(Mark(sequence, header.before, PREAMBLE_BYTES, 0))
         start = mark_position(sequence)
         preamble[start : start + len(mark)] = mark
     return bytes(preamble)
 
 
+# --- index ---------------------------------------------------------------------------------------
+
+INDEX_HEAD_BYTES_MAX = HEAD_BYTES + _INDEX.size + RUNS_MAX * _RUN.size
+assert (HEAD_BYTES + _INDEX.size) % 4 == 0, "entries are mapped as numbers of four bytes"
+
+
 def index_bytes_max(batches_max: int) -> int:
     """Size of the largest index of a segment."""
-    return batches_max * ENTRY_BYTES + RUNS_MAX * _RUN.size + _TRAILER.size
+    return INDEX_HEAD_BYTES_MAX + batches_max * ENTRY_BYTES
 
 
-def pack_index(entries: bytes, runs: list[tuple[int, int]], trailer: Trailer) -> bytes:
-    content = entries + b"".join(_RUN.pack(*run) for run in runs)
-    packed = _TRAILER.pack(
-        _TRAILER_MAGIC,
+def pack_index(entries: bytes, runs: list[tuple[int, int]], summary: Summary) -> bytes:
+    """A whole index file: the head with the runs of terms, then the entries."""
+    payload = _INDEX.pack(
+        *summary.place,
         len(entries) // ENTRY_BYTES,
         len(runs),
-        *trailer.before,
-        *trailer.last,
-        trailer.first_timestamp,
-        trailer.end_position,
+        *summary.before,
+        *summary.last,
+        summary.first_timestamp,
+        summary.end_position,
+        crc32c(entries),
         0,
     )
-    return _sealed(content + packed)
+    return seal(INDEX, payload + b"".join(_RUN.pack(*run) for run in runs)) + entries
 
 
-def parse_index(data: Buffer) -> tuple[memoryview, list[tuple[int, int]], Trailer] | None:
-    """The entries, runs and trailer of an index file."""
-    view = memoryview(data)
-    if len(view) < _TRAILER.size or not _is_sealed(view):
+def parse_index(data: Buffer, path: Path) -> tuple[int, list[tuple[int, int]], Summary] | None:
+    """Where the entries begin in a whole index file, the runs, and the summary."""
+    payload = unseal(data, INDEX, path)
+    if payload is None or len(payload) < _INDEX.size:
         return None
-    magic, count, run_count, *numbers, _crc = _TRAILER.unpack(view[-_TRAILER.size :])
-    runs_at = count * ENTRY_BYTES
-    trailer_at = runs_at + run_count * _RUN.size
-    if magic != _TRAILER_MAGIC or trailer_at + _TRAILER.size != len(view):
+    group, generation, count, run_count, *numbers, crc, _zero = _INDEX.unpack_from(payload)
+    if len(payload) != _INDEX.size + run_count * _RUN.size:
         return None
-    runs = [(index, term) for index, term in _RUN.iter_unpack(view[runs_at:trailer_at])]
-    trailer = Trailer(Tip._make(numbers[:5]), Tip._make(numbers[5:10]), numbers[10], numbers[11])
-    return view[:runs_at], runs, trailer
+    entries_at = HEAD_BYTES + len(payload)
+    entries = memoryview(data)[entries_at:]
+    if len(entries) != count * ENTRY_BYTES or crc32c(entries) != crc:
+        return None
+    runs = list(_RUN.iter_unpack(payload[_INDEX.size :]))
+    summary = Summary(
+        Place(group, generation),
+        Tip._make(numbers[:5]),
+        Tip._make(numbers[5:10]),
+        numbers[10],
+        numbers[11],
+    )
+    return entries_at, runs, summary

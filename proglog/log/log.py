@@ -8,28 +8,26 @@ at once and durable once `durable_index` says so.
 from __future__ import annotations
 
 import asyncio
-from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from proglog import limits
 from proglog.batch import BatchHeader, Buffer
 from proglog.config import LogConfig
-from proglog.errors import RangeCorrupt, Unavailable
+from proglog.errors import Overloaded, RangeCorrupt, StorageFailed, Unavailable, reason_of
 from proglog.log import format as fmt
 from proglog.log import snapshot as snapshots
-from proglog.log.format import Tip
+from proglog.log.contents import Contents
+from proglog.log.format import ORIGIN, SegmentHeader, Tip
+from proglog.log.garbage import Garbage
 from proglog.log.index import Index
-from proglog.log.recovery import Recovered, check_follows
-from proglog.log.segment import Segment
-from proglog.log.snapshot import Snapshot
-from proglog.log.space import Space
-from proglog.log.tail import Run, Tail, TailEntry
-from proglog.log.writer import (
+from proglog.log.names import snapshot_path
+from proglog.log.operations import (
     Append,
     CutSuffix,
-    Delete,
+    DropPrefix,
     Group,
     Job,
     Replace,
@@ -37,8 +35,15 @@ from proglog.log.writer import (
     Reset,
     Roll,
     WriteMark,
-    Writer,
 )
+from proglog.log.reading import Damage, Reading
+from proglog.log.recovery import Recovered
+from proglog.log.segment import OpenStores, Segment
+from proglog.log.snapshot import Snapshot
+from proglog.log.space import Space
+from proglog.log.tail import Run, Tail, TailEntry
+from proglog.log.walking import check_follows
+from proglog.log.writer import Writer
 from proglog.ports import Offload, Ports
 
 _NO_CUT = 2**64
@@ -60,7 +65,7 @@ class LogEvents(Protocol):
         """The log can write no more; the node must stop."""
 
 
-class Log:
+class Log(Contents):
     """See the module. Made from what `recover` found; owns its files until `close`."""
 
     def __init__(
@@ -79,11 +84,14 @@ class Log:
         self._events = events
         self._loop = asyncio.get_running_loop()
         self._segments = recovered.segments
-        self._snapshots = set(recovered.snapshots)
-        self._tail = Tail(recovered.tip.index + 1, limits.tail_bytes_max)
+        self._place = self._active.index.place
+        self._snapshots = set(recovered.snapshot_indexes)
+        self._tail = Tail.of(recovered.tail, recovered.tip.index + 1, limits.tail_bytes_max)
         self.tip = recovered.tip
         """After the last batch, durable or not."""
         self.durable_index = recovered.tip.index
+        self._tip_read = ORIGIN
+        """After a batch that is to be the last one, where that had to be read."""
         self._failure: BaseException | None = None
         # A write that was queued before a cut may be reported after it, when other batches have
         # taken its indexes (ABA). Each cut begins a generation; until the writer has done the
@@ -97,48 +105,16 @@ class Log:
             worker=ports.worker("proglog-writer"),
             clock=ports.clock,
             events=self,
-            store=self._active.file,
-            synced=self.tip,
-            synced_end=self._active.index.end_position,
+            manifest=recovered.manifest,
+            active=self._active,
+            mark_sequence=recovered.mark_sequence,
         )
         self._space = Space(folder, config, self._writer.submit)
         self._writer.commit_hint = recovered.commit_hint
         self.reader = reader
-
-    # --- what it holds ---------------------------------------------------------------------------
-
-    @property
-    def _active(self) -> Segment:
-        return self._segments[-1]
-
-    @property
-    def before(self) -> Tip:
-        """The tip before the oldest batch."""
-        return self._segments[0].index.before
-
-    @property
-    def first_index(self) -> int:
-        """Index of the oldest batch, or of the next one if there is none."""
-        return self._segments[0].first_index
-
-    def bytes_upto(self, index: int) -> int:
-        """Bytes of the batches up to `index`, which must be in the log or right before it."""
-        slot = self._segment_slot(index + 1)
-        segment = self._segments[slot]
-        end = segment.index.position(index + 1 - segment.first_index)
-        ends = end + sum(older.index.end_position for older in self._segments[:slot])
-        return ends - (slot + 1) * fmt.PREAMBLE_BYTES
-
-    def sealed_tips(self) -> list[Tip]:
-        """The tip after each sealed segment, oldest first."""
-        return [segment.index.last for segment in self._segments[:-1]]
-
-    def segment_facts(self) -> list[tuple[Tip, int]]:
-        """(tip before it, bytes) of each segment, oldest first."""
-        return [
-            (segment.index.before, segment.index.end_position - fmt.PREAMBLE_BYTES)
-            for segment in self._segments
-        ]
+        self._stores = OpenStores()
+        self._garbage = Garbage(ports.files, reader)
+        self._garbage.add(recovered.garbage)
 
     # --- appending -------------------------------------------------------------------------------
 
@@ -151,18 +127,23 @@ class Log:
         """Whether so many batches of `size` bytes in all fit into space that is allocated already,
         whatever their term, if they are appended within the hour."""
         soon = max(self._clock.now_ms(), self.tip.timestamp) + 3_600_000
-        return self._space.fits(size, batches) or self._fits_into_active(
-            size, batches, soon, self.tip.term + 1
-        )
+        fits_next = self._may_be_left(stays=True) and self._space.fits(size, batches)
+        return fits_next or self._fits_into_active(size, batches, soon, self.tip.term + 1)
 
     def has_room_for(self, headers: Sequence[BatchHeader]) -> bool:
         """Likewise for these batches, which may replace some at the end of the log."""
         size, last = sum(header.size for header in headers), headers[-1]
         # Whatever active segment a cut leaves was sealed, and has given its space back.
         stays = self._last_kept(headers) >= self._active.index.before.index
-        return self._space.fits(size, len(headers)) or (
+        fits_next = self._may_be_left(stays=stays) and self._space.fits(size, len(headers))
+        return fits_next or (
             stays and self._fits_into_active(size, len(headers), last.timestamp, last.term)
         )
+
+    def _may_be_left(self, *, stays: bool) -> bool:
+        """Whether the active segment can be sealed, or whichever has its index after a cut, which
+        is so unless there was no space for that index; an empty one need not be."""
+        return self._active.index_file is not None or (stays and len(self._active.index) == 0)
 
     def _last_kept(self, headers: Sequence[BatchHeader]) -> int:
         """The last batch of ours that stays if these are taken."""
@@ -223,28 +204,35 @@ class Log:
     def _roll(self, size: int) -> Segment:
         old, reserved = self._active, self._space.take(size)
         new = Segment(
-            self._folder, Index(self.tip), reserved.store, reserved.capacity, reserved.index_file
+            self._files,
+            self._folder,
+            Index(self._place, self.tip),
+            reserved.capacity,
+            reserved.store,
+            reserved.index_file,
         )
+        header = SegmentHeader(self._place, self.tip)
         if len(old.index) == 0:
             # Nothing to seal: it was too small for its first batch and gives way to a larger one.
             self._segments[-1] = new
-            self._writer.submit(Replace(before=self.tip, store=new.file))
+            self._writer.submit(Replace(header=header, store=reserved.store))
             self._retire_when_written([old])
             return new
         assert old.index_file is not None
         self._writer.submit(
             Roll(
-                first_index=old.first_index,
-                index_path=old.index_path,
+                generation=self._generation,
+                segment=old,
                 index_file=old.index_file,
                 packed_index=old.index.pack(),
-                next_before=self.tip,
-                next_store=new.file,
+                next_header=header,
+                next_store=reserved.store,
             )
         )
         old.index_file = None
         # The writer gives the unused space back.
         old.capacity = old.index.end_position
+        self._stores.used(old)
         self._segments.append(new)
         self._events.sealed(self.tip)
         return new
@@ -277,11 +265,10 @@ class Log:
             self._marking = None
             self._writer.submit(WriteMark())
 
-    def segment_sealed(self, first_index: int, index: Index) -> None:
-        for segment in self._segments[:-1]:
-            # Unless a cut made it active again meanwhile, the map replaces the array.
-            if segment.first_index == first_index and segment.index.last == index.last:
-                segment.index = index
+    def segment_sealed(self, generation: int, segment: Segment, index: memoryview) -> None:
+        # Unless a cut has made it active again meanwhile, the map replaces the array.
+        if generation == self._generation:
+            segment.index.map(index)
 
     def suffix_cut(self, generation: int) -> None:
         if generation == self._generation:
@@ -300,17 +287,36 @@ class Log:
 
     # --- cutting ---------------------------------------------------------------------------------
 
+    def may_cut(self, last_index: int) -> bool:
+        """Whether what `cut_suffix` needs to know of this batch is in memory."""
+        return self.tip_at(last_index) is not None or self._tip_read.index == last_index
+
+    async def prepare_cut(self, last_index: int) -> None:
+        """Reads what `cut_suffix` needs to know of a batch. Raises StorageFailed if it cannot."""
+        if self.may_cut(last_index):
+            return
+        try:
+            run = await self.read(last_index, last_index, 1)
+        except RangeCorrupt as error:
+            raise StorageFailed(
+                f"the log is to be cut after batch {last_index}, which cannot be read: {error}",
+                folder=self._folder,
+            ) from error
+        self._tip_read = Tip.after(run.headers[0])
+
     def cut_suffix(self, last_index: int) -> None:
-        """Voids every batch behind `last_index`, which must be in the log or right before it."""
+        """Voids every batch after `last_index`, which must be in the log or right before it, and
+        known to `may_cut`."""
         assert self.first_index - 1 <= last_index < self.tip.index
+        assert self.may_cut(last_index)
+        tip = self.tip_at(last_index) or self._tip_read
         kept = self._segment_slot(last_index + 1)
         segment, later = self._segments[kept], self._segments[kept + 1 :]
-        tip = self.tip_at(last_index)
-        assert tip is not None, "the tip at a cut is in memory or in an index"
         self._generation += 1
         self._old_reports_hold_to = min(self._old_reports_hold_to, last_index)
         self._tail.cut(last_index + 1)
         segment.index.cut(tip)
+        self._stores.forget(segment)
         self.tip = tip
         self.durable_index = min(self.durable_index, last_index)
         if later:
@@ -322,9 +328,8 @@ class Log:
                 generation=self._generation,
                 tip=tip,
                 position=segment.index.end_position,
-                store=segment.file,
-                index_path=segment.index_path,
-                later=[(old.store_path, old.index_path) for old in later],
+                segment=segment,
+                later=[old.first_index for old in later],
             )
         )
         self._retire_when_written(later)
@@ -344,25 +349,39 @@ class Log:
         self._writer.submit(Job(work=lambda: None, done=done))
 
     def drop_prefix(self, first_index: int) -> int:
-        """Deletes the oldest segments whose batches are all below `first_index`, as far as a
-        durable snapshot stands at their end, and snapshots below the new base. Returns how many
-        segments."""
+        """Gives up the oldest segments whose batches are all below `first_index`, as far as there
+        is a durable snapshot of what they built. Returns how many segments."""
         count = 0
         for segment in self._segments[:-1]:
             if segment.last_index >= first_index:
                 break
             count += 1
-        while count and self._segments[count - 1].last_index not in self._snapshots:
+        newest = max(self._snapshots, default=0)
+        while count and self._segments[count - 1].last_index > newest:
             count -= 1
         dropped = self._segments[:count]
         if not dropped:
             return 0
         del self._segments[:count]
         paths = [path for old in dropped for path in (old.store_path, old.index_path)]
-        paths += self._forget_snapshots(lambda index: index < self.before.index)
-        self._writer.submit(Delete(paths=paths))
-        self._retire_when_written(dropped)
+        paths += self._forget_snapshots({at for at in self._snapshots if at < self.before.index})
+        for old in dropped:
+            self._stores.forget(old)
+        done: asyncio.Future[None] = self._loop.create_future()
+        # Once the new base is durable the files are nobody's: what is left of them after a crash is
+        # deleted by the next start.
+        done.add_done_callback(lambda done: self._let_go(done, dropped, paths))
+        self._writer.submit(DropPrefix(base=self.before, done=done))
         return count
+
+    def _let_go(
+        self, done: asyncio.Future[None], dropped: Sequence[Segment], paths: Sequence[Path]
+    ) -> None:
+        for segment in dropped:
+            segment.retire()
+        # If the disk failed, the owner has heard of it through `failed`, and the files stay.
+        if done.exception() is None:
+            self._garbage.add(paths)
 
     # --- snapshots -------------------------------------------------------------------------------
 
@@ -379,20 +398,27 @@ class Log:
         await self._writer.run(
             lambda: snapshots.write(self._files, self._folder, Snapshot(tip, encode()))
         )
+        if not self.before.index <= tip.index <= self.tip.index:
+            return  # The log was replaced or dropped meanwhile; the next start deletes the file.
         self._snapshots.add(tip.index)
+        self._garbage.add(self._forget_snapshots(snapshots.obsolete(self._snapshots)))
 
-    async def read_snapshot(self, index: int) -> Snapshot:
-        """The snapshot at a batch. Raises RangeCorrupt."""
-        path = snapshots.snapshot_path(self._folder, index)
-        snapshot = await self.reader.run(lambda: snapshots.read(self._files, path))
-        if snapshot is None:
-            raise RangeCorrupt(f"{path} is damaged; run proglog verify", file=path, position=0)
-        return snapshot
+    async def read_snapshot(self) -> Snapshot:
+        """The newest snapshot that can be read, never older than the base. Raises RangeCorrupt."""
+        damage: Damage | None = None
+        for index in reversed(self.snapshot_indexes):
+            path = snapshot_path(self._folder, index)
+            read = partial(snapshots.read, Reading(self._files, writable=False), path)
+            snapshot = await self.reader.run(read)
+            if isinstance(snapshot, Snapshot):
+                return snapshot
+            damage = damage or snapshot
+        # Or there was none, or one was replaced by the next just now, which who asks again gets.
+        raise RangeCorrupt(f"no snapshot can be read: {damage}; run proglog verify")
 
-    def _forget_snapshots(self, unwanted: Callable[[int], bool]) -> list[Path]:
-        gone = [index for index in self.snapshot_indexes if unwanted(index)]
-        self._snapshots.difference_update(gone)
-        return [snapshots.snapshot_path(self._folder, index) for index in gone]
+    def _forget_snapshots(self, indexes: set[int]) -> list[Path]:
+        self._snapshots -= indexes
+        return [snapshot_path(self._folder, index) for index in sorted(indexes)]
 
     async def reset(self, snapshot: Snapshot) -> None:
         """Replaces everything by a snapshot. Until this returns nothing may be appended or cut.
@@ -400,21 +426,12 @@ class Log:
         Raises DiskFull: then nothing else may be done but to try again.
         """
         old = self._segments
-        paths = [
-            path for segment in reversed(old) for path in (segment.store_path, segment.index_path)
-        ]
-        paths += [
-            snapshots.snapshot_path(self._folder, index)
-            for index in self.snapshot_indexes
-            if index != snapshot.tip.index
-        ]
         done: asyncio.Future[Segment] = self._loop.create_future()
         self._generation += 1
         self._old_reports_hold_to = 0
         self._writer.submit(
             Reset(
                 snapshot=snapshot,
-                paths=paths,
                 capacity=self._config.segment_bytes,
                 index_bytes=fmt.index_bytes_max(self._config.segment_batches),
                 done=done,
@@ -428,99 +445,19 @@ class Log:
         # The new segment was made of the reserved file.
         self._space.forget()
         self._segments = [segment]
+        self._place = segment.index.place
         self._snapshots = {snapshot.tip.index}
         self._tail = Tail(snapshot.tip.index + 1, limits.tail_bytes_max)
         self.tip = snapshot.tip
         self.durable_index = snapshot.tip.index
         for segment in old:
+            self._stores.forget(segment)
             segment.retire()
 
     async def run_job(self, work: Callable[[], None], *, urgent: bool = False) -> None:
         """Runs `work` on the writer's thread: in its turn, or next if urgent. Raises what it
         raises, or StorageFailed if the log can write no more."""
         await self._writer.run(work, urgent=urgent)
-
-    # --- looking up ------------------------------------------------------------------------------
-
-    def _segment_slot(self, index: int) -> int:
-        """Which segment holds batch `index`, or would if it is the next."""
-        if index >= self._active.first_index:
-            return len(self._segments) - 1
-        slot = bisect_right(self._segments, index, key=lambda segment: segment.first_index) - 1
-        assert slot >= 0
-        return slot
-
-    def segment_of(self, index: int) -> Segment:
-        """The segment that holds batch `index`, or would if it is the next."""
-        return self._segments[self._segment_slot(index)]
-
-    def index_of_offset(self, offset: int) -> int:
-        """The last batch whose base offset is <= `offset`, which must be retained."""
-        assert self.before.next_offset <= offset
-        slot = bisect_right(
-            self._segments, offset, key=lambda segment: segment.index.before.next_offset
-        )
-        segment = self._segments[slot - 1]
-        return segment.first_index + segment.index.slot_of_offset(offset)
-
-    def index_of_time(self, timestamp: int) -> int:
-        """The first batch appended at or after `timestamp` (ms); the next index if none was."""
-        slot = bisect_left(
-            self._segments, timestamp, key=lambda segment: segment.index.last.timestamp
-        )
-        if slot == len(self._segments):
-            return self.tip.index + 1
-        segment = self._segments[slot]
-        return segment.first_index + segment.index.slot_of_time(timestamp)
-
-    def base_offset(self, index: int) -> int:
-        """Offset of the first record of batch `index`, or of the next record if it is the next."""
-        if index == self.tip.index + 1:
-            return self.tip.next_offset
-        segment = self.segment_of(index)
-        return segment.index.base_offset(index - segment.first_index)
-
-    def size_of(self, index: int) -> int:
-        """Bytes of batch `index`, header included."""
-        segment = self.segment_of(index)
-        slot = index - segment.first_index
-        return segment.index.position(slot + 1) - segment.index.position(slot)
-
-    def term_at(self, index: int) -> int | None:
-        """The term of a batch, also of the one before the oldest; None if it is not held."""
-        if index == self.before.index:
-            return self.before.term
-        if not self.first_index <= index <= self.tip.index:
-            return None
-        runs = self.segment_of(index).index.runs
-        return runs[bisect_right(runs, index, key=lambda run: run[0]) - 1][1]
-
-    def in_memory(self, index: int) -> TailEntry | None:
-        """A batch of the tail; None if it must be read."""
-        if self._tail.first_index <= index < self._tail.next_index:
-            return self._tail.get(index)
-        return None
-
-    def kinds(self, first: int) -> Iterator[tuple[int, int]]:
-        """(index, kind) of the batches from `first` on that hold no records."""
-        for segment in self._segments[self._segment_slot(first) :]:
-            for slot in range(max(first - segment.first_index, 0), len(segment.index)):
-                if kind := segment.index.kind(slot):
-                    yield segment.first_index + slot, kind
-
-    def tip_at(self, index: int) -> Tip | None:
-        """The tip after a batch that is in memory, ends a segment, or is in the page cache."""
-        if index == self.before.index:
-            return self.before
-        if self._tail.first_index <= index < self._tail.next_index:
-            return Tip.after(self._tail.get(index).header)
-        segment = self.segment_of(index)
-        if index == segment.last_index:
-            return segment.index.last
-        position = segment.index.position(index - segment.first_index)
-        size = segment.index.position(index - segment.first_index + 1) - position
-        data = segment.read_cached(size, position) or segment.file.pread(size, position)
-        return Tip.after(segment.check(data, position, index)[0])
 
     # --- reading ---------------------------------------------------------------------------------
 
@@ -538,15 +475,37 @@ class Log:
         on_disk = min(last, self._tail.first_index - 1)
         position, size = segment.extent(first, on_disk, bytes_max)
         cached = segment.read_cached(size, position)
+        if segment is not self._active:
+            self._stores.used(segment)
         if cached is None:
             generation = self._generation
-            cached = await self._read_from_disk(segment, size, position)
-            if generation != self._generation:
-                # What was read may be of a suffix that is void now. And the log may be closed.
-                if self._active.retired or not self.first_index <= first <= last <= self.tip.index:
-                    raise Unavailable(f"the log was cut while batch {first} was read; read again")
+            read = await self._read_from_disk(segment, size, position)
+            # What was read may be of a suffix that is void now, what was not of a segment that is
+            # deleted. And the log may be closed.
+            gone = isinstance(read, Damage) and segment.retired
+            changed = generation != self._generation or gone
+            if changed and not self._holds(first, last):
+                raise Unavailable(f"the log was cut while batch {first} was read; read again")
+            if changed:
                 return await self.read(first, last, bytes_max)
-        return Run(cached, segment.check(cached, position, first))
+            if isinstance(read, Damage):
+                if bytes_max > 0:
+                    # Just the first batch: one bad sector is one bad batch.
+                    return await self.read(first, first, 0)
+                raise segment.damaged(read, first)
+            cached = read
+        try:
+            return Run(cached, segment.check(cached, position, first))
+        except RangeCorrupt as error:
+            damaged = error.number("index")
+            if damaged is None or not first < damaged <= last:
+                raise
+            # What precedes it may be whole.
+            return await self.read(first, damaged - 1, bytes_max)
+
+    def _holds(self, first: int, last: int) -> bool:
+        is_open = not self._active.retired
+        return is_open and self.first_index <= first <= last <= self.tip.index
 
     def read_newest(self, first: int, last: int, bytes_max: int) -> Run | None:
         """As `read`, at once: None if not all of first..last, which may be none, is in memory."""
@@ -554,20 +513,14 @@ class Log:
             return self._tail.run(first, last, bytes_max)
         return None
 
-    async def _read_from_disk(self, segment: Segment, size: int, position: int) -> bytes:
+    async def _read_from_disk(self, segment: Segment, size: int, position: int) -> bytes | Damage:
         # Unpinned when the thread is done, not when the waiting task is, which may be cancelled
         # before: a closed descriptor's number belongs to the next file that is opened.
         segment.pin()
         try:
-            return await self.reader.run(
-                lambda: segment.file.pread(size, position), after=segment.unpin
-            )
+            return await self.reader.run(lambda: segment.read(size, position), after=segment.unpin)
         except OSError as error:
-            raise RangeCorrupt(
-                f"{segment.store_path} cannot be read at {position}: {error.strerror}",
-                file=segment.store_path,
-                position=position,
-            ) from error
+            raise Overloaded(f"{segment.store_path}: {reason_of(error)}") from error
 
     # --- end -------------------------------------------------------------------------------------
 
@@ -584,14 +537,17 @@ class Log:
                 raise
         finally:
             self._writer.stop()
+            self._garbage.stop()
             for segment in self._segments:
                 segment.retire()
+                segment.index.unmap()
             self._space.forget()
 
 
 def _is_half_full(segment: Segment, config: LogConfig) -> bool:
     """Whether the next segment should be allocated now, so that it is there in time."""
     return (
-        segment.index.end_position * 2 > segment.capacity
+        segment.index.end_position - fmt.PREAMBLE_BYTES
+        > (segment.capacity - fmt.PREAMBLE_BYTES) // 2
         or len(segment.index) * 2 > config.segment_batches
     )

@@ -1,7 +1,7 @@
 """Snapshots: the replicated state exactly after one batch. The engine does not look into it.
 
-A snapshot file is a fixed head (magic, flags, tip, length, crc) and the state. It appears whole or
-not at all: written under another name, synced, renamed, its folder synced.
+A snapshot file is a head in an envelope, and the state. It appears whole or not at all: written
+under another name, synced, renamed, its folder synced.
 """
 
 from __future__ import annotations
@@ -13,85 +13,60 @@ from typing import NamedTuple
 from crc32c import crc32c
 
 from proglog import limits
+from proglog.batch import Buffer
+from proglog.log.envelope import HEAD_BYTES, SNAPSHOT, seal, unseal
 from proglog.log.format import Tip
+from proglog.log.names import snapshot_name, snapshot_path
+from proglog.log.reading import Damage, Reading
+from proglog.log.twin import write_whole
 from proglog.ports import Files
 
-_HEAD = struct.Struct("<8sIQQQQIII")
-_MAGIC = b"PROGSNP1"
-_RESETS = 1
-PREFIX = "snapshot-"
+_HEAD = struct.Struct("<QQQQIIQ")
+HEAD_SIZE = HEAD_BYTES + _HEAD.size
 
 
 class Snapshot(NamedTuple):
-    """`state` after the batch of `tip`. `resets`: the log is to begin anew behind it."""
+    """`state` after the batch of `tip`."""
 
     tip: Tip
     state: bytes
-    resets: bool = False
-
-
-def snapshot_path(folder: Path, index: int) -> Path:
-    return folder / f"{PREFIX}{index:020d}"
 
 
 def pack(snapshot: Snapshot) -> bytes:
-    flags = _RESETS if snapshot.resets else 0
     size = len(snapshot.state)
     assert size <= limits.snapshot_bytes_max
-    head = _HEAD.pack(_MAGIC, flags, *snapshot.tip, size, 0)
-    crc = crc32c(snapshot.state, crc32c(head))
-    return _HEAD.pack(_MAGIC, flags, *snapshot.tip, size, crc) + snapshot.state
+    return seal(SNAPSHOT, _HEAD.pack(*snapshot.tip, crc32c(snapshot.state), size)) + snapshot.state
 
 
-def parse(data: bytes) -> Snapshot | None:
-    """The snapshot, or None if these bytes are not a whole one."""
-    if len(data) < _HEAD.size:
+def parse(data: Buffer, path: Path) -> Snapshot | None:
+    """The snapshot, or None if these bytes are not a whole one. Raises UnknownFormat."""
+    payload = unseal(data, SNAPSHOT, path)
+    if payload is None or len(payload) != _HEAD.size:
         return None
-    magic, flags, *tip, size, crc = _HEAD.unpack_from(data)
-    state = data[_HEAD.size :]
-    if magic != _MAGIC or size != len(state):
+    *tip, crc, size = _HEAD.unpack(payload)
+    state = bytes(memoryview(data)[HEAD_SIZE:])
+    if len(state) != size or crc32c(state) != crc:
         return None
-    head = _HEAD.pack(magic, flags, *tip, size, 0)
-    if crc32c(state, crc32c(head)) != crc:
-        return None
-    return Snapshot(Tip._make(tip), state, flags == _RESETS)
+    return Snapshot(Tip._make(tip), state)
 
 
 def write(files: Files, folder: Path, snapshot: Snapshot) -> None:
     """Makes a snapshot durable. Raises OSError; then it is as if nothing had been done."""
-    path = snapshot_path(folder, snapshot.tip.index)
-    write_whole(files, path, pack(snapshot))
+    write_whole(files, snapshot_path(folder, snapshot.tip.index), pack(snapshot))
 
 
-def write_whole(files: Files, path: Path, data: bytes) -> None:
-    """Replaces a file so that after a crash it is either the old one or the new one, whole."""
-    temporary = path.with_name(path.name + ".tmp")
-    if files.exists(temporary):
-        files.unlink(temporary)
-    file = files.create(temporary)
-    try:
-        file.pwritev([data], 0)
-        file.fdatasync()
-    except OSError:
-        file.close()
-        files.unlink(temporary)
-        raise
-    file.close()
-    files.rename(temporary, path)
-    files.sync_directory(path.parent)
+def obsolete(indexes: set[int]) -> set[int]:
+    """Of the snapshots of a log those that nobody needs: all but the newest, which the next start
+    decodes, and the oldest, which can stand in for it."""
+    return set(sorted(indexes)[1:-1])
 
 
-def read(files: Files, path: Path) -> Snapshot | None:
-    """The snapshot in a file whose name must agree with it."""
-    file = files.open(path)
-    try:
-        size = file.size()
-        if size > limits.snapshot_bytes_max + _HEAD.size:
-            return None
-        snapshot = parse(file.pread(size, 0))
-    finally:
-        file.close()
-    named = (
-        snapshot is not None and path.name == snapshot_path(path.parent, snapshot.tip.index).name
-    )
-    return snapshot if named else None
+def read(reading: Reading, path: Path) -> Snapshot | Damage:
+    """The snapshot in a file whose name must agree with it. Raises UnknownFormat."""
+    data = reading.read_whole(path, limits.snapshot_bytes_max + HEAD_SIZE)
+    if isinstance(data, Damage):
+        return data
+    snapshot = parse(data, path)
+    if snapshot is None or path.name != snapshot_name(snapshot.tip.index):
+        return Damage(path, 0, "the checksum of the snapshot does not match")
+    return snapshot

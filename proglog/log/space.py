@@ -9,10 +9,11 @@ from pathlib import Path
 from proglog import limits
 from proglog.batch import HEADER_BYTES
 from proglog.config import LogConfig
-from proglog.errors import DiskFull
+from proglog.errors import DiskFull, reason_of
 from proglog.log import format as fmt
+from proglog.log.operations import Operation, Reserve, Reserved
 from proglog.log.segment import Segment
-from proglog.log.writer import Operation, Reserve, Reserved
+from proglog.ports import File
 
 
 class Space:
@@ -98,15 +99,23 @@ class Space:
             self.forget()
             self.reserved = reserved
         if reserved.active_index is not None:
-            active.index_file = reserved.active_index
+            self._hand_over(*reserved.active_index, active)
         self._tell()
+
+    @staticmethod
+    def _hand_over(path: Path, index_file: File, active: Segment) -> None:
+        # Meanwhile a roll, a cut or a snapshot may have made another segment the active one.
+        if path == active.index_path and active.index_file is None:
+            active.index_file = index_file
+        else:
+            index_file.close()
 
     def refused(self, error: OSError) -> None:
         self._asking = False
         self._refused_at = self._loop.time()
         self._refusal = (
-            f"no space for another segment in {self._folder}: {error.strerror}. What is stored "
-            "stays readable; free space and writing goes on by itself"
+            f"no room for another segment in {self._folder}: {reason_of(error)}. What is "
+            "stored stays readable; free some and writing goes on by itself"
         )
         self._tell()
 

@@ -4,7 +4,7 @@ writer until they are durable."""
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from proglog.batch import BatchHeader, Buffer
@@ -38,6 +38,16 @@ class Tail:
         self.bytes = 0
         self._bytes_max = bytes_max
         self._entries: deque[TailEntry] = deque()
+
+    @classmethod
+    def of(cls, entries: Iterable[TailEntry], next_index: int, bytes_max: int) -> Tail:
+        """The newest of these batches, the last before batch `next_index`."""
+        kept = list(entries)
+        tail = cls(next_index - len(kept), bytes_max)
+        for entry in kept:
+            tail.append(entry)
+        tail.evict(next_index - 1)
+        return tail
 
     @property
     def next_index(self) -> int:

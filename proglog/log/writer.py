@@ -10,164 +10,39 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import TypeVar, assert_never
 
 from proglog import limits
 from proglog.batch import Buffer
-from proglog.errors import DiskFull, StorageFailed
+from proglog.errors import DiskFull, StorageFailed, reason_of
+from proglog.log import changes
 from proglog.log import format as fmt
 from proglog.log import snapshot as snapshots
-from proglog.log.format import Mark, Tip
+from proglog.log.changes import ManifestFile
+from proglog.log.format import Mark, SegmentHeader, Tip
 from proglog.log.index import Index
-from proglog.log.segment import (
-    NO_SPACE,
-    RESERVED_INDEX,
-    RESERVED_STORE,
-    Segment,
-    allocate,
-    create_segment,
-    finish_cut,
-    index_name,
-    store_name,
-    write_index,
+from proglog.log.manifest import Change
+from proglog.log.names import RESERVED_INDEX, RESERVED_STORE
+from proglog.log.operations import (
+    Append,
+    CutSuffix,
+    DropPrefix,
+    Group,
+    Job,
+    Operation,
+    Replace,
+    Reserve,
+    Reserved,
+    Reset,
+    Roll,
+    WriteMark,
+    WriterEvents,
 )
-from proglog.log.snapshot import Snapshot
+from proglog.log.segment import REFUSALS, Segment, allocate, start_segment, write_index
 from proglog.ports import Clock, File, Files, Worker
 
 T = TypeVar("T")
-
-
-class Group(NamedTuple):
-    """One write and fdatasync, for the loop and for the metrics."""
-
-    last_index: int
-    generation: int
-    batches: int
-    bytes: int
-    seconds: float
-
-
-class Reserved(NamedTuple):
-    """Allocated space for the next segment. `active_index` is set if the active one lacked its."""
-
-    store: File
-    index_file: File
-    capacity: int
-    active_index: File | None
-
-
-class WriterEvents(Protocol):
-    """What the writer tells the loop, on the loop."""
-
-    def group_written(self, group: Group) -> None: ...
-
-    def segment_sealed(self, first_index: int, index: Index) -> None: ...
-
-    def suffix_cut(self, generation: int) -> None: ...
-
-    def space_reserved(self, reserved: Reserved) -> None: ...
-
-    def space_refused(self, error: OSError) -> None: ...
-
-    def storage_failed(self, error: BaseException) -> None: ...
-
-
-# --- operations ----------------------------------------------------------------------------------
-
-
-class Begin(NamedTuple):
-    """Finds the newest mark, to count on from: the first operation, since it may wait."""
-
-
-class Append(NamedTuple):
-    """Bytes of one batch; `tip` and `end` are after it."""
-
-    parts: Sequence[Buffer]
-    size: int
-    tip: Tip
-    end: int
-    generation: int
-
-
-@dataclass(slots=True, kw_only=True)
-class Roll:
-    """Seals the segment being written and starts the next in the reserved files."""
-
-    first_index: int
-    index_path: Path
-    index_file: File
-    packed_index: bytes
-    next_before: Tip
-    next_store: File
-
-
-class Replace(NamedTuple):
-    """Starts the segment being written, which is empty, anew in the reserved files."""
-
-    before: Tip
-    store: File
-
-
-@dataclass(slots=True, kw_only=True)
-class Reserve:
-    """Allocates the files of the next segment, and the active one's index if that is missing."""
-
-    capacity: int
-    index_bytes: int
-    active_index: Path | None
-
-
-@dataclass(slots=True, kw_only=True)
-class CutSuffix:
-    """Voids everything behind a batch. `later` are the segments that go, oldest first."""
-
-    generation: int
-    tip: Tip
-    position: int
-    store: File
-    index_path: Path
-    later: Sequence[tuple[Path, Path]]
-
-
-@dataclass(slots=True, kw_only=True)
-class Delete:
-    """Deletes files where they exist, durably, one after the other."""
-
-    paths: Sequence[Path]
-
-
-@dataclass(slots=True, kw_only=True)
-class Reset:
-    """Replaces the whole log by a snapshot. The future gets the new, empty segment."""
-
-    snapshot: Snapshot
-    paths: Sequence[Path]
-    capacity: int
-    index_bytes: int
-    done: asyncio.Future[Segment]
-
-
-@dataclass(slots=True, kw_only=True)
-class WriteMark:
-    """Marks what was synced last, with nothing else to write."""
-
-
-@dataclass(slots=True, kw_only=True)
-class Job:
-    """Any other work that must keep its place among the writes. Its future gets the result."""
-
-    work: Callable[[], None]
-    done: asyncio.Future[None]
-
-
-Operation: TypeAlias = (
-    Begin | Append | Roll | Replace | Reserve | CutSuffix | Delete | Reset | WriteMark | Job
-)
-
-
-# --- the writer ----------------------------------------------------------------------------------
 
 
 class Writer:
@@ -181,9 +56,9 @@ class Writer:
         worker: Worker,
         clock: Clock,
         events: WriterEvents,
-        store: File,
-        synced: Tip,
-        synced_end: int,
+        manifest: ManifestFile,
+        active: Segment,
+        mark_sequence: int,
     ) -> None:
         self._files = files
         self._folder = folder
@@ -198,13 +73,13 @@ class Writer:
         self.commit_hint = 0
         """The commit index, for the marks: written by the loop, read by the thread."""
         # Only the thread touches these from here on.
-        self._store = store
-        self._synced = synced
-        self._synced_end = synced_end
-        self._sequence = 0
-        self._marked = False
+        self._manifest = manifest
+        self._store = active.open()
+        self._synced = active.index.last
+        self._synced_end = active.index.end_position
+        self._sequence = mark_sequence
+        self._marked = True
         worker.start(self._step)
-        self.submit(Begin())
 
     # --- on the loop -----------------------------------------------------------------------------
 
@@ -230,6 +105,7 @@ class Writer:
     def stop(self) -> None:
         """Finishes what is queued, then ends the thread. Waits for it."""
         self._worker.stop()
+        self._manifest.close()
 
     # --- on the thread ---------------------------------------------------------------------------
 
@@ -248,33 +124,32 @@ class Writer:
                 self._drop(operation, self._failure)
 
     def _drop(self, operation: Operation, failure: BaseException) -> None:
-        if isinstance(operation, Job | Reset):
+        if isinstance(operation, Job | Reset | DropPrefix):
             self._post(_fail, operation.done, failure)
 
     def _run(self, operation: Operation) -> None:
         match operation:
-            case Begin():
-                newest = self._newest_mark()
-                self._sequence = newest.sequence
-                self._marked = newest.index == self._synced.index
             case Append():
                 self._write_group(self._take_group(operation))
             case Roll():
                 self._roll(operation)
             case Replace():
-                self._start_segment(operation.store, operation.before)
+                self._start_segment(operation.store, operation.header)
             case Reserve():
                 self._reserve(operation)
             case CutSuffix():
                 self._cut_suffix(operation)
-            case Delete():
-                self._delete(operation.paths)
+            case DropPrefix():
+                self._manifest.save(self._manifest.manifest._replace(base=operation.base))
+                self._post(_finish, operation.done, None)
             case Reset():
                 self._reset(operation)
             case WriteMark():
                 self._mark_if_due()
             case Job():
                 self._do_job(operation)
+            case _:
+                assert_never(operation)
 
     def _post(self, callback: Callable[..., None], *arguments: object) -> None:
         self._loop.call_soon_threadsafe(self._deliver, callback, arguments)
@@ -291,7 +166,7 @@ class Writer:
         if not isinstance(error, OSError):
             return error
         failure = StorageFailed(
-            f"writing {self._folder} failed: {error.strerror}. The node stops, because what the "
+            f"writing {self._folder} failed: {reason_of(error)}. The node stops, because what the "
             "disk kept is not known; check the disk, then start again",
             folder=self._folder,
             errno=error.errno,
@@ -319,7 +194,7 @@ class Writer:
         parts: list[Buffer] = [part for append in group for part in append.parts]
         parts.append(fmt.END_OF_LOG)
         if not self._marked:
-            self._write_mark(self._synced, self._synced_end)
+            self._write_mark()
         self._store.pwritev(parts, self._synced_end)
         self._store.fdatasync()
         size = last.end - self._synced_end
@@ -329,15 +204,16 @@ class Writer:
         done = Group(last.tip.index, last.generation, len(group), size, seconds)
         self._post(self._events.group_written, done)
 
-    def _write_mark(self, tip: Tip, end: int, *, cut: bool = False) -> None:
+    def _write_mark(self) -> None:
+        tip = self._synced
         self._sequence += 1
         commit = min(self.commit_hint, tip.index)
-        mark = Mark(self._sequence, tip.index, end, commit, tip.chain, cut)
+        mark = Mark(self._sequence, tip, self._synced_end, commit)
         self._store.pwritev([fmt.pack_mark(mark)], fmt.mark_position(self._sequence))
 
     def _mark_if_due(self) -> None:
         if not self._marked:
-            self._write_mark(self._synced, self._synced_end)
+            self._write_mark()
             self._store.fdatasync()
             self._marked = True
 
@@ -349,21 +225,18 @@ class Writer:
         self._mark_if_due()
         write_index(roll.index_file, roll.packed_index)
         self._store.truncate(self._synced_end)
-        self._start_segment(roll.next_store, roll.next_before)
-        sealed = Index.parse(self._files.read_only_map(roll.index_path))
-        assert sealed is not None, "the index that was just written does not read back"
-        self._post(self._events.segment_sealed, roll.first_index, sealed)
+        self._start_segment(roll.next_store, roll.next_header)
+        index = roll.segment.map_index()
+        assert Index.parse(index, roll.segment.index_path) is not None, "it does not read back"
+        self._post(self._events.segment_sealed, roll.generation, roll.segment, index)
 
-    def _start_segment(self, store: File, before: Tip) -> None:
-        store.pwritev([fmt.pack_preamble(before)], 0)
-        store.fdatasync()
-        first_index = before.index + 1
-        self._files.rename(self._folder / RESERVED_INDEX, self._folder / index_name(first_index))
-        self._files.rename(self._folder / RESERVED_STORE, self._folder / store_name(first_index))
-        self._files.sync_directory(self._folder)
-        self._store = store
-        self._synced_end = fmt.PREAMBLE_BYTES
-        self._sequence = 1
+    def _start_segment(self, store: File, header: SegmentHeader) -> None:
+        start_segment(self._files, self._folder, store, header)
+        self._continue_in(store, header.before, fmt.PREAMBLE_BYTES, sequence=1)
+
+    def _continue_in(self, store: File, tip: Tip, end: int, *, sequence: int) -> None:
+        self._store, self._sequence = store, sequence
+        self._synced, self._synced_end, self._marked = tip, end, True
 
     def _reserve(self, reserve: Reserve) -> None:
         wanted = [
@@ -380,88 +253,54 @@ class Writer:
             # A full disk is asked again and again: each descriptor that stayed open would be lost.
             for file in allocated:
                 file.close()
-            if error.errno not in NO_SPACE:
+            if error.errno not in REFUSALS:
                 raise
             self._post(self._events.space_refused, error)
             return
         store, index, *rest = allocated
-        active_index = rest[0] if rest else None
-        reserved = Reserved(store, index, reserve.capacity, active_index)
+        active = (reserve.active_index, rest[0]) if reserve.active_index is not None else None
+        reserved = Reserved(store, index, reserve.capacity, active)
         self._post(self._events.space_reserved, reserved)
 
     # --- truncating ------------------------------------------------------------------------------
 
     def _cut_suffix(self, cut: CutSuffix) -> None:
-        self._continue_in(cut.store, cut.tip, cut.position)
-        self._write_mark(cut.tip, cut.position, cut=True)
-        self._store.fdatasync()
+        store = cut.segment.open()
+        self._manifest.begin(Change.CUT, cut.tip, cut.position)
         if cut.later:
-            self._delete_later_segments(cut)
-        finish_cut(self._store, cut.position)
-        for _ in fmt.MARK_POSITIONS:
-            self._write_mark(cut.tip, cut.position)
-            self._store.fdatasync()
+            changes.remove_later(self._files, self._folder, cut.segment.first_index, cut.later)
+        sequence = changes.end_store(
+            store, cut.tip, cut.position, sequence=self._sequence, commit=self.commit_hint
+        )
+        self._manifest.end()
+        self._continue_in(store, cut.tip, cut.position, sequence=sequence)
         self._post(self._events.suffix_cut, cut.generation)
 
-    def _delete_later_segments(self, cut: CutSuffix) -> None:
-        # The newest segment's index is allocated and empty: just what the kept one needs, now that
-        # it is active again. Its own is sealed, perhaps mapped, and must not be written.
-        *sealed, (newest_store, newest_index) = cut.later
-        self._files.unlink(newest_store)
-        if self._files.exists(newest_index):
-            self._files.rename(newest_index, cut.index_path)
-        for store_path, index_path in reversed(sealed):
-            self._files.unlink(store_path)
-            self._unlink_if_there(index_path)
-        self._files.sync_directory(self._folder)
-
-    def _continue_in(self, store: File, tip: Tip, end: int) -> None:
-        self._store = store
-        self._synced, self._synced_end, self._marked = tip, end, True
-        self._sequence = self._newest_mark().sequence
-
-    def _newest_mark(self) -> Mark:
-        return fmt.parse_marks(self._store.pread(fmt.PREAMBLE_BYTES, 0))[0]
-
-    def _delete(self, paths: Sequence[Path]) -> None:
-        # In order, each durably, so that after a crash what is left still begins where a segment
-        # does.
-        for path in paths:
-            self._unlink_if_there(path)
-            self._files.sync_directory(self._folder)
-
-    def _unlink_if_there(self, path: Path) -> None:
-        if self._files.exists(path):
-            self._files.unlink(path)
-
     def _reset(self, reset: Reset) -> None:
+        tip = reset.snapshot.tip
         try:
-            segment = self._replace_all(reset)
+            if self._manifest.manifest.change is Change.NONE:
+                self._manifest.begin(Change.INSTALL, tip)
+            snapshots.write(self._files, self._folder, reset.snapshot)
+            self._manifest.begin(Change.RESET, tip)
+            segment = changes.replace_all(
+                self._files,
+                self._folder,
+                self._manifest,
+                capacity=reset.capacity,
+                index_bytes=reset.index_bytes,
+            )
         except OSError as error:
-            if error.errno not in NO_SPACE:
+            if error.errno not in REFUSALS:
                 raise
             # Every step may be done again, by another try or, after a crash, by recovery.
             self._post(_fail, reset.done, self._full(error))
         else:
-            self._continue_in(segment.file, reset.snapshot.tip, fmt.PREAMBLE_BYTES)
+            self._continue_in(segment.open(), tip, fmt.PREAMBLE_BYTES, sequence=1)
             self._post(_finish, reset.done, segment)
 
-    def _replace_all(self, reset: Reset) -> Segment:
-        # The flag makes recovery finish this, however far it came.
-        snapshots.write(self._files, self._folder, reset.snapshot._replace(resets=True))
-        self._delete(reset.paths)
-        segment = create_segment(
-            self._files,
-            self._folder,
-            reset.snapshot.tip,
-            capacity=reset.capacity,
-            index_bytes=reset.index_bytes,
-        )
-        snapshots.write(self._files, self._folder, reset.snapshot._replace(resets=False))
-        return segment
-
     def _full(self, error: OSError) -> DiskFull:
-        return DiskFull(f"no space left for {self._folder}: {error.strerror}")
+        return DiskFull(f"no room left for {self._folder}: {reason_of(error)}")
 
     # --- other work ------------------------------------------------------------------------------
 
@@ -469,7 +308,7 @@ class Writer:
         try:
             job.work()
         except OSError as error:
-            if error.errno not in NO_SPACE:
+            if error.errno not in REFUSALS:
                 raise
             self._post(_fail, job.done, self._full(error))
         else:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from proglog.errors import ConfigurationError
+from proglog.errors import ConfigurationError, UnknownFormat
 from proglog.membership import limits
 from proglog.membership.address import Address, split_host_port
 from proglog.membership.config import DEFAULT_PORT, MembershipConfig
@@ -32,7 +32,12 @@ from proglog.membership.keeper import Keeper
 from proglog.membership.keyring import Keyring, decode_keyring, encode_keyring
 from proglog.membership.outbox import OpenExchange, Report, SendPacket
 from proglog.membership.serf import CoreStatistics, Phase, Serf
-from proglog.membership.snapshot import Snapshot, decode_snapshot, encode_snapshot
+from proglog.membership.snapshot import (
+    NewerVersion,
+    Snapshot,
+    decode_snapshot,
+    encode_snapshot,
+)
 from proglog.membership.streams import StreamMessage
 from proglog.membership.subscription import Subscription
 from proglog.membership.timers import PauseClock
@@ -97,7 +102,7 @@ class Membership:
 
     async def start(self) -> None:
         """Listens, and is a cluster of one until it joins another. With a snapshot, begins to join
-        the peers it names. Raises BindFailed, ConfigurationError."""
+        the peers it names. Raises BindFailed, ConfigurationError, UnknownFormat."""
         assert self._core is None, "a membership starts once"
         loop = asyncio.get_running_loop()
         self._ended = loop.create_future()
@@ -464,6 +469,8 @@ class Membership:
             # A hint that is broken is no hint.
             self._keeper.failed(path, error)
             return None
+        except NewerVersion as newer:
+            raise UnknownFormat.of(path, str(newer)) from None
 
     async def _load(self, path: Path | None, size_max: int) -> bytes | None:
         try:

@@ -1,7 +1,8 @@
 """What a node remembers over a restart: its peers, so that it finds the cluster again without being
 told any, and its Lamport times, so that old news are not told twice.
 
-A small JSON file, replaced as a whole. It is a hint: lost or broken, the node starts without.
+A small JSON file, replaced as a whole. It is a hint: lost or broken, the node starts without. One
+of a newer version is neither: it would be replaced, so the node does not start.
 
     {"version": 1, "member_time": 17, "event_time": 3, "query_time": 1,
      "peers": [["10.0.0.2", 7946], ...]}
@@ -21,6 +22,10 @@ _VERSION = 1
 _TIMES = ("member_time", "event_time", "query_time")
 
 
+class NewerVersion(Exception):
+    """The file has this version."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     member_time: int
@@ -35,15 +40,18 @@ def encode_snapshot(snapshot: Snapshot) -> bytes:
 
 
 def decode_snapshot(data: bytes) -> Snapshot:
-    """Raises MalformedMessage."""
+    """Raises MalformedMessage, and NewerVersion."""
     if len(data) > limits.snapshot_bytes_max:
         raise MalformedMessage(f"snapshot of {len(data)} bytes")
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise MalformedMessage("snapshot that is no JSON") from error
-    if not isinstance(value, dict) or value.get("version") != _VERSION:
-        raise MalformedMessage("snapshot of another version")
+    version = value.get("version") if isinstance(value, dict) else None
+    if type(version) is int and version > _VERSION:
+        raise NewerVersion(str(version))
+    if version != _VERSION:
+        raise MalformedMessage("snapshot without a version")
     peers = value.get("peers")
     if not isinstance(peers, list) or len(peers) > limits.snapshot_peers_max:
         raise MalformedMessage("snapshot without a list of peers")

@@ -12,13 +12,16 @@ import dataclasses
 import json
 from typing import Any, Final
 
-from proglog.errors import ChangeRefused, ProglogError
+from proglog.errors import ChangeRefused, ProglogError, UnknownFormat
 
 NodeId = str
 """A server's uuid as text: what messages carry and votes and acks are counted by."""
 
 SERVERS_MAX: Final = 64
 TEXT_CHARS_MAX: Final = 256
+VERSION: Final = 1
+"""Of the encoding. Whatever is added to a configuration, as labels of servers or those that were
+removed, raises it: who dropped what he does not know would count other majorities."""
 ENCODED_BYTES_MAX: Final = SERVERS_MAX * (3 * 6 * TEXT_CHARS_MAX + 64)
 
 
@@ -76,12 +79,17 @@ class Configuration:
 
     def encode(self) -> bytes:
         """Canonical JSON: the same configuration has the same bytes on every node."""
-        document = {"learners": _rows(self.learners), "voters": _rows(self.voters)}
+        document = {
+            "learners": _rows(self.learners),
+            "version": VERSION,
+            "voters": _rows(self.voters),
+        }
         return json.dumps(document, separators=(",", ":"), ensure_ascii=True).encode("ascii")
 
     @classmethod
     def decode(cls, data: bytes) -> Configuration:
-        """The inverse of `encode`; raises MalformedConfiguration for anything else.
+        """The inverse of `encode`; raises UnknownFormat for a newer version, and
+        MalformedConfiguration for anything else.
 
         Strict: what `encode` would not have written is refused, so equal meaning is equal bytes.
         """
@@ -89,6 +97,13 @@ class Configuration:
             raise MalformedConfiguration(f"configuration: {len(data)} bytes are too many")
         try:
             document = json.loads(data)
+            version = document["version"]
+            if isinstance(version, int) and version > VERSION:
+                raise UnknownFormat(
+                    f"the configuration of the cluster has version {version}, which this version "
+                    "of Proglog does not know: use the version that wrote it, or a newer one",
+                    version=version,
+                )
             learners, voters = document["learners"], document["voters"]
             configuration = cls(_servers(voters), _servers(learners))
             encoded = configuration.encode()

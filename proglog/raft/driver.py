@@ -277,13 +277,15 @@ class Driver:
         self.taken.tell()
 
     def _do(self, ready: Ready) -> None:
-        if ready.hard_state is None and ready.snapshot is None and self._has_room(ready):
+        may_do = self._has_room(ready) and self._may_cut(ready)
+        if ready.hard_state is None and ready.snapshot is None and may_do:
             self._do_durable(ready, ready.messages + ready.messages_after_persist)
         else:
             for message in ready.messages:
                 self._send(message)
             # Nothing that follows from a term, a vote or a snapshot may leave before it is durable;
-            # the core is not asked for more until then. Rare: elections and installations only.
+            # the core is not asked for more until then. Rare: elections and installations, and cuts
+            # further back than memory reaches.
             self._waiting_for_disk = self._loop.create_task(self._persist_first(ready))
 
     def _has_room(self, ready: Ready) -> bool:
@@ -291,6 +293,10 @@ class Driver:
         a new leader's no-op comes unasked: its server was fit to lead when it last looked, and may
         have taken batches since, before it was elected."""
         return not ready.entries or self._log.has_room(HEADER_BYTES)
+
+    def _may_cut(self, ready: Ready) -> bool:
+        first = ready.truncate_from
+        return first is None or first > self._log.tip.index or self._log.may_cut(first - 1)
 
     async def _make_room(self, ready: Ready) -> None:
         """Meanwhile nobody hears of this leader, and another one may be elected."""
@@ -314,6 +320,8 @@ class Driver:
             if ready.hard_state is not None:
                 await self._save(ready.hard_state)
             await self._make_room(ready)
+            if ready.truncate_from is not None and not self._may_cut(ready):
+                await self._log.prepare_cut(ready.truncate_from - 1)
             if self._closed:
                 return
             self._do_durable(ready, ready.messages_after_persist)

@@ -15,11 +15,14 @@ import enum
 import json
 import struct
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from proglog import limits
 from proglog.batch import HEADER_BYTES, BadBatch, Buffer, check_stored_body, parse_header
+from proglog.errors import UnknownFormat
 from proglog.log import snapshot as snapshots
+from proglog.log.format import Tip
 from proglog.log.snapshot import Snapshot
 from proglog.raft.driver import ReceivedBatch
 from proglog.raft.messages import (
@@ -207,7 +210,7 @@ def _batches(data: memoryview, first: int | None) -> list[ReceivedBatch]:
         if index not in {None, header.index} or chain not in {None, header.chain}:
             raise BadBatch(f"batch {header.index} does not follow the one before")
         received.append(ReceivedBatch(header, data[at:end]))
-        at, index, chain = end, header.index + 1, header.header_crc
+        at, index, chain = end, header.index + 1, Tip.after(header).chain
     return received
 
 
@@ -216,7 +219,10 @@ def decode_install(payload: memoryview, sender: str, to: str) -> tuple[InstallSn
     if len(payload) < _INSTALL.size:
         raise FrameError("malformed snapshot: cut short")
     request = InstallSnapshot(sender, to, *_INSTALL.unpack_from(payload))
-    snapshot = snapshots.parse(bytes(payload[_INSTALL.size :]))
+    try:
+        snapshot = snapshots.parse(payload[_INSTALL.size :], Path("a snapshot from a peer"))
+    except UnknownFormat as error:
+        raise FrameError(str(error)) from error
     if snapshot is None or (snapshot.tip.index, snapshot.tip.term) != (
         request.index,
         request.snapshot_term,

@@ -1,138 +1,134 @@
-"""Identity, term and vote: what a server must never forget, in a file of its own.
+"""Term and vote: what a server must never forget, in a file that keeps two copies.
 
-Two copies in separate 4 KiB blocks. A save writes and syncs one, then the other, so at every
-moment at least one copy on disk is whole. Of two whole copies the higher sequence is the newer. One
-damaged copy is rewritten from the other before anything else happens; both damaged means that this
-server may have promised what it does not know any more: it must not start.
+It names the node, the cluster and the log that it belongs to, as a seal: the promises of another
+server are not this one's.
+
+A save writes and syncs one copy, then the other. One that is damaged is rewritten from the other
+before anything else happens; both damaged means that this server may have promised what it does not
+know any more: it must not start.
 """
 
 from __future__ import annotations
 
-import struct
+import json
+import random
+import uuid
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from crc32c import crc32c
-
-from proglog.batch import Buffer
-from proglog.errors import CorruptionError
+from proglog.errors import CorruptionError, UnknownFormat
+from proglog.log.envelope import HARD_STATE
+from proglog.log.names import HARD_STATE as FILE_NAME
+from proglog.log.reading import Reading
+from proglog.log.twin import TwinFile, read_twin
 from proglog.ports import Files
 from proglog.raft.messages import HardState
 
-FILE_NAME = "hard-state"
-_BLOCK_BYTES = 4096
-_COPY = struct.Struct("<8sQ36s36sQ36s128sI")
-_MAGIC = b"PROGHST1"
-_CRC = struct.Struct("<I")
-
 
 class Identity(NamedTuple):
-    """Who this server is. Ids are UUIDs as text; the name is for people."""
+    """Who a node is. Ids are UUIDs as text; the name is for people."""
 
     cluster_id: str
     uuid: str
     name: str
 
 
-class _Saved(NamedTuple):
-    sequence: int
-    identity: Identity
-    hard_state: HardState
+class Seal(NamedTuple):
+    """Whose promises these are: of which node, as a server of which log, in which cluster."""
+
+    group: int
+    cluster_id: str
+    node: str
+
+
+def new_id(chance: random.Random) -> str:
+    """A random UUID, as text."""
+    return str(uuid.UUID(int=chance.getrandbits(128), version=4))
 
 
 class HardStateFile:
     """Reads once when made; afterwards only writes. All methods may wait for the disk."""
 
     def __init__(self, files: Files, folder: Path) -> None:
-        """Opens an existing file, rewriting a damaged copy. Raises CorruptionError."""
-        self._path = folder / FILE_NAME
-        self._file = files.open(self._path)
-        # What the disk has: in the page cache may be a copy that a failed fdatasync never brought
-        # there. Before that, what kill -9 left in the cache only; never are both in flight.
-        self._file.fdatasync()
-        self._file.forget_cache(0)
-        copies = [_parse(self._file.pread(_COPY.size, place * _BLOCK_BYTES)) for place in (0, 1)]
-        whole = [copy for copy in copies if copy is not None]
-        if not whole:
-            self._file.close()
+        """Opens an existing file and rewrites a damaged copy of it.
+
+        Raises CorruptionError, UnknownFormat, OSError.
+        """
+        path = folder / FILE_NAME
+        state = read_twin(Reading(files, writable=False), path, HARD_STATE)
+        if state.payload is None:
             raise CorruptionError(
-                f"{self._path}: both copies are damaged, so this server does not know what it "
+                f"{state.damages[0]}; no copy is whole, so this server does not know what it "
                 "promised. Remove it from its cluster and start it anew with an empty directory",
-                file=self._path,
-                position=0,
+                file=path,
+                position=state.damages[0].position,
             )
-        newest = max(whole, key=lambda copy: copy.sequence)
-        self._sequence = newest.sequence
-        self.identity = newest.identity
-        self.hard_state = newest.hard_state
-        for place, copy in enumerate(copies):
-            if copy != newest:
-                self._write(place)
+        self._members = _parse(state.payload, path)
+        self._file = TwinFile(files, path, HARD_STATE, state)
+
+    @property
+    def seal(self) -> Seal:
+        return _seal(self._members)
+
+    @property
+    def hard_state(self) -> HardState:
+        return HardState(self._members["term"], self._members["voted_for"])
 
     @staticmethod
     def exists(files: Files, folder: Path) -> bool:
         return files.exists(folder / FILE_NAME)
 
     @staticmethod
+    def peek(files: Files, folder: Path) -> Seal | None:
+        """The seal of a file that is not opened; None where there is none that is whole.
+
+        Raises UnknownFormat.
+        """
+        path = folder / FILE_NAME
+        if not files.exists(path):
+            return None
+        payload = read_twin(Reading(files, writable=False), path, HARD_STATE).payload
+        return None if payload is None else _seal(_parse(payload, path))
+
+    @staticmethod
     def create(
-        files: Files, folder: Path, identity: Identity, hard_state: HardState
+        files: Files, folder: Path, group: int, identity: Identity, hard_state: HardState
     ) -> HardStateFile:
         """Makes the file of a new server, durably; it appears whole or not at all."""
-        temporary = folder / (FILE_NAME + ".tmp")
-        if files.exists(temporary):
-            files.unlink(temporary)
-        file = files.create(temporary)
-        packed = _pack(_Saved(0, identity, hard_state))
-        file.pwritev([packed.ljust(_BLOCK_BYTES, b"\0"), packed.ljust(_BLOCK_BYTES, b"\0")], 0)
-        file.fdatasync()
-        file.close()
-        files.rename(temporary, folder / FILE_NAME)
-        files.sync_directory(folder)
+        members = {
+            "group": group,
+            "journal": 0,
+            "cluster": identity.cluster_id,
+            "node": identity.uuid,
+            "term": hard_state.term,
+            "voted_for": hard_state.voted_for,
+        }
+        TwinFile.create(files, folder / FILE_NAME, HARD_STATE, _pack(members)).close()
         return HardStateFile(files, folder)
 
     def save(self, hard_state: HardState, cluster_id: str | None = None) -> None:
         """Makes a new term and vote durable. Raises OSError."""
+        members = {**self._members, "term": hard_state.term, "voted_for": hard_state.voted_for}
         if cluster_id is not None:
-            self.identity = self.identity._replace(cluster_id=cluster_id)
-        self.hard_state = hard_state
-        self._sequence += 1
-        for place in (0, 1):
-            self._write(place)
-
-    def _write(self, place: int) -> None:
-        packed = _pack(_Saved(self._sequence, self.identity, self.hard_state))
-        self._file.pwritev([packed], place * _BLOCK_BYTES)
-        self._file.fdatasync()
+            members["cluster"] = cluster_id
+        self._file.save(_pack(members))
+        self._members = members
 
     def close(self) -> None:
         self._file.close()
 
 
-def _pack(saved: _Saved) -> bytes:
-    identity, hard_state = saved.identity, saved.hard_state
-    packed = _COPY.pack(
-        _MAGIC,
-        saved.sequence,
-        identity.cluster_id.encode("ascii"),
-        identity.uuid.encode("ascii"),
-        hard_state.term,
-        (hard_state.voted_for or "").encode("ascii"),
-        identity.name.encode("utf-8"),
-        0,
-    )
-    return packed[:-4] + _CRC.pack(crc32c(packed[:-4]))
+def _pack(members: dict[str, Any]) -> bytes:
+    return json.dumps(members, separators=(",", ":"), sort_keys=True).encode("ascii")
 
 
-def _parse(data: Buffer) -> _Saved | None:
-    """The copy, or None if it is damaged."""
-    if len(data) < _COPY.size:
-        return None
-    magic, sequence, cluster_id, uuid, term, vote, name, crc = _COPY.unpack(data)
-    if magic != _MAGIC or crc32c(memoryview(data)[:-4]) != crc:
-        return None
-    identity = Identity(_text(cluster_id), _text(uuid), _text(name))
-    return _Saved(sequence, identity, HardState(term, _text(vote) or None))
+def _parse(payload: bytes, path: Path) -> dict[str, Any]:
+    """All members, also those that a newer version added: they are kept. Raises UnknownFormat."""
+    members: dict[str, Any] = json.loads(payload)
+    if members["journal"]:
+        raise UnknownFormat.of(path, f"2 with journal {members['journal']}")
+    return members
 
 
-def _text(padded: bytes) -> str:
-    return padded.rstrip(b"\0").decode("utf-8")
+def _seal(members: dict[str, Any]) -> Seal:
+    return Seal(members["group"], members["cluster"], members["node"])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 import structlog
 
 from proglog import limits
-from proglog.errors import DiskFull, ProglogError, Unavailable
+from proglog.errors import DiskFull, ProglogError, Unavailable, UnknownFormat
 from proglog.raft import frames
 from proglog.raft.driver import ReceivedBatch
 from proglog.raft.frames import FrameError, Hello, Lane, Type, Welcome
@@ -84,10 +84,17 @@ class Inbound(asyncio.Protocol):
         except FrameError as error:
             _logger.warning("connection of a peer ended", peer=self._peer, why=str(error))
             self._wire.abort()
+        except UnknownFormat as error:
+            self._end(error)
         except BaseException as error:
             # A broken promise: the node must end, whatever else it does.
             self._owner.host.failed(error)
             raise
+
+    def _end(self, error: UnknownFormat) -> None:
+        """The leader sends what a newer version is needed for: this node cannot follow it."""
+        self._owner.host.failed(error)
+        self._wire.abort()
 
     @property
     def _uuid(self) -> str:
@@ -102,6 +109,9 @@ class Inbound(asyncio.Protocol):
     async def _run(self, work: Callable[[], Awaitable[None]]) -> None:
         try:
             await work()
+        except UnknownFormat as error:
+            self._end(error)
+            return
         except (FrameError, ProglogError) as error:
             _logger.warning("connection of a peer ended", peer=self._peer, why=str(error))
             self._wire.close()

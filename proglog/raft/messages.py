@@ -118,9 +118,9 @@ class VoteResponse(NamedTuple):
 class InstallSnapshot(NamedTuple):
     """The receiver needs what is not in the leader's log any more: start over behind `index`.
 
-    On the way out `configuration` is None: the driver sends the snapshot at the base of its log,
-    which must be this index. On the way in the driver holds the whole snapshot, checked, and
-    fills in the configuration it contains.
+    On the way out `configuration` is None: the driver sends its newest snapshot, which is at this
+    index, the base of the log, or later, and says so in the message. On the way in the driver
+    holds the whole snapshot, checked, and fills in the configuration it contains.
     """
 
     sender: NodeId

@@ -98,9 +98,8 @@ class Peer:
                         raise Unavailable("the term it was meant for is over")
                     self._bulk.write(frames.encode_append(message, parts))
                 else:
-                    snapshot = await self._transport.log.read_snapshot(message.index)
-                    self._bulk.write(frames.encode_install(message, snapshot))
-        except (ProglogError, FileNotFoundError) as error:
+                    self._bulk.write(await self._snapshot_for(message))
+        except ProglogError as error:
             if isinstance(error, RangeCorrupt):
                 self._transport.host.damaged(error)
             # Cut, compacted or corrupt meanwhile, or the connection is gone: the core probes again.
@@ -114,6 +113,15 @@ class Peer:
             raise
         finally:
             self._feeding = None
+
+    async def _snapshot_for(self, message: InstallSnapshot) -> list[Buffer]:
+        """The newest snapshot is sent, whichever was the base when the core asked for one: it is
+        committed too, and what follows it is all in the log."""
+        snapshot = await self._transport.log.read_snapshot()
+        tip = snapshot.tip
+        assert tip.index >= message.index, "a snapshot at the base is kept until there is a newer"
+        newest = message._replace(index=tip.index, snapshot_term=tip.term)
+        return frames.encode_install(newest, snapshot)
 
     async def _batches_of(self, request: AppendRequest) -> list[Buffer]:
         log = self._transport.log

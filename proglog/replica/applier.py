@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine
 
 from proglog import limits
 from proglog.batch import HEADER_BYTES, BatchHeader, Buffer, Kind
-from proglog.errors import RangeCorrupt, Unavailable
+from proglog.errors import RangeCorrupt, Unavailable, UnknownFormat
 from proglog.log.format import Tip
 from proglog.log.log import Log
 from proglog.log.snapshot import Snapshot
@@ -38,14 +38,17 @@ class Applier:
         spawn: Callable[[Coroutine[None, None, None]], None],
         on_start_moved: Callable[[], None],
         on_damage: Callable[[RangeCorrupt], None],
+        on_unknown: Callable[[UnknownFormat], None],
     ) -> None:
         self._log = log
         self._waiters = waiters
         self._spawn = spawn
         self._on_start_moved = on_start_moved
         self._on_damage = on_damage
+        self._on_unknown = on_unknown
         self._snapshots = Snapshots(log, applied_index)
         self._replaying = False
+        """Also for good, once there is a batch that this version cannot apply."""
         self.state = state
         self.applied_index = applied_index
         self.commit_index = applied_index
@@ -75,6 +78,21 @@ class Applier:
     def _apply(self) -> None:
         """Applies what is committed, as far as it is in memory; a task reads the rest."""
         next_offset = self.next_offset
+        try:
+            self._apply_from_memory()
+        except UnknownFormat as error:
+            self._stay(error)
+        self.applied.tell()
+        if self.next_offset != next_offset:
+            # Batches without records wake nobody who waits for records.
+            self.news.tell()
+
+    def _stay(self, error: UnknownFormat) -> None:
+        """Nothing more is applied: a state that guesses would differ from that of the others."""
+        self._replaying = True
+        self._on_unknown(error)
+
+    def _apply_from_memory(self) -> None:
         while self.applied_index < self.commit_index:
             entry = self._log.in_memory(self.applied_index + 1)
             if entry is None:
@@ -84,10 +102,6 @@ class Applier:
             header = entry.header
             body = b"".join(entry.parts)[HEADER_BYTES:] if header.kind != Kind.DATA else b""
             self._apply_one(header, body)
-        self.applied.tell()
-        if self.next_offset != next_offset:
-            # Batches without records wake nobody who waits for records.
-            self.news.tell()
 
     async def _replay(self) -> None:
         """Applies committed batches that must be read: after a start, or far behind."""
@@ -105,9 +119,14 @@ class Applier:
             except Unavailable:
                 # A snapshot replaced the log, and what was to be applied with it.
                 continue
-            self._apply_run(run)
-            self.applied.tell()
-            self.news.tell()
+            try:
+                self._apply_run(run)
+            except UnknownFormat as error:
+                self._stay(error)
+                return
+            finally:
+                self.applied.tell()
+                self.news.tell()
         self._replaying = False
 
     def _apply_run(self, run: Run) -> None:

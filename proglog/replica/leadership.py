@@ -9,7 +9,6 @@ import structlog
 from proglog.errors import NotLeader, ProglogError, Unavailable
 from proglog.news import News
 from proglog.raft.configuration import Configuration
-from proglog.raft.hard_state import HardStateFile
 from proglog.raft.messages import Role, SoftState
 from proglog.types import ServerInfo
 
@@ -21,16 +20,17 @@ class Leadership:
 
     def __init__(
         self,
-        hard_state: HardStateFile,
+        own_name: str,
+        term: int,
         configuration: Configuration,
         name_of: Callable[[str], str],
         address_of: Callable[[str], str],
     ) -> None:
-        self._hard_state = hard_state
+        self._own_name = own_name
         self._name_of = name_of
         self._address_of = address_of
         self.configuration = configuration
-        self.state = SoftState(Role.FOLLOWER, None, hard_state.hard_state.term)
+        self.state = SoftState(Role.FOLLOWER, None, term)
         self.led_from = 0
         """Index of the first batch of the present leadership, if this server leads."""
         self.changed = News()
@@ -75,8 +75,7 @@ class Leadership:
         if leader is None or self.is_mine:
             return Unavailable("the cluster has no leader at the moment")
         return NotLeader(
-            f"{self._hard_state.identity.name} does not lead, {leader.name} at {leader.rpc_addr} "
-            "does",
+            f"{self._own_name} does not lead, {leader.name} at {leader.rpc_addr} does",
             leader=leader.name,
             leader_addr=leader.rpc_addr,
             term=self.state.term,

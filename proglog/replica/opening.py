@@ -1,32 +1,36 @@
 """From a directory to what a replica starts with. May wait for the disk.
 
 Without being told otherwise, the first start begins a cluster of one, so that nothing has to be
-migrated when it grows: cluster id and node uuid in the hard state, a configuration batch at index
-1. A node that is to join a cluster begins without both, and waits to be called.
+migrated when it grows: a cluster id in the hard state, a configuration batch at index 1. A node
+that is to join a cluster begins without both, and waits to be called.
 """
 
 from __future__ import annotations
 
 import contextlib
-import random
-import socket
-import uuid
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from proglog import batch as batches
+from proglog import limits
 from proglog.batch import HEADER_BYTES, BatchHeader, Buffer, Kind
 from proglog.config import LogConfig
-from proglog.errors import ConfigurationError, CorruptionError, DiskFull, RangeCorrupt
+from proglog.errors import CorruptionError, DiskFull, RangeCorrupt
 from proglog.log import format as fmt
+from proglog.log.names import group_folder, snapshot_path
+from proglog.log.reading import Damage
 from proglog.log.recovery import Recovered, recover
-from proglog.log.segment import NO_SPACE
-from proglog.ports import Clock, Files, Ports
+from proglog.log.segment import REFUSALS, Segment
+from proglog.log.snapshot import Snapshot
+from proglog.log.tail import TailEntry
+from proglog.ports import Clock, Ports
 from proglog.raft.configuration import Configuration, Server
-from proglog.raft.hard_state import FILE_NAME, HardStateFile, Identity
+from proglog.raft.hard_state import HardStateFile, Identity, new_id
 from proglog.raft.log_view import LogView
 from proglog.raft.messages import HardState
+from proglog.replica.identity import NodeDirectory, check_seal
 from proglog.replica.state import ReplicatedState
 
 FIRST_TERM = 1
@@ -35,9 +39,10 @@ FIRST_TERM = 1
 
 @dataclass(slots=True, kw_only=True)
 class Opened:
-    """A directory that is ready to run. Everything in it is durable."""
+    """A log that is ready to run. Everything in its folder is durable."""
 
     folder: Path
+    node: NodeDirectory
     recovered: Recovered
     hard_state: HardStateFile
     state: ReplicatedState
@@ -45,7 +50,6 @@ class Opened:
     applied: int
     configurations: list[tuple[int, Configuration]]
     """That of `state`, then those in the log behind it."""
-    unlock: Callable[[], None]
 
     def log_view(self, size_of: Callable[[int], int]) -> LogView:
         """The core's view of the log."""
@@ -63,67 +67,114 @@ class Opened:
         )
 
 
-def open_directory(
-    folder: Path,
+def open_log(
+    node: NodeDirectory,
+    group: int,
     *,
     config: LogConfig,
     ports: Ports,
-    node_name: str,
     rpc_addr: str,
     bootstrap: bool,
 ) -> Opened:
-    """Opens a log's directory, or makes one where there is none.
+    """Opens a log in a node's directory, or makes it where there is none.
 
-    An empty `node_name` is the directory's, or the host's for a new one. `bootstrap` begins a
-    cluster of one if the node belongs to none; else it is without effect.
+    `bootstrap` begins a cluster of one if the node belongs to none; else it is without effect.
 
-    Raises CorruptionError, DiskFull, OSError, and ConfigurationError if it is in use, another
-    node's, or part of another log's.
+    Raises CorruptionError, UnknownFormat, DiskFull, OSError, and ConfigurationError if the log is
+    another node's.
     """
+    folder = group_folder(node.path, group)
     with _telling_where(folder, config.segment_bytes), contextlib.ExitStack() as undo:
-        _refuse_inside_of_a_log(ports.files, folder)
+        check_seal(ports.files, folder, group, node.identity)
         ports.files.mkdir(folder)
-        unlock = _lock(ports, folder)
-        undo.callback(unlock)
-        is_new = not HardStateFile.exists(ports.files, folder)
+        replay = _Replay(folder)
         recovered = recover(
             ports.files,
             folder,
             segment_bytes=config.segment_bytes,
             segment_batches=config.segment_batches,
-            may_be_new=is_new,
+            group=group,
+            replay=replay,
         )
         undo.callback(recovered.close)
-        hard_state = _hard_state(folder, ports, recovered, node_name, is_new=is_new)
+        replay.hand_over(recovered)
+        hard_state = _hard_state(ports, folder, group, node.identity)
         undo.callback(hard_state.close)
-        _check_name(folder, hard_state.identity.name, node_name)
-        if bootstrap and not hard_state.identity.cluster_id:
+        if bootstrap and not hard_state.seal.cluster_id:
             hard_state.save(HardState(FIRST_TERM), cluster_id=new_id(ports.random))
+        if node.identity.cluster_id != hard_state.seal.cluster_id:
+            node.adopt(hard_state.seal.cluster_id)
         if recovered.tip.index == 0 and hard_state.hard_state == HardState(FIRST_TERM):
             # Also where the line above was the last thing that a first start did.
-            _begin_cluster(ports, recovered, hard_state.identity, rpc_addr)
-        applied, state = _newest_state(recovered)
-        configurations = _configurations(recovered, state, applied)
+            _begin_cluster(ports, recovered, node.identity, rpc_addr)
+        configurations = _configurations(recovered, replay)
+        node.begin_life()
         undo.pop_all()
     return Opened(
         folder=folder,
+        node=node,
         recovered=recovered,
         hard_state=hard_state,
-        state=state,
-        applied=applied,
+        state=replay.state,
+        applied=replay.applied,
         configurations=configurations,
-        unlock=unlock,
     )
 
 
-def _hard_state(
-    folder: Path, ports: Ports, recovered: Recovered, node_name: str, *, is_new: bool
-) -> HardStateFile:
-    if not is_new:
+class _Replay:
+    """Applies the committed batches of the active segment while recovery verifies them, and keeps
+    those that are not known to be committed: so nothing of it is read a second time."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.state = ReplicatedState()
+        self.applied = 0
+        self.configurations: list[tuple[int, Configuration]] = []
+        """Those of the active segment that are not part of the state."""
+        self._commit = 0
+        self._begun = False
+        self._tail: deque[TailEntry] = deque()
+        self._tail_bytes = 0
+
+    def begin(self, snapshot: Snapshot | None, commit: int) -> None:
+        self._begun = True
+        self._commit = commit
+        if snapshot is not None:
+            path = snapshot_path(self._folder, snapshot.tip.index)
+            self.state = ReplicatedState.decode(snapshot.state, path)
+            self.applied = snapshot.tip.index
+
+    def batch(self, header: BatchHeader, data: memoryview) -> None:
+        body = data[HEADER_BYTES:]
+        if header.index == self.applied + 1 and header.index <= self._commit:
+            self.state.apply(header, body)
+            self.applied = header.index
+            return
+        if header.index > self.applied and header.kind == Kind.CONFIGURATION:
+            self.configurations.append((header.index, Configuration.decode(bytes(body))))
+        if header.index > self._commit:
+            self._keep(TailEntry(header, (bytes(data),)))
+
+    def _keep(self, entry: TailEntry) -> None:
+        self._tail.append(entry)
+        self._tail_bytes += entry.header.size
+        while self._tail_bytes > limits.tail_bytes_max:
+            self._tail_bytes -= self._tail.popleft().header.size
+
+    def hand_over(self, recovered: Recovered) -> None:
+        """To the log, what was kept for it."""
+        if not self._begun:
+            self.begin(recovered.snapshot, recovered.commit_hint)
+        recovered.snapshot = None
+        recovered.tail = list(self._tail)
+        self._tail.clear()
+
+
+def _hard_state(ports: Ports, folder: Path, group: int, identity: Identity) -> HardStateFile:
+    if HardStateFile.exists(ports.files, folder):
         return HardStateFile(ports.files, folder)
-    _refuse_if_used(folder, recovered)
-    identity = Identity("", new_id(ports.random), node_name or socket.gethostname())
-    return HardStateFile.create(ports.files, folder, identity, HardState())
+    # Recovery has made sure that the log is a new one.
+    return HardStateFile.create(ports.files, folder, group, identity, HardState())
 
 
 @contextlib.contextmanager
@@ -132,7 +183,7 @@ def _telling_where(folder: Path, segment_bytes: int) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in NO_SPACE:
+        if error.errno in REFUSALS:
             raise DiskFull(
                 f"no space to open the log in {folder}: {error.strerror}. A new log takes a "
                 f"segment of {segment_bytes} bytes at once and reserves the next: free space, or "
@@ -140,56 +191,6 @@ def _telling_where(folder: Path, segment_bytes: int) -> Iterator[None]:
             ) from error
         error.filename = error.filename or str(folder)
         raise
-
-
-def _refuse_inside_of_a_log(files: Files, folder: Path) -> None:
-    """Somebody may name the directory of a log, or that of all logs, for the data directory: a new
-    log in there would look like a node that has lost everything."""
-    data_dir = folder.parent.parent
-    for place in (data_dir, data_dir / folder.name):
-        if files.exists(place) and any(name.endswith(".store") for name in files.listdir(place)):
-            raise ConfigurationError(
-                f"{data_dir} is no data directory but part of one: there is a log in {place}. "
-                "Name the directory that holds logs/, or a new one",
-                setting="data-dir",
-            )
-
-
-def _check_name(folder: Path, name: str, wanted: str) -> None:
-    if wanted and name != wanted:
-        raise ConfigurationError(
-            f"{folder} belongs to node {name}, not {wanted}: "
-            "start it under that name, or with another --data-dir",
-            setting="node-name",
-        )
-
-
-def _lock(ports: Ports, folder: Path) -> Callable[[], None]:
-    try:
-        return ports.files.lock(folder / "lock")
-    except BlockingIOError:
-        raise ConfigurationError(
-            f"{folder} is in use by another process: stop it first, or choose another --data-dir",
-            setting="data-dir",
-        ) from None
-
-
-def _refuse_if_used(folder: Path, recovered: Recovered) -> None:
-    # An empty log without its hard state is a first start that was interrupted; anything more has
-    # voted and acknowledged under a name that is lost.
-    if recovered.tip.index:
-        raise CorruptionError(
-            f"{folder / FILE_NAME} is missing, though there is a log: this server does not know "
-            "what it promised. Restore the file, or remove the server from its cluster and start "
-            "it anew with an empty directory",
-            file=folder / FILE_NAME,
-            position=0,
-        )
-
-
-def new_id(chance: random.Random) -> str:
-    """A random UUID, as text."""
-    return str(uuid.UUID(int=chance.getrandbits(128), version=4))
 
 
 def first_batch(configuration: Configuration, clock: Clock) -> tuple[BatchHeader, bytes, Buffer]:
@@ -212,38 +213,44 @@ def _begin_cluster(ports: Ports, recovered: Recovered, identity: Identity, rpc_a
     configuration = Configuration((Server(identity.uuid, identity.name, rpc_addr),))
     header, packed, body = first_batch(configuration, ports.clock)
     segment = recovered.segments[-1]
-    segment.file.pwritev([packed, body, fmt.END_OF_LOG], segment.index.end_position)
-    segment.file.fdatasync()
+    store = segment.open()
+    store.pwritev([packed, body, fmt.END_OF_LOG], segment.index.end_position)
+    store.fdatasync()
     segment.index.append(header)
     recovered.commit_hint = 1
 
 
-def _newest_state(recovered: Recovered) -> tuple[int, ReplicatedState]:
-    if not recovered.snapshots:
-        return 0, ReplicatedState()
-    newest = max(recovered.snapshots)
-    return newest, ReplicatedState.decode(recovered.snapshots[newest].state)
-
-
-def _configurations(
-    recovered: Recovered, state: ReplicatedState, applied: int
-) -> list[tuple[int, Configuration]]:
+def _configurations(recovered: Recovered, replay: _Replay) -> list[tuple[int, Configuration]]:
+    """The one of the state, then those that follow it in the log."""
+    applied, state = replay.applied, replay.state
     found = [(state.configuration_index, state.configuration)] if applied else []
-    for segment in recovered.segments:
-        for slot in range(max(applied + 1 - segment.first_index, 0), len(segment.index)):
-            if segment.index.kind(slot) == Kind.CONFIGURATION:
-                position = segment.index.position(slot)
-                size = segment.index.position(slot + 1) - position
-                index = segment.first_index + slot
-                data = segment.file.pread(size, position)
-                try:
-                    segment.check(data, position, index)
-                except RangeCorrupt as error:
-                    raise CorruptionError(
-                        f"{error}. It is a change of the cluster's members, and no snapshot holds "
-                        "it yet: this server does not know who could mend it. Replace it",
-                        file=segment.store_path,
-                        position=position,
-                    ) from None
-                found.append((index, Configuration.decode(data[HEADER_BYTES:])))
-    return found
+    *sealed, active = recovered.segments
+    for segment in sealed:
+        if segment.last_index > applied:
+            found += _configurations_of(segment, applied)
+    if not replay.configurations and active.last_index == 1 and applied == 0:
+        # It was written just now.
+        found += _configurations_of(active, applied)
+    return found + replay.configurations
+
+
+def _configurations_of(segment: Segment, applied: int) -> Iterator[tuple[int, Configuration]]:
+    """Those of a segment that stand after batch `applied`."""
+    for slot in range(max(applied + 1 - segment.first_index, 0), len(segment.index)):
+        if segment.index.kind(slot) == Kind.CONFIGURATION:
+            position = segment.index.position(slot)
+            size = segment.index.position(slot + 1) - position
+            index = segment.first_index + slot
+            data = segment.read(size, position)
+            try:
+                if isinstance(data, Damage):
+                    raise segment.damaged(data, index)
+                segment.check(data, position, index)
+            except RangeCorrupt as error:
+                raise CorruptionError(
+                    f"{error}. It is a change of the cluster's members, and no snapshot holds "
+                    "it yet: this server does not know who could mend it. Replace it",
+                    file=segment.store_path,
+                    position=position,
+                ) from None
+            yield index, Configuration.decode(data[HEADER_BYTES:])

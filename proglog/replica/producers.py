@@ -26,7 +26,6 @@ import struct
 from itertools import starmap
 from typing import NamedTuple
 
-from proglog import limits
 from proglog.batch import BatchHeader, ProposedBatch
 from proglog.errors import (
     InvalidBatch,
@@ -34,6 +33,7 @@ from proglog.errors import (
     SequenceGap,
     UnknownProducer,
 )
+from proglog.replica.settings import Settings
 
 _PRODUCER = struct.Struct("<QQI")
 _BATCH = struct.Struct("<QIIQQ")
@@ -68,7 +68,8 @@ class _Producer(NamedTuple):
 class Producers:
     """The table, ordered by the index of each producer's last batch."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: Settings | None = None) -> None:
+        self._settings = settings or Settings.first()
         self._committed: dict[int, _Producer] = {}
         self._overlay: dict[int, list[KnownBatch]] = {}
 
@@ -127,7 +128,7 @@ class Producers:
     @property
     def _forgotten_before(self) -> int:
         """All that was ever forgotten had its last batch before this index."""
-        if len(self._committed) < limits.producers_max:
+        if len(self._committed) < self._settings.producers_max:
             return 0
         return next(iter(self._committed.values())).last_index
 
@@ -150,12 +151,14 @@ class Producers:
         batch = KnownBatch(
             header.sequence, header.count, header.body_crc, header.index, header.base_offset
         )
-        # The leader saw to it; a hole here would be a batch lost or appended twice. (One that was
-        # forgotten while it had something under way begins a new window.)
-        assert not window or window[-1].next_sequence == header.sequence
-        while known is None and len(self._committed) >= limits.producers_max:
+        # The leader saw to it; what comes twice would be appended twice. (One that was forgotten
+        # while it had something under way begins a new window.)
+        assert not window or window[-1].next_sequence <= header.sequence
+        if window and window[-1].next_sequence < header.sequence:
+            window = ()  # A repair gave up what was between.
+        while known is None and len(self._committed) >= self._settings.producers_max:
             del self._committed[next(iter(self._committed))]
-        kept = window[-(limits.producer_window_batches - 1) :]
+        kept = window[-(self._settings.producer_window_batches - 1) :]
         self._committed[producer_id] = _Producer(header.timestamp, (*kept, batch))
         overlay = self._overlay.get(producer_id)
         if overlay:
@@ -168,7 +171,7 @@ class Producers:
 
     def copy(self) -> Producers:
         """The committed table as it is now; cheap, since its values are immutable."""
-        copied = Producers()
+        copied = Producers(self._settings)
         copied._committed = self._committed.copy()
         return copied
 
@@ -180,9 +183,9 @@ class Producers:
         return b"".join(parts)
 
     @classmethod
-    def decode(cls, data: bytes) -> Producers:
+    def decode(cls, data: bytes, settings: Settings | None = None) -> Producers:
         """The inverse of `encode`. Raises struct.error on anything else."""
-        producers = cls()
+        producers = cls(settings)
         (count,) = _COUNT.unpack_from(data)
         at = _COUNT.size
         for _ in range(count):

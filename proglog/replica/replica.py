@@ -11,27 +11,25 @@ import contextlib
 import random
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Protocol
 
 import structlog
 
 from proglog import limits
-from proglog.batch import (
-    ProposedBatch,
-    data_only,
-)
+from proglog.batch import ProposedBatch, data_only
 from proglog.config import LogConfig
 from proglog.errors import (
+    CorruptionError,
     OffsetOutOfRange,
     ProglogError,
     RangeCorrupt,
     Unavailable,
+    UnknownFormat,
 )
 from proglog.log.format import Tip
 from proglog.log.log import Log
+from proglog.log.names import DEFAULT_GROUP
+from proglog.log.operations import Group
 from proglog.log.snapshot import Snapshot
-from proglog.log.writer import Group
 from proglog.ports import Offload, Ports
 from proglog.raft.config import RaftConfig
 from proglog.raft.configuration import Configuration
@@ -45,9 +43,11 @@ from proglog.raft.transport import Connect, Transport
 from proglog.replica.applier import Applier
 from proglog.replica.barriers import Barriers
 from proglog.replica.fitness import Fitness
+from proglog.replica.identity import NodeDirectory
 from proglog.replica.leadership import Leadership
 from proglog.replica.members import Members
-from proglog.replica.opening import FIRST_TERM, Opened, first_batch, open_directory
+from proglog.replica.observer import Observer
+from proglog.replica.opening import FIRST_TERM, Opened, first_batch, open_log
 from proglog.replica.proposer import Proposer
 from proglog.replica.repair import Repair
 from proglog.replica.retention import Retention
@@ -57,18 +57,6 @@ from proglog.replica.waiters import CommitWaiters
 from proglog.types import Appended, Chunk, ClusterStatus, Description, ServerInfo
 
 _logger = structlog.get_logger("replica")
-
-
-class Observer(Protocol):
-    """What a replica reports for metrics and supervision."""
-
-    def group_written(self, batches: int, size: int, seconds: float) -> None: ...
-
-    def appended(self, records: int, size: int, seconds: float) -> None:
-        """A batch was committed, so long after it was proposed."""
-
-    def failed(self, error: BaseException) -> None:
-        """The replica cannot go on; the node must stop."""
 
 
 class Replica:
@@ -93,8 +81,8 @@ class Replica:
         self._observer = observer
         self._loop = asyncio.get_running_loop()
         self._offload = Offload(ports.worker("proglog-reader"))
+        self._node = opened.node
         self._hard_state = opened.hard_state
-        self._unlock = opened.unlock
         self.log = Log(opened.folder, opened.recovered, config, ports, self, self._offload)
         self._waiters = CommitWaiters()
         self._closing = self._failed = False
@@ -106,7 +94,8 @@ class Replica:
         self._applier = self._make_applier(opened)
         self.transport = self._make_transport(rpc_addr, connect)
         self.leadership = Leadership(
-            opened.hard_state,
+            self.identity.name,
+            opened.hard_state.hard_state.term,
             opened.configurations[-1][1] if opened.configurations else Configuration(),
             self.transport.name_of,
             self.transport.address_of,
@@ -145,7 +134,8 @@ class Replica:
             self._waiters,
             spawn=self._tasks.spawn,
             on_start_moved=self._trim,
-            on_damage=self.damaged,
+            on_damage=self._cannot_apply,
+            on_unknown=self.failed,
         )
 
     def _make_transport(self, rpc_addr: str, connect: Connect) -> Transport:
@@ -201,7 +191,7 @@ class Replica:
     @property
     def identity(self) -> Identity:
         """Who this server is. Without a cluster id it belongs to none yet."""
-        return self._hard_state.identity
+        return self._node.identity
 
     async def _tick(self) -> None:
         due = self._loop.time()
@@ -263,7 +253,8 @@ class Replica:
     async def read(self, offset: int, bytes_max: int) -> Chunk:
         """Committed batches from the one that holds `offset` on, about `bytes_max`, at least one.
 
-        Empty if `offset` is the next. Raises OffsetOutOfRange or RangeCorrupt.
+        Empty if `offset` is the next, or nothing but a gap follows: then the answer's next offset
+        is after that. Raises OffsetOutOfRange or RangeCorrupt.
         """
         self._check_caught_up()
         self._check_offset(offset)
@@ -277,8 +268,10 @@ class Replica:
             except Unavailable:
                 pass  # A snapshot replaced the log: is the offset still in it?
             else:
+                next_offset = run.headers[-1].next_offset
                 if data := data_only(run.data, run.headers):
-                    return Chunk(data, run.headers[-1].next_offset)
+                    return Chunk(data, next_offset)
+                offset = max(next_offset, offset)
             self._check_offset(offset)
         return Chunk(b"", offset)
 
@@ -400,7 +393,12 @@ class Replica:
         if not self._failed:
             self._failed = True
             self._observer.failed(error)
-        self._end(Unavailable("the node stopped after a fault of its disk"))
+        why = " after a fault of its disk"
+        if isinstance(error, UnknownFormat):
+            why = " before a batch of a newer version"
+        elif isinstance(error, CorruptionError):
+            why = f": {error}"
+        self._end(Unavailable(f"the node stopped{why}"))
         self._waiters.give_up()
 
     # --- what the driver tells -------------------------------------------------------------------
@@ -438,6 +436,16 @@ class Replica:
         """Somebody could not read a committed batch."""
         self.repair.report(error)
 
+    def _cannot_apply(self, error: RangeCorrupt) -> None:
+        """What is committed cannot be read. Another server has it, if there is one."""
+        self.damaged(error)
+        if self.leadership.servers and len(self.leadership.servers) == 1:
+            raise CorruptionError(
+                f"{error}. No snapshot holds what it built, and no other server has it: "
+                "proglog repair --give-up-damaged gives it up",
+                **error.facts,
+            )
+
     def range_wanted(self, peer: str, first: int, last: int) -> None:
         # One at a time; who got no answer asks again.
         if peer not in self._answering:
@@ -471,9 +479,14 @@ class Replica:
         if self._adopted not in {"", cluster_id}:
             raise Unavailable(f"this server joined cluster {self._adopted}")
         self._adopted = cluster_id
-        file = self._hard_state
-        # Read when it is written, on the thread that writes: a vote may come in between.
-        await self.log.run_job(lambda: file.save(file.hard_state, cluster_id))
+        file, node = self._hard_state, self._node
+
+        def adopt() -> None:
+            # Read when it is written, on the thread that writes: a vote may come in between.
+            file.save(file.hard_state, cluster_id)
+            node.adopt(cluster_id)
+
+        await self.log.run_job(adopt)
 
     async def begin(self, configuration: Configuration) -> None:
         """Begins a cluster with these servers, once: the log must be empty, and all of them must
@@ -531,7 +544,6 @@ class Replica:
         self._waiters.give_up()
         self._offload.stop()
         self._hard_state.close()
-        self._unlock()
 
     def _end(self, reason: ProglogError) -> None:
         self._closing = True
@@ -548,9 +560,8 @@ class Replica:
 
 async def open_replica(
     name: str,
-    folder: Path,
+    node: NodeDirectory,
     *,
-    node_name: str,
     rpc_addr: str,
     bootstrap: bool,
     config: LogConfig,
@@ -559,15 +570,15 @@ async def open_replica(
     observer: Observer,
     connect: Connect,
 ) -> Replica:
-    """Opens the log in `folder`, or makes it. Raises as `open_directory`."""
+    """Opens the log of a node, or makes it. Raises as `open_log`."""
     opening = Offload(ports.worker("proglog-opening"))
     try:
         opened = await opening.run(
-            lambda: open_directory(
-                folder,
+            lambda: open_log(
+                node,
+                DEFAULT_GROUP,
                 config=config,
                 ports=ports,
-                node_name=node_name,
                 rpc_addr=rpc_addr,
                 bootstrap=bootstrap,
             )
@@ -575,7 +586,7 @@ async def open_replica(
     finally:
         opening.stop()
     for note in opened.recovered.notes:
-        _logger.warning("recovered", folder=str(folder), note=note)
+        _logger.warning("recovered", folder=str(opened.folder), note=note)
     return Replica(
         name=name,
         opened=opened,

@@ -12,8 +12,9 @@ from proglog.log.format import Tip
 from proglog.log.log import Log
 from proglog.ports import Clock
 from proglog.raft.driver import Driver
+from proglog.replica import commands
+from proglog.replica.commands import SetStart
 from proglog.replica.members import Members
-from proglog.replica.state import Command, encode_command
 
 
 class Retention:
@@ -45,7 +46,7 @@ class Retention:
         if start > earliest and self._members.has_room():
             with contextlib.suppress(NotLeader, Unavailable, Overloaded):
                 # The next look, or the next leader, tries again.
-                self._driver.propose_command(encode_command(Command.SET_START, start))
+                self._driver.propose_command(commands.encode([SetStart(start)]))
 
 
 def start_to_keep(

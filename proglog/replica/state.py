@@ -2,56 +2,53 @@
 
 from __future__ import annotations
 
-import enum
 import struct
 
 from proglog.batch import BatchHeader, Buffer, Kind
 from proglog.errors import CorruptionError
 from proglog.raft.configuration import Configuration, MalformedConfiguration
+from proglog.replica import commands, sections
+from proglog.replica.commands import SetStart
 from proglog.replica.producers import Producers
+from proglog.replica.sections import Tag
+from proglog.replica.settings import Settings
 
-_COMMAND = struct.Struct("<BQ")
-_HEAD = struct.Struct("<IQQI")
-_VERSION = 1
-
-
-class Command(enum.IntEnum):
-    """What a command batch does."""
-
-    SET_START = 1
-    """Moves the logical start: records below the given offset are gone."""
-
-
-def encode_command(command: Command, number: int) -> bytes:
-    return _COMMAND.pack(command, number)
+_LOG = struct.Struct("<Q")
+_INDEX = struct.Struct("<Q")
 
 
 class ReplicatedState:
     """Changed only by `apply`, in the order of the log."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: Settings | None = None) -> None:
         self.start_offset = 0
         """Records below it are not served any more."""
         self.configuration_index = 0
         self.configuration = Configuration()
-        self.producers = Producers()
+        self.settings = settings or Settings.first()
+        self.producers = Producers(self.settings)
 
     def apply(self, header: BatchHeader, body: Buffer) -> None:
-        """Takes in a committed batch."""
+        """Takes in a committed batch.
+
+        Raises UnknownFormat if a newer version is needed to; then nothing of it was taken in.
+        """
         if header.kind == Kind.DATA:
             if header.producer_id:
                 self.producers.apply(header)
         elif header.kind == Kind.COMMAND:
-            command, number = _COMMAND.unpack(body)
-            if command == Command.SET_START:
-                self.start_offset = max(self.start_offset, number)
+            for command in commands.decode(body, header.index):
+                self._do(command)
         elif header.kind == Kind.CONFIGURATION:
-            self.configuration_index = header.index
             self.configuration = Configuration.decode(bytes(body))
+            self.configuration_index = header.index
+
+    def _do(self, command: SetStart) -> None:
+        self.start_offset = max(self.start_offset, command.offset)
 
     def copy(self) -> ReplicatedState:
         """The state as it is now, for a snapshot that is encoded elsewhere. Takes microseconds."""
-        copied = ReplicatedState()
+        copied = ReplicatedState(self.settings)
         copied.start_offset = self.start_offset
         copied.configuration_index = self.configuration_index
         copied.configuration = self.configuration
@@ -59,22 +56,30 @@ class ReplicatedState:
         return copied
 
     def encode(self) -> bytes:
-        configuration = self.configuration.encode()
-        head = _HEAD.pack(_VERSION, self.start_offset, self.configuration_index, len(configuration))
-        return head + configuration + self.producers.encode()
+        configuration = _INDEX.pack(self.configuration_index) + self.configuration.encode()
+        return sections.join(
+            {
+                Tag.LOG: _LOG.pack(self.start_offset),
+                Tag.CONFIGURATION: configuration,
+                Tag.PRODUCERS: self.producers.encode(),
+                Tag.SETTINGS: self.settings.encode(),
+            }
+        )
 
     @classmethod
-    def decode(cls, data: bytes) -> ReplicatedState:
-        """The inverse of `encode`. Raises CorruptionError: the checksum held, so it was written by
-        another version or is not ours."""
-        state = cls()
+    def decode(cls, data: bytes, source: object = "a snapshot") -> ReplicatedState:
+        """The inverse of `encode`; `source` is where it comes from.
+
+        Raises UnknownFormat, and CorruptionError for what is none: the checksum held.
+        """
+        parts = sections.split(data, source)
+        state = cls(Settings.decode(parts[Tag.SETTINGS], source))
+        configuration = parts[Tag.CONFIGURATION]
         try:
-            version, state.start_offset, state.configuration_index, size = _HEAD.unpack_from(data)
-            if version != _VERSION:
-                raise CorruptionError(f"a snapshot of version {version} is not known here")
-            configuration = data[_HEAD.size : _HEAD.size + size]
-            state.configuration = Configuration.decode(configuration)
-            state.producers = Producers.decode(data[_HEAD.size + size :])
+            (state.start_offset,) = _LOG.unpack(parts[Tag.LOG])
+            (state.configuration_index,) = _INDEX.unpack_from(configuration)
+            state.configuration = Configuration.decode(configuration[_INDEX.size :])
+            state.producers = Producers.decode(parts[Tag.PRODUCERS], state.settings)
         except (struct.error, MalformedConfiguration) as error:
-            raise CorruptionError(f"the snapshot's state is malformed: {error}") from error
+            raise CorruptionError(f"the state in {source} is malformed: {error}") from error
         return state

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from proglog import limits
+from proglog.ports import connections_max
 
 log = logging.getLogger(__name__)
 
@@ -139,8 +140,8 @@ class Mux:
             except OSError as error:
                 await self._pause(error)
                 continue
-            if len(self._open) > limits.connections_max:
-                log.warning("refused a connection: %d are open", limits.connections_max)
+            if len(self._open) > connections_max():
+                log.warning("refused a connection: %d are open", len(self._open) - 1)
                 connection.close()
                 continue
             task = loop.create_task(self._admit(connection))

@@ -19,7 +19,7 @@ from grpclib.exceptions import GRPCError
 from proglog import batch, limits
 from proglog._generated.log import v1
 from proglog.batch import ProposedBatch, RecordBatch
-from proglog.errors import InvalidRequest, OffsetOutOfRange, ProglogError
+from proglog.errors import InvalidRequest, OffsetOutOfRange, ProglogError, RecordLost
 from proglog.rpc.calls import Call
 from proglog.types import Appended, Chunk, Description, ServerInfo
 from proglog.wire import BadMessage, ProduceBatch
@@ -120,7 +120,7 @@ class LogService:
         request: v1.ConsumeRequest = await call.request()
         log = self._logs.get(request.log)
         chunk = await log.read(request.offset, 1)
-        if not chunk.data:
+        if chunk.next_offset <= request.offset:
             bounds = log.describe()
             raise OffsetOutOfRange.of(request.offset, bounds.earliest, bounds.next)
         for records in await _decoded(chunk):
@@ -128,7 +128,8 @@ class LogService:
                 found = records.between(request.offset, request.offset + 1)
                 await call.send_messages(_responses(found))
                 return
-        raise AssertionError(f"offset {request.offset} is not in the chunk that was read for it")
+            raise RecordLost.of(request.offset, records.base_offset)
+        raise RecordLost.of(request.offset, chunk.next_offset)
 
     async def consume_stream(self, call: Call) -> None:
         request: v1.ConsumeRequest = await call.request()
@@ -157,13 +158,13 @@ class LogService:
         # Sent even if empty: it says where the stream begins.
         await call.send_message(chunk)
         while True:
-            if not chunk.data and not request.follow:
+            offset, at_end = chunk.next_offset, chunk.next_offset <= offset
+            if at_end and not request.follow:
                 return
-            if not chunk.data:
+            if at_end:
                 await log.wait_past(offset)
-            offset = chunk.next_offset
             chunk = await log.read(offset, bytes_max)
-            if chunk.data:
+            if chunk.next_offset > offset:
                 await call.send_message(chunk)
 
     # --- inspecting

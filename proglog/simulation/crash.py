@@ -11,7 +11,7 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from proglog.simulation.disk import Fate, Kind, Operation, Torn
+from proglog.simulation.inode import PAGE_BYTES, Fate, Kind, Operation, Torn, written_pages
 
 SECTOR_BYTES = 512
 _ZERO = b"\0"
@@ -62,14 +62,50 @@ def tears(
                 yield Plan(label, _one(len(changes), number, True, fate))
 
 
-def subset(changes: Sequence[Operation], chance: random.Random) -> Plan:
-    """A random subset of the changes, some of its writes torn at random."""
+def blocks(changes: Sequence[Operation]) -> Iterator[Plan]:
+    """Each block of each file is lost, to all unsynced writes that touch it, or cannot be read any
+    more; and of each write of several blocks, each is lost alone and each alone survives. All else
+    survives."""
+    touched: dict[tuple[int, int], list[int]] = {}
+    for number, change in enumerate(changes):
+        if change.kind is not Kind.WRITE or not change.data:
+            continue
+        own = written_pages(change)
+        for block in own:
+            touched.setdefault((change.inode, block), []).append(number)
+        for block in own if len(own) > 1 else ():
+            for what, fate in (
+                ("without", _without(change, block)),
+                ("of", Torn((_range(block),))),
+            ):
+                label = f"{_name(change)}, {what} block {block}"
+                yield Plan(label, _one(len(changes), number, True, fate))
+    for (_, block), numbers in touched.items():
+        fates: list[Fate] = [True] * len(changes)
+        for number in numbers:
+            fates[number] = _without(changes[number], block)
+        name = changes[numbers[0]].path.name
+        yield Plan(f"block {block} of {name} lost", fates)
+        fates = list(fates)
+        fates[numbers[-1]] = _without(changes[numbers[-1]], block)._replace(unreadable=(block,))
+        yield Plan(f"block {block} of {name} unreadable", fates)
+
+
+def subset(
+    changes: Sequence[Operation], chance: random.Random, unreadable_rate: float = 0.0
+) -> Plan:
+    """A random subset of the changes, some of its writes torn at random. A torn one leaves a block
+    that cannot be read with a probability of `unreadable_rate`: it may be one that also held what
+    was synced, so it is for those who expect that."""
     keep_rate = chance.choice((0.1, 0.5, 0.9))
     tear_rate = chance.choice((0.0, 0.3))
     fates: list[Fate] = []
     for change in changes:
         if change.kind is Kind.WRITE and change.data and chance.random() < tear_rate:
-            fates.append(_random_tear(change, chance))
+            torn = _random_tear(change, chance)
+            if unreadable_rate and chance.random() < unreadable_rate:
+                torn = torn._replace(unreadable=(chance.choice(written_pages(change)),))
+            fates.append(torn)
         else:
             fates.append(chance.random() < keep_rate)
     return Plan("random subset", fates)
@@ -89,12 +125,21 @@ def _name(change: Operation) -> str:
 
 
 def _random_tear(write: Operation, chance: random.Random) -> Torn:
-    unit = chance.choice((1, SECTOR_BYTES))
+    unit = chance.choice((1, SECTOR_BYTES, PAGE_BYTES))
     start, stop = write.position, write.position + len(write.data)
     filler = chance.choice((None, _ZERO, chance.randbytes(16)))
     if unit == 1:
         cut = chance.randint(start, stop)
         return Torn((chance.choice(((start, cut), (cut, stop))),), filler)
     first = start - start % unit
-    sectors = [(at, at + unit) for at in range(first, stop, unit) if chance.random() < 0.5]
-    return Torn(tuple(sectors), filler)
+    units = [(at, at + unit) for at in range(first, stop, unit) if chance.random() < 0.5]
+    return Torn(tuple(units), filler)
+
+
+def _range(block: int) -> tuple[int, int]:
+    return block * PAGE_BYTES, (block + 1) * PAGE_BYTES
+
+
+def _without(write: Operation, block: int) -> Torn:
+    start, stop = _range(block)
+    return Torn(((write.position, start), (stop, write.position + len(write.data))))

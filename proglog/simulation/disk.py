@@ -6,14 +6,24 @@ changes since then in order. A power cut (`SimDisk.crash`) keeps of these change
 
 * changes of one file survive in any subset until its fdatasync returns: a write, and apart from it
   the growth of the file that it needed, so a file may have its size without its content;
-* a surviving write may be torn into pieces, the lost ones holding old bytes, zeros or garbage, but
-  it harms no byte outside its own range (SQLite's "powersafe overwrite");
+* a surviving write may be torn into pieces, also at blocks, the lost ones holding old bytes, zeros
+  or garbage, but it harms no byte outside its own range (SQLite's "powersafe overwrite") unless a
+  plan says that a block cannot be read any more;
 * creations, renames and unlinks survive in any subset until `sync_directory`, each of them whole;
   fdatasync of a file says nothing about its name;
-* after a failed fdatasync the cache shows the data as clean, but any of it may be lost for good
-  (Rebello et al., "Can Applications Recover from fsync Failures?", ATC 2020).
+* after a failed write or fdatasync the cache shows pages as clean that may be lost for good
+  (Rebello et al., "Can Applications Recover from fsync Failures?", ATC 2020); what the cache shows
+  and how it lets go is in `inode`;
+* a block may turn to zeros, garbage or an error of the disk at any time, unseen while it is cached.
 
 The killing of a process (`SimFiles.kill`) loses nothing, but leaves it as unsynced as it was.
+
+It is kinder than the world in this: a name that could not be made, changed, deleted or synced is as
+it was, and can be tried again; folders themselves and the sizes of files are never damaged; nothing
+is written or let go unless a process asks for it, so a clean page does not vanish while it is used.
+`tests/simulation/test_files_model.py` compares it, call by call, with the kernel while nothing
+fails, and `tests/test_real_files.py` meets the real page cache, locks and lack of descriptors. No
+test meets a real disk that fails.
 """
 
 from __future__ import annotations
@@ -22,62 +32,29 @@ import enum
 import errno
 import os
 import random
-import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
-from proglog.batch import Buffer
+from proglog.simulation.inode import PAGE_BYTES, Content, Fate, Inode, Kind, Operation
 
 
 class PowerCut(Exception):
     """No power, or the process is killed. Not an OSError: no code may live on after it."""
 
 
-class Kind(enum.Enum):
-    """What an operation does."""
-
-    CREATE = "create"
-    WRITE = "write"
-    GROW = "grow"
-    TRUNCATE = "truncate"
-    SYNC = "fdatasync"
-    SYNC_FAILED = "failed fdatasync"
-    RENAME = "rename"
-    UNLINK = "unlink"
-    MKDIR = "mkdir"
-    SYNC_DIRECTORY = "sync_directory"
-    READ = "read"
-    """Not traced: the kind is for faults."""
+class Sigbus(BaseException):
+    """The process touched a mapped page that the disk cannot read, and is dead."""
 
 
-class Operation(NamedTuple):
-    """One operation on the disk, as it took effect.
+class Lost(enum.Enum):
+    """What has become of a block."""
 
-    `inode` is the file, whatever its name is now. `position` is the size for GROW and TRUNCATE.
-    `data` of SYNC_FAILED has one byte for each unsynced change: 1 if it became durable anyway.
-    """
-
-    kind: Kind
-    path: Path
-    inode: int = 0
-    position: int = 0
-    data: bytes = b""
-    target: Path | None = None
-
-
-class Torn(NamedTuple):
-    """The fate of a write of which only some bytes survive: those in `kept`, [start, stop) ranges
-    of positions in the file. `filler` stands in the other ones; None leaves what was there."""
-
-    kept: tuple[tuple[int, int], ...]
-    filler: bytes | None = None
-
-
-Fate: TypeAlias = bool | Torn
-"""Of one unsynced change in a power cut: whether it survives, or how it is torn."""
+    ZEROED = "zeroed"
+    GARBAGE = "garbage"
+    UNREADABLE = "unreadable"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -96,111 +73,12 @@ class Faults:
     PowerCut."""
     next_error: dict[Kind, int] = field(default_factory=dict)
     """The next operation of this kind raises OSError with this errno, once."""
-
-
-class Content:
-    """The bytes of a file. Those from the end of `data` to `size` are zeros, held nowhere.
-
-    Copies share their bytes until one of them is changed.
-    """
-
-    __slots__ = ("_shared", "data", "size")
-
-    def __init__(self, data: bytes | bytearray = b"", size: int = 0) -> None:
-        self.data = bytearray(data)
-        self.size = size
-        self._shared = False
-
-    def copy(self) -> Content:
-        twin = Content(size=self.size)
-        twin.data = self.data
-        twin._shared = self._shared = True
-        return twin
-
-    def _own(self) -> None:
-        if self._shared:
-            self.data = bytearray(self.data)
-            self._shared = False
-
-    def read(self, size: int, position: int) -> bytes:
-        stop = min(position + size, self.size)
-        found = bytes(memoryview(self.data)[position:stop])
-        missing = stop - position - len(found)
-        return found + bytes(missing) if missing > 0 else found
-
-    def write(self, data: Buffer, position: int) -> None:
-        """Writes as much as lies within the size."""
-        self._own()
-        data = memoryview(data)[: max(self.size - position, 0)]
-        if data and position > len(self.data):
-            self.data.extend(bytes(position - len(self.data)))
-        self.data[position : position + len(data)] = data
-
-    def apply(self, change: Operation, fate: Fate = True) -> None:
-        if fate is False:
-            return
-        if change.kind is Kind.GROW:
-            self.size = max(self.size, change.position)
-        elif change.kind is Kind.TRUNCATE:
-            self._own()
-            self.size = change.position
-            del self.data[self.size :]
-        elif isinstance(fate, Torn):
-            self._tear(change, fate)
-        else:
-            self.write(change.data, change.position)
-
-    def _tear(self, write: Operation, fate: Torn) -> None:
-        start, length = write.position, len(write.data)
-        if fate.filler is not None:
-            repeats = -(-length // len(fate.filler))
-            self.write((fate.filler * repeats)[:length], start)
-        for kept_start, kept_stop in fate.kept:
-            low, high = max(kept_start, start), min(kept_stop, start + length)
-            if low < high:
-                self.write(write.data[low - start : high - start], low)
-
-
-class Mapping(bytearray):
-    """The bytes of a mapped file: a weak reference tells whether any slice of them is in use."""
-
-
-class Inode:
-    """A file apart from its name."""
-
-    __slots__ = ("cached", "durable", "mapping", "number", "open_count", "unsynced")
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.cached = Content()
-        self.durable = Content()
-        self.unsynced: list[Operation] = []
-        self.open_count = 0
-        self.mapping: weakref.ref[Mapping] | None = None
-
-    def change(self, change: Operation) -> None:
-        mapped = self.mapping is not None and self.mapping() is not None
-        assert not mapped, f"{change.path} is changed while mapped"
-        self.cached.apply(change)
-        self.unsynced.append(change)
-
-    def sync(self) -> None:
-        for change in self.unsynced:
-            self.durable.apply(change)
-        self.unsynced.clear()
-
-    def forget_clean(self, position: int) -> None:
-        """What is cached behind `position` and clean is let go: the disk's bytes are read."""
-        if not self.unsynced:
-            kept = self.cached.read(position, 0)
-            self.cached = self.durable.copy()
-            self.cached.write(kept, 0)
-
-    def sync_partly(self, outcomes: bytes) -> None:
-        """Some changes become durable; the others are forgotten, though the cache shows them."""
-        for change, outcome in zip(self.unsynced, outcomes, strict=True):
-            self.durable.apply(change, outcome == 1)
-        self.unsynced.clear()
+    fail_at: dict[tuple[Kind, int], int] = field(default_factory=dict)
+    """Likewise the n-th from now on; the next one is number 1."""
+    descriptors_max: int | None = None
+    """A process that has so many files open or mapped gets EMFILE."""
+    stays_bad: bool = False
+    """A block that cannot be read is not healed by writing it again."""
 
 
 Names: TypeAlias = dict[str, dict[str, int]]
@@ -229,6 +107,15 @@ def _rename(names: Names, change: Operation) -> None:
         folder[change.target.name] = change.inode
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Lock:
+    """A folder that a process has locked."""
+
+    folder: str
+    owner: object
+    shared: bool
+
+
 class SimDisk:
     """The disk and the kernel of one machine; processes use it through `files.SimFiles`.
 
@@ -236,7 +123,8 @@ class SimDisk:
         faults: what goes wrong; may be changed at any time.
         operations: how many were asked for, reads not counted.
         powered: false once the power cut of `faults` has come.
-        locks: who holds which lock file.
+        on_access: is told of everything that may fail, before it does: what, the file, and where.
+        locks: all that are held.
     """
 
     def __init__(self, seed: int = 0) -> None:
@@ -244,12 +132,14 @@ class SimDisk:
         self.operations = 0
         self.powered = True
         self.random = random.Random(seed)
-        self.locks: dict[Path, object] = {}
+        self.on_access: Callable[[Kind, Path, int], None] | None = None
+        self.locks: list[Lock] = []
         self.inodes: dict[int, Inode] = {}
         self.names: Names = {"/": {}, ".": {}}
         self._durable_names: Names = {"/": {}, ".": {}}
         self._unsynced_names: list[Operation] = []
         self._inode_last = 0
+        self._seed = seed
         self._orphans_due = 16
         self._trace: list[Operation] | None = None
 
@@ -258,6 +148,8 @@ class SimDisk:
     def perform(self, operation: Operation) -> None:
         """Does one operation, or what the faults make of it. Raises OSError or PowerCut."""
         self.check_power(operation.kind)
+        if self.on_access is not None:
+            self.on_access(operation.kind, operation.path, operation.position)
         self.operations += 1
         self._fail_if_due(operation)
         self._do(operation)
@@ -269,12 +161,17 @@ class SimDisk:
         if not self.powered:
             raise PowerCut(f"no power at operation {self.operations}")
 
-    def check_read(self, path: Path) -> None:
+    def check_fault(self, kind: Kind, path: Path, position: int = 0) -> None:
+        """Of what is no operation: a read, an open, a map. Raises what the faults say."""
         self.check_power(Kind.READ)
+        if self.on_access is not None:
+            self.on_access(kind, path, position)
         faults = self.faults
-        number = faults.next_error.pop(Kind.READ, 0) if faults.next_error else 0
-        if number or self._chance(faults.read_error_rate):
-            raise _os_error(number or errno.EIO, path)
+        number = self._number_due(kind) if faults.next_error or faults.fail_at else 0
+        if kind is Kind.READ and self._chance(faults.read_error_rate):
+            number = number or errno.EIO
+        if number:
+            raise _os_error(number, path)
 
     def chance_uncached(self) -> bool:
         return self._chance(self.faults.uncached_rate)
@@ -286,9 +183,25 @@ class SimDisk:
     def _chance(self, rate: float) -> bool:
         return rate > 0 and self.random.random() < rate
 
+    def _number_due(self, kind: Kind) -> int:
+        """The errno of an error that was ordered, or 0."""
+        faults = self.faults
+        number = faults.next_error.pop(kind, 0)
+        if faults.fail_at:
+            counted = {
+                (of, count - (of is kind)): error for (of, count), error in faults.fail_at.items()
+            }
+            number = counted.pop((kind, 0), number)
+            faults.fail_at = counted
+        return number
+
     def _fail_if_due(self, operation: Operation) -> None:
         kind, faults = operation.kind, self.faults
-        number = faults.next_error.pop(kind, 0) if faults.next_error else 0
+        number = self._number_due(kind) if faults.next_error or faults.fail_at else 0
+        if kind is Kind.WRITE:
+            inode = self.inodes[operation.inode]
+            if inode.unreadable and not inode.can_write(len(operation.data), operation.position):
+                raise _os_error(errno.EIO, operation.path)
         if kind is Kind.WRITE and self._chance(faults.write_error_rate):
             number = number or errno.EIO
         if kind is Kind.SYNC and self._chance(faults.sync_error_rate):
@@ -298,7 +211,7 @@ class SimDisk:
             full = wanted and wanted > faults.capacity_bytes - self._space_used()
             number = errno.ENOSPC if full else 0
         if number:
-            self._do_partly(operation)
+            self._do_partly(operation, number)
             raise _os_error(number, operation.path)
 
     def _space_wanted(self, operation: Operation) -> int:
@@ -315,16 +228,28 @@ class SimDisk:
             if number in named or inode.open_count
         )
 
-    def _do_partly(self, operation: Operation) -> None:
-        """What a failed operation may leave: some of a write's bytes, some of a sync's changes."""
+    def _do_partly(self, operation: Operation, number: int) -> None:
+        """What a failed operation may leave: some of a write's bytes, to be written some time or
+        never; some of a sync's pages and changes."""
         if operation.kind is Kind.WRITE:
             room = len(operation.data) - self._space_wanted(operation)
             written = operation.data[: self.random.randint(0, max(room, 0))]
-            self._do(operation._replace(data=written))
+            never = number == errno.EIO and self.random.getrandbits(1)
+            kind = Kind.WRITE_FAILED if never else Kind.WRITE
+            self._do(operation._replace(kind=kind, data=written))
         elif operation.kind is Kind.SYNC:
-            changes = self.inodes[operation.inode].unsynced
-            outcomes = bytes(self.random.getrandbits(1) for _ in changes)
+            outcomes = self._some_synced(self.inodes[operation.inode])
             self._do(operation._replace(kind=Kind.SYNC_FAILED, data=outcomes))
+
+    def _some_synced(self, inode: Inode) -> bytes:
+        pages = [
+            self.random.choice((0, writes, self.random.randint(0, writes)))
+            for _, writes in sorted(inode.dirty().items())
+        ]
+        others = [
+            self.random.getrandbits(1) for change in inode.unsynced if change.kind is not Kind.WRITE
+        ]
+        return bytes(min(outcome, 255) for outcome in pages + others)
 
     def _do(self, operation: Operation) -> None:
         if self._trace is not None:
@@ -342,16 +267,21 @@ class SimDisk:
 
     def _change_names(self, operation: Operation) -> None:
         if operation.kind is Kind.CREATE:
-            self.inodes[operation.inode] = Inode(operation.inode)
+            self.inodes[operation.inode] = self._made(operation.inode)
             self._inode_last = max(self._inode_last, operation.inode)
         _rename(self.names, operation)
         self._unsynced_names.append(operation)
 
+    def _made(self, number: int) -> Inode:
+        return Inode(number, self._seed * 1_000_003 + number * 7919)
+
     def _change_file(self, inode: Inode, operation: Operation) -> None:
         if operation.kind is Kind.SYNC:
-            inode.sync()
+            inode.sync(heals=not self.faults.stays_bad)
         elif operation.kind is Kind.SYNC_FAILED:
             inode.sync_partly(operation.data)
+        elif operation.kind is Kind.WRITE_FAILED:
+            inode.fail_write(operation)
         elif operation.kind is Kind.WRITE:
             end = operation.position + len(operation.data)
             if end > inode.cached.size and operation.data:
@@ -400,36 +330,30 @@ class SimDisk:
 
     def crash(self, fates: Sequence[Fate]) -> SimDisk:
         """The disk after a power cut in which each of the `unsynced` changes met its fate."""
-        after = self._copy_durable()
+        after = self._twin(Inode.copy_durable)
         for change, fate in zip(self.unsynced(), fates, strict=True):
             if change.kind in {Kind.WRITE, Kind.GROW, Kind.TRUNCATE}:
-                after.inodes[change.inode].durable.apply(change, fate)
+                changed = after.inodes[change.inode]
+                changed.survive(change, fate)
+                changed.cached = changed.durable.copy()
             elif fate:
                 _rename(after._durable_names, change)
         after.names = {folder: dict(names) for folder, names in after._durable_names.items()}
         after.forget_orphans()
-        for inode in after.inodes.values():
-            inode.cached = inode.durable.copy()
         return after
 
     def copy(self) -> SimDisk:
         """The same disk, as unsynced as this one, after all its processes were killed."""
-        twin = self._copy_durable()
+        twin = self._twin(Inode.copy)
         twin.names = {folder: dict(names) for folder, names in self.names.items()}
         twin._unsynced_names = list(self._unsynced_names)
-        for number, inode in twin.inodes.items():
-            inode.cached = self.inodes[number].cached.copy()
-            inode.unsynced = list(self.inodes[number].unsynced)
         return twin
 
-    def _copy_durable(self) -> SimDisk:
-        twin = SimDisk(self.operations)
+    def _twin(self, copy: Callable[[Inode], Inode]) -> SimDisk:
+        twin = type(self)(self.operations)
         twin._inode_last = self._inode_last
         named = self._named()
-        for number, inode in self.inodes.items():
-            if number in named:
-                twin.inodes[number] = Inode(number)
-                twin.inodes[number].durable = inode.durable.copy()
+        twin.inodes = {n: copy(inode) for n, inode in self.inodes.items() if n in named}
         names = self._durable_names
         twin._durable_names = {folder: dict(found) for folder, found in names.items()}
         return twin
@@ -470,6 +394,8 @@ class SimDisk:
         inode = self.find(path)
         inode.cached, inode.durable = Content(data, len(data)), Content(data, len(data))
         inode.unsynced.clear()
+        inode.resident.clear()
+        inode.unreadable.clear()
         self._sync_directory(str(path.parent))
 
     def flip_bit(self, path: Path, bit: int) -> None:
@@ -479,6 +405,18 @@ class SimDisk:
             byte = content.read(1, bit // 8)
             if byte:
                 content.write(bytes([byte[0] ^ 1 << bit % 8]), bit // 8)
+
+    def lose_block(self, path: Path, block: int, how: Lost | bytes) -> None:
+        """Takes 4096 bytes of a file from the disk, or puts other ones there. A process whose page
+        cache has them sees it once that is let go."""
+        found: bytes | None = bytes(PAGE_BYTES)
+        if how is Lost.UNREADABLE:
+            found = None
+        elif how is Lost.GARBAGE:
+            found = self.random.randbytes(PAGE_BYTES)
+        elif isinstance(how, bytes):
+            found = how
+        self.find(path).lose(block, found)
 
     def lose(self, path: Path) -> None:
         """Takes a file away, durably."""
@@ -490,9 +428,12 @@ class SimDisk:
         digest = blake2b(digest_size=16)
         for folder, names in sorted(self.names.items()):
             for name, number in sorted(names.items()):
-                content = self.inodes[number].cached
+                inode = self.inodes[number]
+                content = inode.cached
                 data = content.data.rstrip(b"\0")
                 digest.update(f"{folder}/{name} {content.size} {len(data)} ".encode() + data)
+                if inode.unreadable:
+                    digest.update(f" without {sorted(inode.unreadable)}".encode())
         return digest.digest()
 
 

@@ -13,6 +13,8 @@ class SimWorker:
     """Runs its steps as callbacks of the loop that runs when it starts, simulated or real.
 
     A step takes no time, but each begins up to `delay_seconds_max` after its wake: a slow disk.
+    That is kinder than a thread, which the loop overtakes in the middle of a step: `tests/log` and
+    `tests/replica` run on `ports.ThreadWorker`.
     A step that meets a power cut is the last one, as its thread is gone.
     """
 

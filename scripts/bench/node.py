@@ -68,11 +68,12 @@ class WatchedFiles(RealFiles):
     """The operating system's files, watched."""
 
     def __init__(self, delay: float) -> None:
+        super().__init__()
         self._delay = delay
         self.writes: list[Write] = []
 
-    def open(self, path: Path) -> File:
-        return self._watched(super().open(path))
+    def open(self, path: Path, *, writable: bool = True) -> File:
+        return self._watched(super().open(path, writable=writable))
 
     def create(self, path: Path) -> File:
         return self._watched(super().create(path))

@@ -17,6 +17,7 @@ from proglog.agent.node import Node, _listen
 from proglog.config import Address, NodeConfig
 from proglog.errors import ConfigurationError, DiskFull, OutcomeUnknown
 from proglog.ports import RealFile
+from tests.replica.support import log_in
 
 PROGRAM = """
 import errno, os, sys
@@ -92,5 +93,5 @@ async def test_a_disk_too_small_for_a_log_is_named_with_what_it_takes(
     monkeypatch.setattr(RealFile, "reserve", reserve)
     with pytest.raises(DiskFull) as caught:
         await Node(NodeConfig.for_tests(tmp_path)).start()
-    for word in (str(tmp_path / "logs" / "default"), "16384 bytes", "--segment-bytes"):
+    for word in (str(log_in(tmp_path)), f"{28 * 1024} bytes", "--segment-bytes"):
         assert word in str(caught.value)

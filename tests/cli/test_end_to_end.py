@@ -173,7 +173,7 @@ def test_errors_of_a_node_are_one_line(serve: Serve, server: str, data_dir: Path
         second = run("serve", "--data-dir", str(data_dir), *elsewhere)
         assert second.returncode != 0
         assert second.stderr.count(b"\n") == 1
-        assert f"{data_dir}/logs/default is in use".encode() in second.stderr
+        assert f"{data_dir} is in use".encode() in second.stderr
         verified = run("verify", str(data_dir))
         assert verified.returncode == 2
         assert b"in use" in verified.stderr
@@ -212,14 +212,14 @@ def test_verify_and_repair(serve: Serve, server: str, data_dir: Path) -> None:
     whole = run("verify", str(data_dir), "--json")
     assert whole.returncode == 0
     report = json.loads(whole.stdout)
-    assert (report["records"], report["damaged"], report["problems"]) == (3, False, [])
+    assert (report["records"], report["damaged"], report["entries"]) == (3, False, [])
 
-    folder = data_dir / "logs" / "default"
+    folder = data_dir / "groups" / f"{2:016x}"
     (store,) = folder.glob("0*.store")
     damaged = store.read_bytes().replace(b"two", b"twO")
     store.write_bytes(damaged)
 
-    (folder / "logs" / "default").mkdir(parents=True)  # nobody's, and no reason not to look here
+    (folder / "groups" / "x").mkdir(parents=True)  # nobody's, and no reason not to look here
     verified = run("verify", str(folder))
     assert verified.returncode == 1
     assert str(store).encode() in verified.stdout
@@ -235,7 +235,7 @@ def test_verify_and_repair(serve: Serve, server: str, data_dir: Path) -> None:
 
     assert run("repair", str(data_dir), "--cut-damaged").returncode == 0
     assert run("verify", str(data_dir)).returncode == 0
-    (aside,) = folder.glob("aside-repair-*")
+    (aside,) = folder.glob("aside-*")
     assert b"twO" in aside.read_bytes()
     with serve() as node:
         assert run("consume", "--server", server).stdout == b"one\n"

@@ -263,14 +263,31 @@ async def test_a_frame_that_lies_about_its_size_is_damage(backend):
             await offsets(log.consume(0))
 
 
-async def test_offsets_that_are_not_dense_stop_it(backend, filled):
-    async def skipping(start, *, follow, linearizable):
-        yield Chunk(filled.batches[0][1] + filled.batches[2][1], 6)
+async def test_records_that_a_repair_gave_up_are_told_or_skipped(backend, filled):
+    async def with_gaps(start, *, follow, linearizable):
+        batches = filled.batches[0][1] + filled.batches[2][1] if start in {0, "earliest"} else b""
+        yield Chunk(batches or filled.batches[2][1], 8)
 
-    backend.consume = skipping
+    backend.consume = with_gaps
+    async with Log(backend) as log:
+        for start, lost in ((0, (2, 4)), (3, (3, 4)), (4, (6, 8))):
+            with pytest.raises(ConsumerGap, match="gave them up") as caught:
+                await offsets(log.consume(start, follow=False))
+            facts = caught.value.number("lost_from"), caught.value.number("lost_until")
+            assert facts == lost
+        for start, found in ((0, [0, 1, 4, 5]), (3, [4, 5]), ("earliest", [0, 1, 4, 5])):
+            records = log.consume(start, follow=False, on_gap="skip")
+            assert await offsets(records) == found
+
+
+async def test_records_that_come_twice_stop_it(backend, filled):
+    async def repeating(start, *, follow, linearizable):
+        yield Chunk(filled.batches[1][1] + filled.batches[0][1], 4)
+
+    backend.consume = repeating
     async with Log(backend) as log:
         with pytest.raises(AssertionError):
-            await offsets(log.consume(0))
+            await offsets(log.consume(2))
 
 
 # --- reading what was written --------------------------------------------------------------------

@@ -56,7 +56,7 @@ async def test_a_directory_is_open_only_once(tmp_path):
                 pass
 
 
-@pytest.mark.parametrize("place", ["logs/default", "logs"])
+@pytest.mark.parametrize("place", ["groups/0000000000000002", "groups"])
 async def test_no_log_is_begun_inside_of_another(tmp_path, place):
     async with proglog.open(tmp_path) as log:
         await log.produce(b"a")
@@ -64,7 +64,7 @@ async def test_no_log_is_begun_inside_of_another(tmp_path, place):
     with pytest.raises(ProglogError, match="is no data directory but part of one") as caught:
         async with proglog.open(tmp_path / place):
             pass
-    assert str(tmp_path / "logs" / "default") in str(caught.value)
+    assert str(tmp_path / "groups" / "0000000000000002") in str(caught.value)
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -290,19 +290,23 @@ def crowd_out(backend) -> None:
         backend.log.append(ProposedBatch(body, 1_000 + index, seen_index=index))
 
 
-async def test_a_producer_that_was_forgotten_begins_anew_unnoticed(log, backend, monkeypatch):
+@pytest.fixture
+def few(monkeypatch):
+    """The log begins with settings by which three producers are known at a time."""
     monkeypatch.setattr(limits, "producers_max", 3)
+
+
+@pytest.mark.usefixtures("few")
+async def test_a_producer_that_was_forgotten_begins_anew_unnoticed(log, backend):
     for number in range(5):
         assert await log.produce(b"%d" % number) == 4 * number
         crowd_out(backend)
     assert len({batch.producer_id for batch in backend.submitted}) == 5
 
 
-async def test_a_batch_whose_answer_was_lost_is_not_sent_under_another_id(
-    log, backend, monkeypatch
-):
+@pytest.mark.usefixtures("few")
+async def test_a_batch_whose_answer_was_lost_is_not_sent_under_another_id(log, backend):
     """Forgotten between the loss and the retry, of its first batch or of a later one."""
-    monkeypatch.setattr(limits, "producers_max", 3)
     for value in (b"first", b"later"):
         backend.held = True
         call = asyncio.ensure_future(log.produce(value))

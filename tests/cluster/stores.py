@@ -9,10 +9,12 @@ from pathlib import Path
 from crc32c import crc32c
 
 _BATCH = struct.Struct("<IIBBHIQQQQQQII")
-_BEFORE = struct.Struct("<8sQQQQII")
-_MARK = struct.Struct("<4sIQQQQII")
-_STORE_HEAD_BYTES = 4096
-_MARKS = (512, 1024)
+_ENVELOPE = struct.Struct("<8sHHIII")
+_SEGMENT = struct.Struct("<QQQQQQII")
+_MARK = struct.Struct("<QQQQQQQIIQ")
+_STORE_HEAD_BYTES = 16384
+_HEADERS = (0, 4096)
+_MARKS = (8192, 12288)
 DATA = 0
 
 
@@ -61,11 +63,13 @@ def read_store(data_dir: Path) -> Store:
     batches: list[StoredBatch] = []
     commit = 0
     chain = None
-    for path in sorted((data_dir / "logs" / "default").glob("0*.store")):
+    for path in sorted((data_dir / "groups" / f"{2:016x}").glob("0*.store")):
         data = path.read_bytes()
-        magic, index, _term, offset, _time, before, crc = _BEFORE.unpack_from(data)
-        assert magic == b"PROGLOG1"
-        assert crc == crc32c(data[:44]), f"{path}: segment header"
+        header, copy = (_payload(data, at, b"PROGSEGM") for at in _HEADERS)
+        assert header is not None, f"{path}: segment header"
+        assert copy == header, f"{path}: copy of the segment header"
+        group, _generation, index, _term, offset, _time, before, zero = _SEGMENT.unpack(header)
+        assert (group, zero) == (2, 0)
         assert int(path.stem) == index + 1
         if chain is not None:
             assert (index, chain) == (batches[-1].index, before), f"{path} does not follow"
@@ -74,13 +78,23 @@ def read_store(data_dir: Path) -> Store:
     return Store(batches, commit)
 
 
+def _payload(data: bytes, position: int, magic: bytes) -> bytes | None:
+    """What is in the envelope at a position; None if it is not whole."""
+    found, version, flags, length, zero, crc = _ENVELOPE.unpack_from(data, position)
+    head = _ENVELOPE.pack(found, version, flags, length, zero, 0)
+    payload = data[position + _ENVELOPE.size : position + length]
+    if (found, version, flags, zero) != (magic, 2, 0, 0) or crc32c(payload, crc32c(head)) != crc:
+        return None
+    return payload
+
+
 def _commit_of(data: bytes) -> int:
     newest = (-1, 0)
     for position in _MARKS:
-        magic, _flags, sequence, _index, _end, commit, _chain, crc = _MARK.unpack_from(
-            data, position
-        )
-        if magic == b"MARK" and crc == crc32c(data[position : position + 44]):
+        mark = _payload(data, position, b"PROGMARK")
+        if mark is not None:
+            sequence, _end, commit, *_tip, flags, journal = _MARK.unpack(mark)
+            assert (flags, journal) == (0, 0)
             newest = max(newest, (sequence, commit))
     return newest[1]
 

@@ -9,6 +9,7 @@ import pytest
 from tests.cluster.harness import Processes, Server, processes
 from tests.cluster.load import Load, load_on, verify
 from tests.cluster.stores import read_store
+from tests.replica.support import log_in
 from tests.waiting import until
 
 pytestmark = pytest.mark.timeout(300)
@@ -83,14 +84,13 @@ async def test_a_flipped_bit_is_mended_from_a_peer(tmp_path: Path) -> None:
 
 async def _has_segments(cluster: Processes, count: int) -> bool:
     return all(
-        len(list((server.data_dir / "logs/default").glob("0*.store"))) > count
-        for server in cluster.servers
+        len(list(log_in(server.data_dir).glob("0*.store"))) > count for server in cluster.servers
     )
 
 
 def _flip_a_bit(server: Server) -> int:
     """Flips one bit in the middle of the oldest segment; the offset of the record it is in."""
-    path = min((server.data_dir / "logs/default").glob("0*.store"))
+    path = min(log_in(server.data_dir).glob("0*.store"))
     victim = next(
         batch
         for batch in read_store(server.data_dir).batches[20:]

@@ -75,7 +75,7 @@ class FakeReplica:
             if stop > offset and (not data or len(data) + len(stored) <= bytes_max):
                 data += stored
                 next_offset = stop
-        return Chunk(data, next_offset) if data else Chunk(b"", offset)
+        return Chunk(data, next_offset) if data else Chunk(b"", self.next)
 
     async def wait_past(self, offset: int) -> None:
         while self.next <= offset and self.earliest <= offset:

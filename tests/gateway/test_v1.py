@@ -98,6 +98,17 @@ async def test_pages(node: Node) -> None:
     assert await code_of(node, "/v1/records/x", 400) == "INVALID_REQUEST"
 
 
+async def test_a_record_that_a_repair_gave_up_is_gone(node: Node) -> None:
+    for values in ((b"0", b"1"), (b"4", b"5")):
+        node.replica.append(*values)
+        node.replica.next += 2
+    for offset in (2, 3, 6, 7):
+        assert await code_of(node, f"/v1/records/{offset}", 410) == "RECORD_LOST"
+    page = await read_page(node, "?offset=1&format=text")
+    assert [record["offset"] for record in page] == [1, 4, 5]
+    assert await read_page(node, "?offset=7") == []
+
+
 async def test_a_page_of_many_steps_ends_at_its_limit(node: Node) -> None:
     for start in range(0, 200, 10):
         node.replica.append(*(b"%01000d" % n for n in range(start, start + 10)))

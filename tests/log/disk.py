@@ -15,6 +15,7 @@ class Disk(RealFiles):
     """Each call in `failing` raises its errno; `reserve` only where it would need space."""
 
     def __init__(self, *, caches: bool = True) -> None:
+        super().__init__()
         self.failing: dict[str, int] = {}
         self.caches = caches
 
@@ -22,8 +23,8 @@ class Disk(RealFiles):
         if number := self.failing.get(call):
             raise OSError(number, os.strerror(number))
 
-    def open(self, path: Path) -> File:
-        return DiskFile(super().open(path), self)
+    def open(self, path: Path, *, writable: bool = True) -> File:
+        return DiskFile(super().open(path, writable=writable), self)
 
     def create(self, path: Path) -> File:
         self.fail("create")
@@ -59,8 +60,8 @@ class DiskFile:
         self._disk.fail("pread")
         return self._file.pread_cached(size, position)
 
-    def forget_cache(self, position: int) -> None:
-        self._file.forget_cache(position)
+    def forget_cache(self) -> bool:
+        return self._file.forget_cache()
 
     def truncate(self, size: int) -> None:
         self._file.truncate(size)

@@ -11,14 +11,15 @@ from typing import Self
 from proglog import batch as batches
 from proglog.batch import BatchHeader, Kind, decode_all
 from proglog.config import LogConfig
-from proglog.log.format import ORIGIN, Tip
+from proglog.log import format as fmt
+from proglog.log.format import ORIGIN, Mark, Tip
 from proglog.log.log import Log
+from proglog.log.operations import Group, Job
 from proglog.log.recovery import Recovered, recover
 from proglog.log.segment import Segment
-from proglog.log.writer import Group, Job
 from proglog.ports import Files, Offload, Ports, RealFiles, ThreadWorker
 
-CONFIG = LogConfig(segment_bytes=16 * 1024, segment_batches=8)
+CONFIG = LogConfig(segment_bytes=28 * 1024, segment_batches=8)
 
 
 def build(
@@ -53,13 +54,12 @@ def recovered(folder: Path, config: LogConfig = CONFIG, files: Files | None = No
         folder,
         segment_bytes=config.segment_bytes,
         segment_batches=config.segment_batches,
-        may_be_new=True,
+        with_hard_state=False,
     )
 
 
 def let_go(found: Recovered) -> None:
-    for segment in found.segments:
-        segment.retire()
+    found.close()
 
 
 def contents(found: Recovered) -> list[bytes]:
@@ -67,7 +67,7 @@ def contents(found: Recovered) -> list[bytes]:
     result: list[bytes] = []
     for segment in found.segments:
         start, end = segment.index.position(0), segment.index.end_position
-        data = segment.file.pread(end - start, start)
+        data = segment.open().pread(end - start, start)
         at = 0
         for header in segment.check(data, start, segment.first_index):
             result.append(data[at : at + header.size])
@@ -207,6 +207,12 @@ class Engine:
         """Until the writer has done all that was asked for, and the log heard of it."""
         await self.log.run_job(lambda: None)
 
+    async def tidied(self) -> None:
+        """Until the files that nobody needs any more are deleted."""
+        await self.settled()
+        while self.log._garbage._task is not None:
+            await asyncio.sleep(0.001)
+
     async def read(self, first: int, last: int, bytes_max: int = 2**20) -> list[bytes]:
         """Values of the records of batches first..last, read in as many runs as it takes."""
         values: list[bytes] = []
@@ -239,6 +245,13 @@ class Engine:
 
 def _wait(released: threading.Event) -> None:
     assert released.wait(5)
+
+
+def marks_of(path: Path) -> list[Mark]:
+    """The whole marks of a store, newest first."""
+    data = path.read_bytes()
+    parsed = (fmt.parse_mark(data[at:], path) for at in fmt.MARK_POSITIONS)
+    return sorted((mark for mark in parsed if mark is not None), reverse=True)
 
 
 def tip_after(*all_values: Sequence[bytes]) -> Tip:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,12 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proglog.batch import BatchHeader, Kind
-from proglog.log.format import ORIGIN, RUNS_MAX, Tip
+from proglog.log.format import ORIGIN, RUNS_MAX, Place, Tip
 from proglog.log.index import Index
 from proglog.ports import RealFiles
 from tests.log.support import build, tip_after
 
 BEFORE = tip_after([b"a", b"b", b"c"])
+PLACE = Place(2)
+PATH = Path("an-index")
 Batch = tuple[int, int, int]
 """Records, ms after the batch before, terms after the batch before."""
 BATCHES = st.lists(
@@ -25,7 +26,7 @@ BATCHES = st.lists(
 
 
 def grow(batches: list[Batch]) -> tuple[Index, list[BatchHeader]]:
-    index, headers = Index(BEFORE), []
+    index, headers = Index(PLACE, BEFORE), []
     for count, pause, terms in batches:
         tip = index.last
         header, _ = build(
@@ -37,7 +38,7 @@ def grow(batches: list[Batch]) -> tuple[Index, list[BatchHeader]]:
 
 
 def sealed(index: Index) -> Index:
-    parsed = Index.parse(index.pack())
+    parsed = Index.parse(index.pack(), PATH, keep_entries=True)
     assert parsed is not None
     return parsed
 
@@ -93,15 +94,18 @@ def test_a_cut_leaves_what_growing_would_have(batches: list[Batch], kept: int) -
 
 def test_a_sealed_index_reads_from_its_map(tmp_path: Path) -> None:
     index, headers = grow([(1, 1, 0)] * 5)
-    (tmp_path / "index").write_bytes(index.pack())
-    mapped = Index.parse(RealFiles().read_only_map(tmp_path / "index"))
+    path = tmp_path / "index"
+    path.write_bytes(index.pack())
+    mapped = Index.parse(path.read_bytes(), path)
     assert mapped is not None
+    mapped.map(memoryview(RealFiles().read_only_map(path)))
     assert isinstance(mapped._numbers, memoryview)
-    assert isinstance(mapped._numbers.obj, mmap.mmap)
     assert mapped._numbers.readonly
-    assert mapped.position(3) == index.position(3)
+    assert [mapped.position(slot) for slot in range(6)] == [index.position(n) for n in range(6)]
     with pytest.raises(AssertionError):
         mapped.append(headers[0])
+    mapped.cut(Tip.after(headers[2]))
+    assert mapped.pack() == grow([(1, 1, 0)] * 3)[0].pack()
 
 
 def test_kinds_are_kept() -> None:
@@ -110,7 +114,7 @@ def test_kinds_are_kept() -> None:
 
 
 def test_a_batch_that_cannot_be_described_does_not_fit() -> None:
-    index = Index(ORIGIN)
+    index = Index(PLACE, ORIGIN)
     assert index.fits(2**60, 5)
     index.append(build(ORIGIN, [b"v"], timestamp=1000)[0])
     assert index.fits(1000 + 2**32 - 1, 1)

@@ -9,21 +9,28 @@ from pathlib import Path
 import pytest
 
 from proglog import limits
-from proglog.batch import HEADER_BYTES
-from proglog.errors import CorruptionError
+from proglog.batch import HEADER_BYTES, parse_header
+from proglog.errors import CorruptionError, UnknownFormat
 from proglog.log import format as fmt
 from proglog.log import snapshot as snapshots
-from proglog.log.format import ORIGIN, Mark, Tip
+from proglog.log.envelope import MANIFEST
+from proglog.log.format import ORIGIN, Mark, Place, SegmentHeader, Tip
+from proglog.log.manifest import Change, Manifest
+from proglog.log.names import index_name, snapshot_name, snapshot_path, store_name
+from proglog.log.plan import Verdict
+from proglog.log.reading import Reading
 from proglog.log.recovery import Recovered, recover
-from proglog.log.segment import index_name, store_name
-from proglog.log.snapshot import Snapshot, snapshot_path
+from proglog.log.snapshot import Snapshot
+from proglog.log.twin import TwinFile, read_twin
 from proglog.ports import RealFiles
-from tests.log.support import CONFIG, Engine, build, flip, let_go, values_in
+from tests.log.damaged import agree_on
+from tests.log.support import CONFIG, Engine, build, flip, let_go, marks_of, values_in
 
 COUNT = 20
 """Batches: segments 1-8, 9-16 and, active, 17-20. All are marked: the log was closed."""
 FIRST, SECOND, LAST = 1, 9, 17
 VALUES = [b"%010d" % index for index in range(1, COUNT + 1)]
+GROUP = 2
 
 
 @pytest.fixture
@@ -43,30 +50,48 @@ async def with_snapshots(folder: Path) -> Path:
         for tip in engine.log.sealed_tips():
             await engine.log.write_snapshot(tip, b"state".upper)
         assert engine.log.drop_prefix(9) == 1
+        await engine.tidied()
     return folder
 
 
-def start(folder: Path, *, may_be_new: bool = True) -> Recovered:
+def start(folder: Path, *, with_hard_state: bool = False, group: int = GROUP) -> Recovered:
     found = recover(
         RealFiles(),
         folder,
         segment_bytes=CONFIG.segment_bytes,
         segment_batches=CONFIG.segment_batches,
-        may_be_new=may_be_new,
+        with_hard_state=with_hard_state,
+        group=group,
     )
     let_go(found)
     return found
 
 
-def refused(folder: Path, name: str, *, may_be_new: bool = True) -> str:
-    """That a start is refused, names a file, and changes nothing; what it says."""
+def notes_of(found: Recovered) -> list[str]:
+    """What was rewritten or cut. Not that a file system keeps files in memory."""
+    return [note for note in found.notes if "keeps files in memory" not in note]
+
+
+def refused(folder: Path, name: str, *, with_hard_state: bool = False) -> str:
+    """That a start is refused, names a file, and changes nothing; what it says. Verify and repair
+    agree."""
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(CorruptionError) as caught:
-        start(folder, may_be_new=may_be_new)
+        start(folder, with_hard_state=with_hard_state)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert Path(caught.value.facts["file"]).name == name
     assert caught.value.number("position") is not None
+    if not with_hard_state:
+        assert agree_on(folder).started is None
     return str(caught.value)
+
+
+def verdicts(folder: Path) -> set[Verdict]:
+    """What start, verify and repair agree to find, where a start is not refused."""
+    outcome = agree_on(folder)
+    assert outcome.started is not None
+    assert outcome.report is not None
+    return {entry.verdict for entry in outcome.report.entries}
 
 
 def change(path: Path, *edits: tuple[int, bytes]) -> None:
@@ -78,187 +103,448 @@ def change(path: Path, *edits: tuple[int, bytes]) -> None:
 
 def positions(folder: Path, first_index: int) -> list[int]:
     """Where each batch of a segment begins, and where the last ends."""
-    found = start(folder)
-    (index,) = [s.index for s in found.segments if s.first_index == first_index]
-    return [index.position(slot) for slot in range(len(index) + 1)]
+    data = (folder / store_name(first_index)).read_bytes()
+    found = [fmt.PREAMBLE_BYTES]
+    while data[found[-1] : found[-1] + 8].strip(b"\0"):
+        found.append(found[-1] + parse_header(data, found[-1]).size)
+    return found
 
 
-def set_marks(folder: Path, first_index: int, *, index: int, cut: bool = False) -> None:
-    """Both marks of a segment say that it was synced up to a batch of it."""
+def tip_at(folder: Path, first_index: int, index: int) -> tuple[Tip, int]:
+    """The tip after a batch of a segment, or before its first, and where that ends."""
     path = folder / store_name(first_index)
-    ends = positions(folder, first_index)
-    at = ends[index - first_index + 1]
-    data = path.read_bytes()
-    if index >= first_index:
-        (chain,) = fmt._CRC.unpack_from(data, ends[index - first_index])
-    else:
-        before = fmt.parse_segment_header(data)
-        assert before is not None
-        chain = before.chain
-    edits = []
+    ends, data = positions(folder, first_index), path.read_bytes()
+    if index < first_index:
+        header = fmt.parse_segment_header(data, path)
+        assert header is not None
+        return header.before, ends[0]
+    slot = index - first_index
+    return Tip.after(parse_header(data, ends[slot])), ends[slot + 1]
+
+
+def set_marks(folder: Path, first_index: int, *, index: int, commit: int = 0) -> None:
+    """Both marks of a segment say that it was synced up to a batch of it."""
+    tip, end = tip_at(folder, first_index, index)
     for sequence in (100, 101):
-        mark = fmt.pack_mark(Mark(sequence, index, at, 0, chain, cut))
-        edits.append((fmt.mark_position(sequence), mark))
-    change(path, *edits)
+        mark = fmt.pack_mark(Mark(sequence, tip, end, commit))
+        change(folder / store_name(first_index), (fmt.mark_position(sequence), mark))
 
 
-# --- rows ----------------------------------------------------------------------------------------
+def manifest_of(folder: Path) -> Manifest:
+    state = read_twin(Reading(RealFiles(), writable=False), folder / "manifest", MANIFEST)
+    assert state.payload is not None
+    assert state.damages == state.stale == []
+    return Manifest.parse(state.payload)
+
+
+def set_manifest(folder: Path, manifest: Manifest) -> None:
+    TwinFile.create(RealFiles(), folder / "manifest", MANIFEST, manifest.pack()).close()
+
+
+def begin(folder: Path, what: Change, first_index: int, index: int) -> None:
+    """A change after a batch was begun, and nothing of it was done."""
+    tip, end = tip_at(folder, first_index, index)
+    set_manifest(folder, manifest_of(folder)._replace(change=what, tip=tip, position=end))
+
+
+# --- names ---------------------------------------------------------------------------------------
 
 
 def test_name_not_of_this_table_is_left_alone(made: Path) -> None:
-    for name in ("x", "1.store", "0.index", "snapshot-1", "00000000000000000099.storeX"):
+    strangers = ("x", "1.store", "0.index", "snapshot-1", "00000000000000000099.storeX", "lock")
+    for name in strangers:
         (made / name).write_bytes(b"mine")
-    assert start(made).notes == []
+    assert verdicts(made) == set()
+    assert notes_of(start(made)) == []
     assert values_in(made) == VALUES
-    for name in ("x", "1.store", "0.index", "snapshot-1", "00000000000000000099.storeX"):
+    for name in strangers:
         assert (made / name).read_bytes() == b"mine"
 
 
 def test_tmp_reserved_and_index_without_store_are_deleted(made: Path) -> None:
-    worthless = ["x.tmp", "reserved.store", "reserved.index", index_name(500)]
+    worthless = ["x.tmp", "manifest.tmp", "reserved.store", "reserved.index", index_name(500)]
     for name in worthless:
         (made / name).write_bytes(b"garbage")
+    assert verdicts(made) == set()
     start(made)
     assert not {path.name for path in made.iterdir()} & set(worthless)
     assert values_in(made) == VALUES
 
 
-@pytest.mark.parametrize("segments_left", [[FIRST, SECOND, LAST], [LAST], []])
-def test_newest_snapshot_resets_all_segments_are_deleted(
-    made: Path, segments_left: list[int]
-) -> None:
-    far = Snapshot(Tip(1000, 5, 5000, 77, 3), b"far", resets=True)
-    snapshots.write(RealFiles(), made, Snapshot(Tip(8, 1, 8, 0, 1), b"old"))
-    snapshots.write(RealFiles(), made, far)
-    for first_index in {FIRST, SECOND, LAST} - set(segments_left):
-        (made / store_name(first_index)).unlink()
-    for _ in range(2):
-        found = start(made)
-        assert found.tip == far.tip
-        assert found.snapshots == {1000: far._replace(resets=False)}
-    assert sorted(path.name for path in made.iterdir()) == [
-        index_name(1001),
-        store_name(1001),
-        snapshot_path(made, 1000).name,
-    ]
-
-
-def test_snapshot_fails_its_crc_and_a_newer_one_is_valid(with_snapshots: Path) -> None:
-    flip(snapshot_path(with_snapshots, 8), 30)
-    for notes in (1, 0):
-        found = start(with_snapshots)
-        assert list(found.snapshots) == [16]
-        assert len(found.notes) == notes
-    assert values_in(with_snapshots) == VALUES[8:]
-
-
-def test_snapshot_fails_its_crc_and_an_older_one_is_valid(with_snapshots: Path) -> None:
-    flip(snapshot_path(with_snapshots, 16), 30)
-    assert list(start(with_snapshots).snapshots) == [8]
-    assert not snapshot_path(with_snapshots, 16).exists()
-    assert values_in(with_snapshots) == VALUES[8:]
-
-
-def test_snapshot_fails_its_crc_and_the_log_begins_at_one(made: Path) -> None:
-    snapshot_path(made, 16).write_bytes(b"garbage")
-    assert start(made).snapshots == {}
+def test_a_folder_with_a_worthless_name_stops_nobody(made: Path) -> None:
+    (made / "x.tmp").mkdir()
+    (made / "x.tmp" / "mine").write_bytes(b"mine")
+    (note,) = notes_of(start(made))
+    assert "x.tmp" in note
+    assert (made / "x.tmp" / "mine").read_bytes() == b"mine"
     assert values_in(made) == VALUES
 
 
-def test_snapshot_fails_its_crc_and_no_other_will_do(with_snapshots: Path) -> None:
+# --- manifest ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", [0, 4096])
+def test_one_copy_of_the_manifest_is_lost(with_snapshots: Path, place: int) -> None:
+    before = (with_snapshots / "manifest").read_bytes()
+    flip(with_snapshots / "manifest", place + 30)
+    assert verdicts(with_snapshots) == {Verdict.REWRITTEN}
+    assert len(notes_of(start(with_snapshots))) == 1
+    assert (with_snapshots / "manifest").read_bytes() == before
+    assert notes_of(start(with_snapshots)) == []
+
+
+LOST: dict[str, Callable[[Path], object]] = {
+    "both copies rotten": lambda path: flip(path, 30, 4096 + 30),
+    "empty": lambda path: path.write_bytes(b""),
+    "cut short": lambda path: path.write_bytes(path.read_bytes()[:20]),
+    "zeros": lambda path: path.write_bytes(bytes(8192)),
+    "missing": lambda path: path.unlink(),
+}
+
+
+@pytest.mark.parametrize("how", LOST)
+def test_a_lost_manifest_is_made_again_from_the_segments(with_snapshots: Path, how: str) -> None:
+    before = manifest_of(with_snapshots)
+    assert before.base.index == 8
+    LOST[how](with_snapshots / "manifest")
+    assert verdicts(with_snapshots) == {Verdict.REWRITTEN}
+    assert notes_of(start(with_snapshots))
+    assert manifest_of(with_snapshots) == before
+    assert values_in(with_snapshots) == VALUES[8:]
+    assert notes_of(start(with_snapshots)) == []
+
+
+@pytest.mark.parametrize("how", LOST)
+def test_a_lost_manifest_and_a_lost_index(with_snapshots: Path, how: str) -> None:
+    before = manifest_of(with_snapshots)
+    LOST[how](with_snapshots / "manifest")
+    (with_snapshots / index_name(SECOND)).unlink()
+    start(with_snapshots)
+    assert manifest_of(with_snapshots) == before
+    assert values_in(with_snapshots) == VALUES[8:]
+
+
+def test_a_log_of_another_group_is_refused(made: Path) -> None:
+    set_manifest(made, manifest_of(made)._replace(group=7))
+    assert "belongs to log 7" in refused(made, "manifest")
+
+
+def test_a_prefix_that_was_dropped_is_deleted(made: Path) -> None:
+    """The record of the new base was durable, no file was gone yet."""
+    snapshots.write(RealFiles(), made, Snapshot(tip_at(made, FIRST, 8)[0], b"old"))
+    tip = tip_at(made, SECOND, 16)[0]
+    snapshots.write(RealFiles(), made, Snapshot(tip, b"new"))
+    set_manifest(made, manifest_of(made)._replace(base=tip))
+    assert verdicts(made) == set()
+    found = start(made)
+    assert {path.name for path in found.garbage} == {
+        store_name(FIRST),
+        index_name(FIRST),
+        store_name(SECOND),
+        index_name(SECOND),
+        snapshot_name(8),
+    }
+    assert values_in(made) == VALUES[16:]
+    for path in found.garbage:
+        path.unlink()
+    assert start(made).garbage == []
+    assert values_in(made) == VALUES[16:]
+
+
+def test_a_base_whose_segment_is_lost_is_refused(with_snapshots: Path) -> None:
+    for name in (store_name(SECOND), index_name(SECOND)):
+        (with_snapshots / name).unlink()
+    assert "whose segment is lost" in refused(with_snapshots, store_name(LAST))
+
+
+# --- a snapshot that was being installed ---------------------------------------------------------
+
+
+def begin_reset(folder: Path, snapshot: Snapshot) -> None:
+    snapshots.write(RealFiles(), folder, snapshot)
+    manifest = manifest_of(folder)
+    set_manifest(folder, manifest._replace(change=Change.RESET, tip=snapshot.tip))
+
+
+FAR = Snapshot(Tip(1000, 5, 5000, 77, 3), b"far")
+
+
+@pytest.mark.parametrize("segments_left", [[FIRST, SECOND, LAST], [LAST], []])
+@pytest.mark.parametrize("begun", [False, True], ids=["old log", "new log begun"])
+def test_a_reset_that_was_begun_is_finished(
+    made: Path, segments_left: list[int], begun: bool
+) -> None:
+    snapshots.write(RealFiles(), made, Snapshot(Tip(8, 1, 8, 0, 1), b"old"))
+    begin_reset(made, FAR)
+    for first_index in {FIRST, SECOND, LAST} - set(segments_left):
+        (made / store_name(first_index)).unlink()
+    if begun and not segments_left:
+        preamble = fmt.pack_preamble(SegmentHeader(Place(GROUP, 1), FAR.tip))
+        (made / store_name(1001)).write_bytes(preamble.ljust(CONFIG.segment_bytes, b"\0"))
+        (made / index_name(1001)).write_bytes(bytes(1000))
+    assert verdicts(made) == {Verdict.HARMLESS}
+    for _ in range(2):
+        found = start(made)
+        assert found.tip == FAR.tip
+        assert found.snapshot == FAR
+        assert found.snapshot_indexes == [1000]
+    assert sorted(path.name for path in made.iterdir()) == [
+        index_name(1001),
+        store_name(1001),
+        "manifest",
+        snapshot_path(made, 1000).name,
+    ]
+    assert manifest_of(made) == Manifest(GROUP, generation=1, base=FAR.tip)
+
+
+def test_a_reset_without_its_snapshot_is_refused(made: Path) -> None:
+    begin_reset(made, FAR)
+    snapshot_path(made, 1000).unlink()
+    assert "being installed" in refused(made, snapshot_name(1000))
+
+
+def test_a_snapshot_alone_begins_no_reset(made: Path) -> None:
+    """It was written, the record was not: nothing was voided."""
+    snapshots.write(RealFiles(), made, FAR)
+    assert "before its newest snapshot" in refused(made, snapshot_name(1000))
+
+
+# --- snapshots -----------------------------------------------------------------------------------
+
+
+def test_at_most_two_snapshots_are_kept_and_one_is_read(made: Path) -> None:
+    tips = [tip_at(made, FIRST, index)[0] for index in (2, 4, 6, 8)]
+    for tip in tips:
+        snapshots.write(RealFiles(), made, Snapshot(tip, b"state %d" % tip.index))
+    flip(snapshot_path(made, 2), 30)  # Nobody looks at it.
+    found = start(made)
+    assert found.snapshot_indexes == [2, 8]
+    assert found.garbage == [snapshot_path(made, 4), snapshot_path(made, 6)]
+    assert found.snapshot == Snapshot(tips[-1], b"state 8")
+
+
+def test_newest_snapshot_damaged_and_an_older_one_is_whole(with_snapshots: Path) -> None:
+    flip(snapshot_path(with_snapshots, 16), 30)
+    assert verdicts(with_snapshots) == {Verdict.HARMLESS}
+    found = start(with_snapshots)
+    assert found.snapshot_indexes == [8]
+    assert found.garbage == [snapshot_path(with_snapshots, 16)]
+    assert values_in(with_snapshots) == VALUES[8:]
+
+
+def test_older_snapshot_damaged_is_not_looked_at(with_snapshots: Path) -> None:
+    flip(snapshot_path(with_snapshots, 8), 30)
+    assert verdicts(with_snapshots) == {Verdict.HARMLESS}
+    assert start(with_snapshots).snapshot_indexes == [8, 16]
+    assert values_in(with_snapshots) == VALUES[8:]
+
+
+def test_snapshot_damaged_and_the_log_begins_at_one(made: Path) -> None:
+    snapshot_path(made, 16).write_bytes(b"garbage")
+    assert verdicts(made) == {Verdict.HARMLESS}
+    found = start(made)
+    assert (found.snapshot, found.snapshot_indexes) == (None, [])
+    assert values_in(made) == VALUES
+
+
+def test_all_snapshots_damaged_and_the_log_begins_after_one(with_snapshots: Path) -> None:
     flip(snapshot_path(with_snapshots, 8), 30)
     flip(snapshot_path(with_snapshots, 16), 30)
-    assert "snapshot is damaged" in refused(with_snapshots, snapshot_path(Path(), 8).name)
+    assert "no other snapshot will do" in refused(with_snapshots, snapshot_path(Path(), 16).name)
+
+
+def test_no_snapshot_and_the_log_begins_after_one(with_snapshots: Path) -> None:
+    for index in (8, 16):
+        snapshot_path(with_snapshots, index).unlink()
+    assert "is lost" in refused(with_snapshots, snapshot_name(8))
+
+
+def test_a_snapshot_under_a_wrong_name_is_damaged(made: Path) -> None:
+    snapshots.write(RealFiles(), made, Snapshot(tip_at(made, FIRST, 8)[0], b"state"))
+    snapshot_path(made, 8).rename(snapshot_path(made, 7))
+    assert start(made).snapshot is None
+
+
+def test_a_log_that_ends_before_its_newest_snapshot_is_refused(made: Path) -> None:
+    tip = tip_at(made, LAST, COUNT)[0]._replace(index=COUNT + 5)
+    snapshots.write(RealFiles(), made, Snapshot(tip, b"of another log"))
+    assert "before its newest snapshot" in refused(made, snapshot_name(COUNT + 5))
+
+
+# --- new or lost ---------------------------------------------------------------------------------
 
 
 def test_no_segment_and_none_expected_is_a_new_log(tmp_path: Path) -> None:
     found = start(tmp_path)
     assert found.tip == ORIGIN
-    assert sorted(path.name for path in tmp_path.iterdir()) == [index_name(1), store_name(1)]
-    assert start(tmp_path, may_be_new=False).tip == ORIGIN
+    names = [index_name(1), store_name(1), "manifest"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert start(tmp_path, with_hard_state=True).tip == ORIGIN
+    assert notes_of(start(tmp_path)) == []
+
+
+def test_a_manifest_alone_is_a_first_start_that_was_interrupted(tmp_path: Path) -> None:
+    set_manifest(tmp_path, Manifest(GROUP))
+    assert start(tmp_path, with_hard_state=True).tip == ORIGIN
 
 
 def test_no_segment_but_a_hard_state_is_refused(tmp_path: Path) -> None:
-    assert "segments are lost" in refused(tmp_path, tmp_path.name, may_be_new=False)
+    (tmp_path / "hard-state").write_bytes(b"something")
+    with pytest.raises(CorruptionError, match=r"segments are lost|no copy is whole"):
+        start(tmp_path, with_hard_state=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["hard-state"]
 
 
 def test_no_segment_but_a_snapshot_is_refused(with_snapshots: Path) -> None:
     for first_index in (SECOND, LAST):
         (with_snapshots / store_name(first_index)).unlink()
-    assert "no segment" in refused(with_snapshots, with_snapshots.name)
+    assert "segments are lost" in refused(with_snapshots, with_snapshots.name)
 
 
-def test_first_segment_starts_after_1_without_a_snapshot_there_or_behind(
-    with_snapshots: Path,
-) -> None:
-    for index in (8, 16):
-        snapshot_path(with_snapshots, index).unlink()
-    assert "snapshot" in refused(with_snapshots, store_name(SECOND))
+def test_a_log_without_its_hard_state_is_refused(made: Path) -> None:
+    assert "what it promised" in refused(made, "hard-state", with_hard_state=True)
 
 
-@pytest.mark.parametrize("first_index", [FIRST, SECOND, LAST])
-def test_segment_header_invalid_is_rewritten_from_what_precedes_it(
-    made: Path, first_index: int
-) -> None:
-    before = (made / store_name(first_index)).read_bytes()
-    flip(made / store_name(first_index), 20)
-    assert any("header damaged" in note for note in start(made).notes)
-    assert (made / store_name(first_index)).read_bytes()[:64] == before[:64]
-    assert start(made).notes == []
+# --- segments ------------------------------------------------------------------------------------
+
+
+def test_one_header_of_the_last_segment_is_rewritten(made: Path) -> None:
+    path = made / store_name(LAST)
+    before = path.read_bytes()
+    for at in fmt.HEADER_POSITIONS:
+        flip(path, at + 20)
+        assert verdicts(made) == {Verdict.REWRITTEN}
+        assert len(notes_of(start(made))) == 1
+        assert path.read_bytes()[: fmt.MARK_POSITIONS[0]] == before[: fmt.MARK_POSITIONS[0]]
+        assert notes_of(start(made)) == []
     assert values_in(made) == VALUES
 
 
-def test_first_segment_header_invalid_is_rewritten_from_the_snapshot(
-    with_snapshots: Path,
-) -> None:
-    flip(with_snapshots / store_name(SECOND), 20)
-    start(with_snapshots)
-    assert values_in(with_snapshots) == VALUES[8:]
+def test_both_headers_of_the_last_segment_are_rewritten_from_what_precedes(made: Path) -> None:
+    path = made / store_name(LAST)
+    before = path.read_bytes()[: fmt.MARK_POSITIONS[0]]
+    flip(path, *(at + 20 for at in fmt.HEADER_POSITIONS))
+    assert verdicts(made) == {Verdict.REWRITTEN}
+    assert len(notes_of(start(made))) == 2
+    assert path.read_bytes()[: fmt.MARK_POSITIONS[0]] == before
+    assert values_in(made) == VALUES
 
 
-def test_segment_header_invalid_and_nothing_tells_it(with_snapshots: Path) -> None:
-    snapshot_path(with_snapshots, 8).unlink()
-    flip(with_snapshots / store_name(SECOND), 20)
-    assert "header is damaged" in refused(with_snapshots, store_name(SECOND))
+@pytest.mark.parametrize("first_index", [FIRST, SECOND])
+def test_headers_and_marks_of_a_sealed_segment_do_not_matter(made: Path, first_index: int) -> None:
+    change(made / store_name(first_index), (0, bytes(fmt.PREAMBLE_BYTES)))
+    assert verdicts(made) == {Verdict.HARMLESS}
+    assert notes_of(start(made)) == []
+    assert values_in(made) == VALUES
 
 
-def test_a_segment_that_does_not_follow_is_refused(made: Path) -> None:
+async def test_a_cut_into_a_segment_without_headers_and_marks(made: Path) -> None:
+    """Found by review: an IndexError."""
+    change(made / store_name(SECOND), (0, bytes(fmt.PREAMBLE_BYTES)))
+    async with Engine(made) as engine:
+        await engine.log.prepare_cut(11)
+        engine.log.cut_suffix(11)
+        values = VALUES[:11] + await engine.fill(3, term=2)
+        await engine.all_durable()
+    assert (await asyncio.to_thread(verdicts, made)) <= {Verdict.REWRITTEN}
+    assert await asyncio.to_thread(values_in, made) == values
+
+
+def test_first_segment_both_headers_and_index_and_manifest_lost(made: Path) -> None:
+    """A log that begins with batch 1 has nothing before that."""
+    (made / "manifest").unlink()
+    (made / index_name(FIRST)).unlink()
+    change(made / store_name(FIRST), (0, bytes(2 * fmt.BLOCK_BYTES)))
+    start(made)
+    assert values_in(made) == VALUES
+
+
+def test_headers_and_index_and_manifest_lost_and_nothing_tells_them(with_snapshots: Path) -> None:
+    (with_snapshots / "manifest").unlink()
+    (with_snapshots / index_name(SECOND)).unlink()
+    change(with_snapshots / store_name(SECOND), (0, bytes(2 * fmt.BLOCK_BYTES)))
+    refused(with_snapshots, store_name(SECOND))
+
+
+def test_a_lost_segment_is_refused(made: Path) -> None:
     (made / store_name(SECOND)).unlink()
-    assert "the log ends here" in refused(made, store_name(FIRST))
+    assert "ends at batch 8, not 16" in refused(made, store_name(FIRST))
 
 
 def test_a_foreign_segment_is_refused(made: Path) -> None:
-    foreign = fmt.pack_preamble(Tip(16, 1, 16, 0, 12345))
+    foreign = fmt.pack_preamble(SegmentHeader(Place(GROUP), Tip(16, 1, 16, 0, 12345)))
     (made / store_name(LAST)).write_bytes(foreign.ljust(CONFIG.segment_bytes, b"\0"))
     assert "does not follow" in refused(made, store_name(LAST))
 
 
+@pytest.mark.parametrize("place", [Place(GROUP, 1), Place(7)], ids=["generation", "group"])
+def test_a_segment_of_another_place_is_refused(made: Path, place: Place) -> None:
+    tip = tip_at(made, SECOND, 16)[0]
+    foreign = fmt.pack_preamble(SegmentHeader(place, tip))
+    (made / store_name(LAST)).write_bytes(foreign.ljust(CONFIG.segment_bytes, b"\0"))
+    assert "is of log" in refused(made, store_name(LAST))
+
+
 def test_a_segment_under_a_wrong_name_is_refused(with_snapshots: Path) -> None:
-    (with_snapshots / store_name(SECOND)).rename(with_snapshots / store_name(SECOND + 1))
+    for name in (store_name, index_name):
+        (with_snapshots / name(SECOND)).rename(with_snapshots / name(SECOND + 1))
     refused(with_snapshots, store_name(SECOND + 1))
+
+
+# --- cuts that were begun ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("later", [True, False], ids=["later segments left", "none left"])
 @pytest.mark.parametrize("zeroed", [True, False], ids=["zeros written", "not yet"])
-def test_a_cut_that_was_begun_is_finished(made: Path, later: bool, zeroed: bool) -> None:
-    ends = positions(made, SECOND)
-    set_marks(made, SECOND, index=11, cut=True)
-    if zeroed or not later:
+@pytest.mark.parametrize("last", [8, 11, 15])
+def test_a_cut_that_was_begun_is_finished(made: Path, later: bool, zeroed: bool, last: int) -> None:
+    begin(made, Change.CUT, SECOND, last)
+    end = tip_at(made, SECOND, last)[1]
+    if not later:
         (made / store_name(LAST)).unlink()
-        (made / index_name(LAST)).unlink()
+        (made / index_name(LAST)).rename(made / index_name(SECOND))
     if zeroed:
-        change(made / store_name(SECOND), (ends[3], bytes(HEADER_BYTES)))
+        change(made / store_name(SECOND), (end, bytes(HEADER_BYTES)))
+    assert verdicts(made) == {Verdict.CUT}
     found = start(made)
-    assert found.tip.index == 11
+    assert found.tip.index == last
     assert not (made / store_name(LAST)).exists()
-    marks = fmt.parse_marks((made / store_name(SECOND)).read_bytes())
-    assert [(mark.index, mark.cut) for mark in marks] == [(11, False)] * 2
-    assert start(made).notes == []
-    assert values_in(made) == VALUES[:11]
+    assert not list(made.glob("aside-*"))
+    assert [mark.tip.index for mark in marks_of(made / store_name(SECOND))] == [last] * 2
+    assert manifest_of(made).change is Change.NONE
+    assert notes_of(start(made)) == []
+    assert values_in(made) == VALUES[:last]
+
+
+@pytest.mark.parametrize("how", ["rotten", "missing"])
+def test_a_cut_whose_batches_are_lost_is_refused(made: Path, how: str) -> None:
+    ends = positions(made, SECOND)
+    begin(made, Change.CUT, SECOND, 11)
+    if how == "rotten":
+        flip(made / store_name(SECOND), ends[1] + 75)
+    else:
+        change(made / store_name(SECOND), (ends[2], bytes(HEADER_BYTES)))
+    assert "before the cut that is under way" in refused(made, store_name(SECOND))
+
+
+@pytest.mark.parametrize("renamed", [0, 1, 2, 3])
+def test_a_cut_by_repair_keeps_what_it_removes(with_snapshots: Path, renamed: int) -> None:
+    begin(with_snapshots, Change.CUT_ASIDE, SECOND, 11)
+    going = [store_name(LAST), snapshot_name(16)]
+    before = {name: (with_snapshots / name).read_bytes() for name in going}
+    for name in going[:renamed]:
+        (with_snapshots / name).rename(with_snapshots / f"aside-{name}")
+    assert verdicts(with_snapshots) == {Verdict.CUT}
+    start(with_snapshots)
+    for name, data in before.items():
+        assert not (with_snapshots / name).exists()
+        assert (with_snapshots / f"aside-{name}").read_bytes() == data
+    assert notes_of(start(with_snapshots)) == []
+    assert values_in(with_snapshots) == VALUES[8:11]
 
 
 async def test_a_finished_cut_takes_new_batches(made: Path) -> None:
-    await asyncio.to_thread(set_marks, made, SECOND, index=11, cut=True)
+    await asyncio.to_thread(begin, made, Change.CUT, SECOND, 11)
     async with Engine(made) as engine:
         values = VALUES[:11] + await engine.fill(12, term=2)
         await engine.all_durable()
@@ -266,22 +552,66 @@ async def test_a_finished_cut_takes_new_batches(made: Path) -> None:
         assert await engine.read_all() == values
 
 
-def test_both_marks_of_the_last_segment_invalid_is_refused(made: Path) -> None:
-    flip(made / store_name(LAST), *(at + 10 for at in fmt.MARK_POSITIONS))
-    assert "both synced marks" in refused(made, store_name(LAST))
+@pytest.mark.parametrize("first_index", [FIRST, SECOND, LAST])
+def test_giving_up_that_was_interrupted_builds_the_index_anew(made: Path, first_index: int) -> None:
+    """Whatever the index says may be of batches that are no more."""
+    manifest = manifest_of(made)
+    tip = tip_at(made, first_index, first_index - 1)[0]
+    set_manifest(made, manifest._replace(change=Change.GIVE_UP, tip=tip))
+    before = (made / index_name(first_index)).read_bytes()
+    assert verdicts(made) == (set() if first_index == LAST else {Verdict.REWRITTEN})
+    start(made)
+    assert manifest_of(made) == manifest
+    if first_index != LAST:
+        assert (made / index_name(first_index)).read_bytes() == before
+    assert values_in(made) == VALUES
+
+
+# --- marks ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("slot", [0, 1])
 def test_one_mark_of_the_last_segment_invalid_is_rewritten(made: Path, slot: int) -> None:
     flip(made / store_name(LAST), fmt.MARK_POSITIONS[slot] + 10)
+    assert verdicts(made) == {Verdict.REWRITTEN}
     start(made)
-    assert len(fmt.parse_marks((made / store_name(LAST)).read_bytes())) == 2
+    marks = marks_of(made / store_name(LAST))
+    assert [mark.tip.index for mark in marks] == [COUNT] * 2
+    assert notes_of(start(made)) == []
     assert values_in(made) == VALUES
 
 
-def test_marks_of_a_sealed_segment_do_not_matter(made: Path) -> None:
-    flip(made / store_name(FIRST), *(at + 10 for at in fmt.MARK_POSITIONS))
+def test_both_marks_invalid_and_the_log_ends_cleanly(made: Path) -> None:
+    flip(made / store_name(LAST), *(at + 10 for at in fmt.MARK_POSITIONS))
+    assert verdicts(made) == {Verdict.REWRITTEN}
+    assert start(made).tip.index == COUNT
+    assert [mark.tip.index for mark in marks_of(made / store_name(LAST))] == [COUNT] * 2
     assert values_in(made) == VALUES
+
+
+def test_both_marks_invalid_and_the_log_does_not_end_cleanly(made: Path) -> None:
+    end = positions(made, LAST)[-1]
+    change(made / store_name(LAST), (end, b"\x01garbage"))
+    flip(made / store_name(LAST), *(at + 10 for at in fmt.MARK_POSITIONS))
+    assert "both marks are lost" in refused(made, store_name(LAST))
+
+
+@pytest.mark.parametrize("blocks", range(4))
+def test_a_store_that_ends_before_its_marks_is_no_empty_one(made: Path, blocks: int) -> None:
+    path = made / store_name(LAST)
+    path.write_bytes(path.read_bytes()[: blocks * fmt.BLOCK_BYTES])
+    message = refused(made, store_name(LAST))
+    assert (
+        "both marks are lost" in message or "in what was synced" in message or "header" in message
+    )
+
+
+def test_the_newest_mark_says_how_far_the_log_is_committed(made: Path) -> None:
+    set_marks(made, LAST, index=19, commit=18)
+    assert start(made).commit_hint == 18
+
+
+# --- indexes -------------------------------------------------------------------------------------
 
 
 INDEX_DAMAGE: dict[str, Callable[[Path], object]] = {
@@ -290,9 +620,7 @@ INDEX_DAMAGE: dict[str, Callable[[Path], object]] = {
     "zeros": lambda path: path.write_bytes(bytes(5000)),
     "rotten": lambda path: flip(path, 5),
     "cut short": lambda path: path.write_bytes(path.read_bytes()[:-1]),
-    "another's": lambda path: path.write_bytes(
-        (path.parent / index_name(FIRST + SECOND - int(path.name[:20]))).read_bytes()
-    ),
+    "longer": lambda path: path.write_bytes(path.read_bytes() + bytes(16)),
 }
 
 
@@ -304,10 +632,16 @@ def test_sealed_index_invalid_or_absent_is_rewritten(
     path = made / index_name(first_index)
     before = path.read_bytes()
     INDEX_DAMAGE[damage](path)
-    assert [note for note in start(made).notes if "rebuilt" in note]
+    assert verdicts(made) == {Verdict.REWRITTEN}
+    assert [note for note in start(made).notes if "built anew" in note]
     assert path.read_bytes() == before
-    assert start(made).notes == []
+    assert notes_of(start(made)) == []
     assert values_in(made) == VALUES
+
+
+def test_another_segments_index_is_refused(made: Path) -> None:
+    (made / index_name(FIRST)).write_bytes((made / index_name(SECOND)).read_bytes())
+    assert "does not follow" in refused(made, store_name(FIRST))
 
 
 def test_sealed_index_invalid_and_its_store_damaged_is_refused(made: Path) -> None:
@@ -318,10 +652,20 @@ def test_sealed_index_invalid_and_its_store_damaged_is_refused(made: Path) -> No
     assert f"at {at}: batch 5" in message
 
 
-def test_sealed_store_shorter_than_its_index_is_refused(made: Path) -> None:
+def test_a_damaged_batch_of_a_sealed_segment_stops_nobody(made: Path) -> None:
+    flip(made / store_name(FIRST), positions(made, FIRST)[4] + 75)
+    assert verdicts(made) == {Verdict.UNREADABLE}
+    assert notes_of(start(made)) == []
+
+
+@pytest.mark.parametrize("size", [0, 100, 5000, 12288, 16384, 16500, -1])
+def test_sealed_store_shorter_than_its_index_is_refused(made: Path, size: int) -> None:
     path = made / store_name(FIRST)
-    path.write_bytes(path.read_bytes()[:-1])
+    path.write_bytes(path.read_bytes()[:size])
     assert "shorter than its index" in refused(made, store_name(FIRST))
+
+
+# --- the active segment --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("index", range(LAST, COUNT + 1))
@@ -335,28 +679,30 @@ def test_last_segment_fails_at_or_before_the_mark_is_refused(made: Path, index: 
 
 @pytest.mark.parametrize("bad", range(LAST, COUNT + 1))
 @pytest.mark.parametrize("offset", [3, 20, 75], ids=["crc", "header", "body"])
-def test_last_segment_fails_behind_the_mark_is_cut_with_valid_ones_after_it(
+def test_last_segment_fails_after_the_mark_is_cut_with_valid_ones_after_it(
     made: Path, bad: int, offset: int
 ) -> None:
     ends = positions(made, LAST)
     set_marks(made, LAST, index=LAST - 1)
     flip(made / store_name(LAST), ends[bad - LAST] + offset)
     lost = (made / store_name(LAST)).read_bytes()[ends[bad - LAST] : ends[-1]]
+    assert verdicts(made) == {Verdict.CUT}
     found = start(made)
     assert found.tip.index == bad - 1
-    assert len(found.notes) == 1
-    assert f"cut at {ends[bad - LAST]}" in found.notes[0]
+    (note,) = notes_of(found)
+    assert f"at {ends[bad - LAST]}" in note
+    assert f"cut after batch {bad - 1}" in note
     (aside,) = [path for path in made.iterdir() if path.name.startswith("aside-")]
     assert aside.name == f"aside-000000-{bad:020d}"
     assert aside.read_bytes() == lost
-    assert start(made).notes == []
+    assert notes_of(start(made)) == []
     assert values_in(made) == VALUES[: bad - 1]
 
 
-def test_last_segment_ends_behind_the_mark_without_a_failure(made: Path) -> None:
+def test_last_segment_ends_after_the_mark_without_a_failure(made: Path) -> None:
     set_marks(made, LAST, index=LAST - 1)
     found = start(made)
-    assert (found.tip.index, found.notes) == (COUNT, [])
+    assert (found.tip.index, notes_of(found)) == (COUNT, [])
 
 
 @pytest.mark.parametrize("how", ["file", "zeros"])
@@ -370,15 +716,12 @@ def test_last_segment_shorter_than_its_mark_is_refused(made: Path, how: str) -> 
     assert "in what was synced" in refused(made, store_name(LAST))
 
 
-def test_a_log_that_ends_before_its_newest_snapshot_is_refused(made: Path) -> None:
-    found = start(made)
-    snapshots.write(
-        RealFiles(), made, Snapshot(found.tip._replace(index=COUNT + 5), b"of another log")
-    )
-    assert "before its newest snapshot" in refused(made, snapshot_path(made, COUNT + 5).name)
-
-
-# --- behind the mark -----------------------------------------------------------------------------
+def test_a_mark_of_another_log_is_refused(made: Path) -> None:
+    tip, end = tip_at(made, LAST, 18)
+    for sequence in (100, 101):
+        mark = fmt.pack_mark(Mark(sequence, tip._replace(chain=1), end, 0))
+        change(made / store_name(LAST), (fmt.mark_position(sequence), mark))
+    assert "the log is not what" in refused(made, store_name(LAST))
 
 
 STRANGERS: dict[str, Callable[[Tip], Tip]] = {
@@ -392,26 +735,27 @@ STRANGERS: dict[str, Callable[[Tip], Tip]] = {
 @pytest.mark.parametrize("what", STRANGERS)
 def test_a_valid_batch_that_does_not_follow_is_not_taken(made: Path, what: str) -> None:
     """What an earlier truncation left there, or another log."""
-    found = start(made)
-    _, parts = build(STRANGERS[what](found.tip), [b"stranger"])
-    end = found.segments[-1].index.end_position
+    tip, end = tip_at(made, LAST, COUNT)
+    _, parts = build(STRANGERS[what](tip), [b"stranger"])
     change(made / store_name(LAST), (end, b"".join(parts)))
+    assert verdicts(made) == {Verdict.CUT}
     assert "does not follow" in start(made).notes[0]
     assert values_in(made) == VALUES
 
 
 def test_a_valid_batch_that_follows_is_taken(made: Path) -> None:
-    found = start(made)
-    _, parts = build(found.tip, [b"next"])
-    change(made / store_name(LAST), (found.segments[-1].index.end_position, b"".join(parts)))
+    tip, end = tip_at(made, LAST, COUNT)
+    _, parts = build(tip, [b"next"])
+    change(made / store_name(LAST), (end, b"".join(parts)))
+    assert verdicts(made) == set()
     assert values_in(made) == [*VALUES, b"next"]
 
 
 def test_few_asides_are_kept(made: Path) -> None:
+    end = positions(made, LAST)[-1]
     for round_ in range(limits.aside_files_max + 3):
-        end = start(made).segments[-1].index.end_position
         change(made / store_name(LAST), (end, b"\x01garbage %d" % round_))
-        assert len(start(made).notes) == 1
+        assert len(notes_of(start(made))) == 1
     asides = sorted(path.name for path in made.iterdir() if path.name.startswith("aside-"))
     assert len(asides) == limits.aside_files_max
     assert asides[-1] == f"aside-{round_:06d}-{COUNT + 1:020d}"
@@ -428,3 +772,65 @@ def test_recovering_again_changes_nothing_but_the_marks(made: Path) -> None:
     for name, data in before.items():
         start_at = fmt.PREAMBLE_BYTES if name == store_name(LAST) else 0
         assert data[start_at:] == after[name][start_at:], name
+
+
+# --- other versions ------------------------------------------------------------------------------
+
+
+def _newer(data: bytes, at: int) -> bytes:
+    """The structure at a position as version 3 would have written it."""
+    from crc32c import crc32c
+
+    length = int.from_bytes(data[at + 12 : at + 16], "little")
+    new = bytearray(data[at : at + length])
+    new[8:10] = (3).to_bytes(2, "little")
+    new[20:24] = bytes(4)
+    new[20:24] = crc32c(bytes(new)).to_bytes(4, "little")
+    return data[:at] + new + data[at + length :]
+
+
+NEWER: dict[str, tuple[str, tuple[int, ...]]] = {
+    "manifest": ("manifest", (0, 4096)),
+    "one copy of the manifest": ("manifest", (4096,)),
+    "snapshot": (snapshot_name(16), (0,)),
+    "index": (index_name(SECOND), (0,)),
+    "header": (store_name(LAST), (0,)),
+    "second header": (store_name(LAST), (4096,)),
+    "mark": (store_name(LAST), (8192,)),
+    "other mark": (store_name(LAST), (12288,)),
+}
+
+
+@pytest.mark.parametrize("what", NEWER)
+def test_what_a_newer_version_wrote_is_said_and_not_touched(
+    with_snapshots: Path, what: str
+) -> None:
+    name, places = NEWER[what]
+    path = with_snapshots / name
+    data = path.read_bytes()
+    for at in places:
+        data = _newer(data, at)
+    path.write_bytes(data)
+    unknown(with_snapshots, name, "3")
+
+
+def unknown(folder: Path, name: str, version: str) -> None:
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(UnknownFormat, match=f"format version {version}") as caught:
+        start(folder)
+    assert Path(caught.value.facts["file"]).name == name
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert agree_on(folder).report is None
+
+
+VERSION_1 = {
+    store_name(LAST): b"PROGLOG1",
+    index_name(SECOND): b"PROGIDX1",
+    snapshot_name(16): b"PROGSNP1",
+}
+
+
+@pytest.mark.parametrize("name", VERSION_1)
+def test_what_version_1_wrote_is_said(with_snapshots: Path, name: str) -> None:
+    change(with_snapshots / name, (0, VERSION_1[name]))
+    unknown(with_snapshots, name, "1")

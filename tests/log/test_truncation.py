@@ -12,11 +12,10 @@ import pytest
 
 from proglog import limits
 from proglog.errors import RangeCorrupt, Unavailable
-from proglog.log import format as fmt
 from proglog.log.format import ORIGIN, Tip
 from proglog.log.snapshot import Snapshot, snapshot_path
 from proglog.log.tail import Run
-from tests.log.support import Engine, build, stored, tip_after
+from tests.log.support import Engine, build, marks_of, stored, tip_after
 
 SEALED_AT = 8
 """Last batch of the first segment, when all are small."""
@@ -39,9 +38,9 @@ async def test_a_cut_then_more_batches_then_a_new_start(
         values = (await engine.fill(20))[:last]
         if from_disk:
             await engine.forget_tail()
-        tip = engine.log.tip_at(last)
+        await engine.log.prepare_cut(last)
         engine.log.cut_suffix(last)
-        assert engine.log.tip == tip
+        assert engine.log.tip.next_offset == engine.log.tip.index == last
         assert engine.log.durable_index <= last
         assert [name for name in engine.names() if name.startswith("aside")] == []
         values += await engine.fill(10, size=12, term=2)
@@ -60,6 +59,7 @@ async def test_a_cut_then_more_batches_then_a_new_start(
 async def test_a_cut_alone_survives_a_restart(folder: Path) -> None:
     async with Engine(folder) as engine:
         values = await engine.fill(20)
+        await engine.log.prepare_cut(11)
         engine.log.cut_suffix(11)
         await engine.settled()
         assert engine.names() == [
@@ -67,9 +67,10 @@ async def test_a_cut_alone_survives_a_restart(folder: Path) -> None:
             "00000000000000000001.store",
             "00000000000000000009.index",
             "00000000000000000009.store",
+            "manifest",
         ]
-        marks = fmt.parse_marks(engine.segments[-1].store_path.read_bytes())
-        assert [(mark.index, mark.cut) for mark in marks] == [(11, False), (11, False)]
+        marks = marks_of(engine.segments[-1].store_path)
+        assert [mark.tip.index for mark in marks] == [11, 11]
     assert await stored(folder) == values[:11]
 
 
@@ -78,6 +79,7 @@ async def test_cuts_in_a_row_before_the_writer_has_begun(engine: Engine) -> None
     await engine.all_durable()
     engine.hold()
     for last in (18, 12, 5):
+        await engine.log.prepare_cut(last)
         engine.log.cut_suffix(last)
         await engine.append(b"of %d" % last, term=engine.log.tip.term + 1)
     engine.release()
@@ -95,6 +97,7 @@ async def test_a_segment_is_cut_off_while_batches_for_it_wait(engine: Engine) ->
     engine.hold()
     await engine.fill(9)
     assert len(engine.segments) == 2
+    await engine.log.prepare_cut(5)
     engine.log.cut_suffix(5)
     await asyncio.sleep(0)
     engine.release()
@@ -116,6 +119,7 @@ async def test_a_completion_from_before_a_cut_says_nothing_of_what_came_after(
     before_old = engine.hold()
     await engine.fill(3)
     before_new = engine.hold()
+    await engine.log.prepare_cut(4)
     engine.log.cut_suffix(4)
     new = await engine.fill(4, term=2)
     before_old.set()
@@ -131,6 +135,7 @@ async def test_a_completion_from_before_a_cut_says_nothing_of_what_came_after(
 async def test_what_a_cut_keeps_is_reported_durable(engine: Engine) -> None:
     engine.hold()
     await engine.fill(3)
+    await engine.log.prepare_cut(2)
     engine.log.cut_suffix(2)
     engine.release()
     await engine.settled()
@@ -140,6 +145,7 @@ async def test_what_a_cut_keeps_is_reported_durable(engine: Engine) -> None:
 async def test_a_sealed_segment_that_was_cut_is_sealed_again(engine: Engine) -> None:
     values = (await engine.fill(20))[:6]
     await engine.settled()
+    await engine.log.prepare_cut(6)
     engine.log.cut_suffix(6)
     values += await engine.fill(12, term=2)
     await engine.settled()
@@ -157,6 +163,7 @@ async def test_a_seal_reported_after_a_cut_is_not_taken(engine: Engine) -> None:
     await engine.settled()
     engine.hold()
     values += await engine.fill(3)
+    await engine.log.prepare_cut(6)
     engine.log.cut_suffix(6)
     engine.release()
     await engine.settled()
@@ -175,6 +182,7 @@ async def test_a_reader_of_what_stays_is_not_disturbed_by_a_cut(
         patched.setattr(type(engine.segments[0]), "read_cached", lambda *_: None)
         reading = asyncio.ensure_future(engine.read(1, 8))
         await asyncio.sleep(0)
+    await engine.log.prepare_cut(15)
     engine.log.cut_suffix(15)
     assert await reading == values[:8]
 
@@ -196,18 +204,19 @@ async def test_a_prefix_goes_as_far_as_there_are_snapshots(engine: Engine) -> No
     await snapshot_at(engine, 3)
     assert engine.log.drop_prefix(30) == 0, "batch 3 ends no segment"
     tip = await snapshot_at(engine, 16)
-    assert engine.log.drop_prefix(16) == 0, "batch 16 is still wanted"
-    assert engine.log.drop_prefix(30) == 2
+    assert engine.log.drop_prefix(8) == 0, "batch 8 is still wanted"
+    assert engine.log.drop_prefix(16) == 1, "batch 16 is still wanted"
+    assert engine.log.drop_prefix(30) == 1
     assert (engine.log.before, engine.log.first_index) == (tip, 17)
     assert engine.log.snapshot_indexes == [16]
     assert engine.log.drop_prefix(30) == 0
-    await engine.settled()
+    await engine.tidied()
     assert engine.names()[:2] == ["00000000000000000017.index", "00000000000000000017.store"]
     assert not snapshot_path(engine.folder, 3).exists()
     assert await engine.read_all() == values[16:]
     await engine.forget_tail()
     assert (engine.log.before, engine.log.snapshot_indexes) == (tip, [16])
-    assert engine.recovered.snapshots[16].state == b"state 16"
+    assert engine.recovered.snapshot == Snapshot(tip, b"state 16")
     assert await engine.read_all() == values[16:]
     assert engine.log.term_at(16) == 1
     assert engine.log.index_of_time(0) == 17
@@ -220,20 +229,26 @@ async def test_the_active_segment_never_goes(engine: Engine) -> None:
     assert engine.log.drop_prefix(100) == 0
 
 
-async def test_a_start_in_the_middle_of_a_drop(folder: Path) -> None:
-    """Two segments were to go and the first one has: no snapshot stands at its end, but the state
-    can be had from a later one."""
+@pytest.mark.parametrize("deleted", [[], [1], [9], [1, 9]])
+async def test_a_start_in_the_middle_of_a_drop(folder: Path, deleted: list[int]) -> None:
+    """Once the new base is durable it does not matter which files are left."""
     async with Engine(folder) as engine:
         values = await engine.fill(30)
         await engine.all_durable()
         await snapshot_at(engine, 16)
-        for path in (engine.segments[0].store_path, engine.segments[0].index_path):
-            path.unlink()
-    async with Engine(folder) as engine:
-        assert engine.log.first_index == 9
-        assert await engine.read_all() == values[8:]
-        assert engine.log.drop_prefix(30) == 1
+        kept = {path: path.read_bytes() for path in folder.iterdir() if path.name < "0" * 18 + "17"}
+        assert engine.log.drop_prefix(30) == 2
         await engine.settled()
+        await engine.tidied()
+    for path, data in kept.items():
+        if int(path.name[:20]) not in deleted:
+            path.write_bytes(data)
+    async with Engine(folder) as engine:
+        assert engine.log.first_index == 17
+        assert await engine.read_all() == values[16:]
+        await engine.tidied()
+        assert engine.names()[0] == "00000000000000000017.index"
+        assert engine.log.drop_prefix(30) == 0
     assert await stored(folder) == values[16:]
 
 
@@ -254,13 +269,14 @@ async def test_a_reset_begins_anew_behind_a_snapshot(folder: Path, count: int) -
         assert [name for name in engine.names() if not name.startswith("reserved")] == [
             "00000000000000001001.index",
             "00000000000000001001.store",
+            "manifest",
             "snapshot-00000000000000001000",
         ]
         values = await engine.fill(20, term=5)
         await engine.all_durable()
         assert await engine.read_all() == values
         assert log.index_of_offset(5000) == 1001
-        assert (await log.read_snapshot(1000)) == Snapshot(FAR, b"far")
+        assert (await log.read_snapshot()) == Snapshot(FAR, b"far")
     async with Engine(folder) as engine:
         assert engine.log.before == FAR
         assert engine.recovered.notes == []
@@ -271,6 +287,7 @@ async def test_what_is_durable_is_known_after_a_reset_and_a_cut(engine: Engine) 
     await engine.log.reset(Snapshot(FAR, b"far"))
     engine.hold()
     await engine.fill(5)
+    await engine.log.prepare_cut(1003)
     engine.log.cut_suffix(1003)
     engine.release()
     await engine.settled()
@@ -311,6 +328,7 @@ async def test_what_is_read_while_a_suffix_is_cut_and_the_log_closed_is_void(
     await engine.fill(20)
     await engine.all_durable()
     await engine.forget_tail()
+    await engine.log.prepare_cut(15)
     async with waiting_for_the_disk(engine) as reading:
         engine.log.cut_suffix(15)
         await engine.log.close()
@@ -333,7 +351,7 @@ async def test_a_damaged_snapshot_is_not_served(engine: Engine) -> None:
     path = snapshot_path(engine.folder, 8)
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(RangeCorrupt, match="verify"):
-        await engine.log.read_snapshot(8)
+        await engine.log.read_snapshot()
 
 
 # --- what is not ours ----------------------------------------------------------------------------
@@ -358,6 +376,7 @@ async def test_stray_files_are_left_alone(folder: Path) -> None:
         await engine.all_durable()
         await snapshot_at(engine, 8)
         engine.log.drop_prefix(20)
+        await engine.log.prepare_cut(15)
         engine.log.cut_suffix(15)
         await engine.forget_tail()
         await engine.log.reset(Snapshot(FAR, b"far"))

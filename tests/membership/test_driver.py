@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from proglog.errors import ConfigurationError
+from proglog.errors import ConfigurationError, UnknownFormat
 from proglog.membership import (
     CLUSTER_TAG,
     Address,
@@ -360,6 +360,16 @@ async def test_a_broken_snapshot_is_none(tmp_path: Path, content: bytes) -> None
         assert a.statistics().file_failures == 1
         assert str(path) in a.statistics().last_file_failure
     assert decode_snapshot(path.read_bytes()).peers == ()
+
+
+async def test_a_snapshot_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "peers.json"
+    content = b'{"version": 2, "incarnation": 7}'
+    path.write_bytes(content)
+    with pytest.raises(UnknownFormat, match=f"{path} has format version 2"):
+        async with running("a", snapshot_path=path):
+            pass
+    assert path.read_bytes() == content
 
 
 def test_snapshots_round_trip() -> None:

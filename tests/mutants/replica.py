@@ -90,7 +90,7 @@ MUTANTS = [
             "log/recovery.py",
             """
             store.fdatasync()
-            store.forget_cache(mark.position)
+            store.forget_cache()
             """,
             "",
         ),
@@ -110,7 +110,7 @@ MUTANTS = [
         (
             "log/recovery.py",
             """
-            store.forget_cache(mark.position)
+            store.forget_cache()
             """,
             "",
         ),
@@ -543,9 +543,9 @@ MUTANTS = [
     mutant(
         "node uuid ignored",
         (
-            "replica/opening.py",
-            'identity = Identity("", new_id(ports.random), ',
-            'identity = Identity("", str(uuid.uuid5(uuid.NAMESPACE_DNS, node_name)), ',
+            "replica/identity.py",
+            '"uuid": new_id(ports.random),',
+            '"uuid": str(__import__("uuid").uuid5(__import__("uuid").NAMESPACE_DNS, node_name)),',
         ),
     ),
 ]

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from proglog.errors import ChangeRefused, ConfigurationError
+from proglog.errors import ChangeRefused, ConfigurationError, UnknownFormat
 from proglog.raft import (
     AddLearner,
     Configuration,
@@ -411,8 +411,19 @@ def test_every_flipped_bit_is_refused_or_is_another_canonical_configuration():
         damaged[position // 8] ^= 1 << position % 8
         try:
             assert Configuration.decode(bytes(damaged)).encode() == damaged
-        except MalformedConfiguration:
+        except (MalformedConfiguration, UnknownFormat):
             pass
+
+
+def test_a_configuration_of_a_newer_version_is_told_from_a_broken_one():
+    newer = GOOD.replace(b'"version":1', b'"version":2')
+    with pytest.raises(UnknownFormat, match="version 2"):
+        Configuration.decode(newer)
+    # Whatever it has that is not known here: it is never dropped.
+    with pytest.raises(UnknownFormat, match="version 2"):
+        Configuration.decode(newer.replace(b'"learners"', b'"former":[],"learners"'))
+    with pytest.raises(MalformedConfiguration):
+        Configuration.decode(GOOD.replace(b'"learners"', b'"former":[],"learners"'))
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.replica.support import Node
+from tests.replica.support import Node, log_in
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Where a log may be made."""
-    return tmp_path / "logs" / "default"
+    return log_in(tmp_path)
 
 
 @pytest.fixture

@@ -13,8 +13,10 @@ from typing import Self
 from proglog import batch as batches
 from proglog.batch import ProposedBatch, decode_all
 from proglog.config import LogConfig
+from proglog.log.names import DEFAULT_GROUP, group_folder
 from proglog.ports import Files, Ports, RealFiles, ThreadWorker, Worker
 from proglog.raft.config import RaftConfig
+from proglog.replica.identity import NodeDirectory, open_node
 from proglog.replica.replica import Replica, open_replica
 from proglog.types import Appended
 from tests.waiting import DEADLINE_SECONDS
@@ -36,8 +38,13 @@ class Clock:
         return 0.0
 
 
+def log_in(data_dir: Path) -> Path:
+    """Where the log of this data directory is."""
+    return group_folder(data_dir, DEFAULT_GROUP)
+
+
 class Node:
-    """A replica and what it told. Use `async with`, again and again."""
+    """A replica and what it told. Use `async with`, again and again. `folder` is the log's."""
 
     def __init__(
         self,
@@ -48,16 +55,21 @@ class Node:
         name: str = "n1",
         worker: Callable[[str], Worker] = ThreadWorker,
         bootstrap: bool = True,
+        seed: int = 1,
     ) -> None:
+        self.data_dir = folder.parent.parent
+        assert folder == log_in(self.data_dir)
         self.folder = folder
         self.config = config
         self.files = files or RealFiles()
         self.name = name
         self.worker = worker
         self.bootstrap = bootstrap
+        self.seed = seed
         self.clock = Clock()
         self.failure: BaseException | None = None
         self.failed_event = asyncio.Event()
+        self.directory: NodeDirectory
         self.replica: Replica
 
     # --- what the replica tells ------------------------------------------------------------------
@@ -74,33 +86,42 @@ class Node:
     # --- use -------------------------------------------------------------------------------------
 
     async def open(self) -> Replica:
-        self.replica = await open_replica(
-            "default",
-            self.folder,
-            node_name=self.name,
-            rpc_addr="127.0.0.1:1",
-            bootstrap=self.bootstrap,
-            config=self.config,
-            raft_config=RaftConfig(),
-            ports=Ports(
-                files=self.files, clock=self.clock, random=random.Random(1), worker=self.worker
-            ),
-            observer=self,
-            connect=_nobody,
+        ports = Ports(
+            files=self.files, clock=self.clock, random=random.Random(self.seed), worker=self.worker
         )
+        self.directory = await open_node(self.data_dir, node_name=self.name, ports=ports)
+        try:
+            self.replica = await open_replica(
+                "default",
+                self.directory,
+                rpc_addr="127.0.0.1:1",
+                bootstrap=self.bootstrap,
+                config=self.config,
+                raft_config=RaftConfig(),
+                ports=ports,
+                observer=self,
+                connect=_nobody,
+            )
+        except BaseException:
+            self.directory.close()
+            raise
         return self.replica
+
+    async def close(self) -> None:
+        await self.replica.close()
+        self.directory.close()
 
     async def __aenter__(self) -> Self:
         await self.open()
         try:
             await self.replica.wait_ready()
         except BaseException as error:
-            await self.replica.close()
+            await self.close()
             raise self.failure or error from None
         return self
 
     async def __aexit__(self, *_error: object) -> None:
-        await self.replica.close()
+        await self.close()
 
     async def restart(self) -> None:
         await self.__aexit__()

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from proglog.errors import DiskFull, OutcomeUnknown, StorageFailed, Unavailable
+from proglog.log.format import index_bytes_max
 from proglog.replica.fitness import Fitness
 from tests.log.disk import NO_SPACE, Disk, DiskFile
 from tests.replica.support import Node, descriptors, outcomes, proposed
@@ -118,13 +119,13 @@ async def test_asking_a_full_disk_again_and_again_leaks_nothing(folder: Path) ->
         # The store of the next segment can be had, its index cannot.
         reserve = DiskFile.reserve
 
-        def no_large(file: DiskFile, size: int) -> None:
-            if size > node.config.segment_bytes:
+        def no_index(file: DiskFile, size: int) -> None:
+            if size == index_bytes_max(node.config.segment_batches):
                 raise NO_SPACE
             reserve(file, size)
 
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(DiskFile, "reserve", no_large)
+            patched.setattr(DiskFile, "reserve", no_index)
             await until_refused(node)
             before = descriptors(folder)
             for _ in range(20):
@@ -148,7 +149,7 @@ async def test_many_starts_with_a_full_disk(folder: Path) -> None:
         assert await node.consume() == values
         if not ready.done():
             break
-        await node.replica.close()
+        await node.close()
     assert starts >= 2
     # What was kept for no-ops is used up: it cannot lead, but waits, and does not fall over.
     assert node.failure is None
@@ -156,7 +157,7 @@ async def test_many_starts_with_a_full_disk(folder: Path) -> None:
     await asyncio.wait_for(ready, DEADLINE_SECONDS)
     await until_taken(node, bytes(2000))
     assert await node.consume() == [*values, bytes(2000)]
-    await node.replica.close()
+    await node.close()
 
 
 @pytest.mark.parametrize("looks", [True, False])

@@ -13,7 +13,7 @@ from proglog import limits
 from proglog.config import LogConfig
 from proglog.errors import DiskFull
 from tests import judges
-from tests.replica.support import Node
+from tests.replica.support import Node, log_in
 from tests.replica.test_failures import until_refused, until_taken
 
 DISK_BYTES = 2 * limits.MiB
@@ -51,7 +51,7 @@ def fill_up(path: Path) -> None:
 
 
 async def test_until_it_is_full_and_then_has_space(disk: Path) -> None:
-    async with Node(disk / "log", config=CONFIG) as node:
+    async with Node(log_in(disk), config=CONFIG) as node:
         values = await until_refused(node, size=5000)
         assert len(values) * 5000 > DISK_BYTES // 2
         for _ in range(3):
@@ -69,7 +69,7 @@ async def test_until_it_is_full_and_then_has_space(disk: Path) -> None:
 
 
 async def test_full_because_of_others(disk: Path) -> None:
-    async with Node(disk / "log", config=CONFIG) as node:
+    async with Node(log_in(disk), config=CONFIG) as node:
         values = await node.fill(10, size=5000)
         await asyncio.to_thread(fill_up, disk / "others")
         values += await until_refused(node, size=5000)

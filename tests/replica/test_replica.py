@@ -19,7 +19,8 @@ from proglog.errors import (
     OutcomeUnknown,
     Unavailable,
 )
-from proglog.replica.state import Command, encode_command
+from proglog.replica import commands
+from proglog.replica.commands import SetStart
 from proglog.replica.tasks import Tasks
 from tests.replica.support import START_MS, Node, outcomes, proposed
 from tests.waiting import DEADLINE_SECONDS
@@ -71,7 +72,9 @@ async def test_only_batches_with_records_leave(node: Node) -> None:
     await node.restart()
     chunk = await node.replica.read(0, 2**20)
     assert [b.base_offset for b in decode_all(chunk.data)] == [0, 1]
-    kinds = [kind for _, kind in node.replica.log.kinds(1)]
+    log = node.replica.log
+    index = log.segment_of(1).index
+    kinds = [index.kind(slot) for slot in range(log.tip.index) if index.kind(slot) != Kind.DATA]
     assert kinds == [Kind.CONFIGURATION, Kind.NOOP, Kind.NOOP, Kind.NOOP]
 
 
@@ -109,7 +112,7 @@ async def test_waiting_for_a_record(node: Node) -> None:
 
 async def test_a_consumer_is_not_woken_by_batches_without_records(node: Node) -> None:
     woken = asyncio.ensure_future(node.replica._applier.news.wait())
-    node.replica._driver.propose_command(encode_command(Command.SET_START, 0))
+    node.replica._driver.propose_command(commands.encode([SetStart(0)]))
     await node.replica.barrier()
     assert not woken.done()
     await node.produce(b"a")
@@ -180,7 +183,7 @@ async def test_the_cluster_that_calls_first_is_joined(folder: Path) -> None:
             await replica.adopt_cluster(theirs)
         await node.written()
         assert replica.identity.cluster_id == ours
-        await replica.close()
+        await node.close()
 
 
 async def test_a_task_that_ends_may_begin_another() -> None:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from proglog.errors import ConfigurationError, CorruptionError
-from proglog.log.segment import store_name
+from proglog.log.format import PREAMBLE_BYTES
+from proglog.log.names import store_name
+from proglog.log.repair import Allow, repair
 from proglog.raft.hard_state import FILE_NAME
-from tests.replica.support import Node, descriptors
+from tests.replica.support import Node, descriptors, log_in
 
 BLOCK = 4096
 
@@ -37,22 +41,18 @@ async def test_everything_is_there_again(folder: Path) -> None:
     assert last.next == 61
 
 
-async def test_after_a_copy_of_a_running_directory(folder: Path, tmp_path: Path) -> None:
+async def test_after_a_copy_of_a_running_directory(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """Like kill -9: nothing was closed."""
     async with Node(folder) as node:
         values = await node.fill(40)
         await node.written()
-        copy = tmp_path / "copy"
-        await asyncio.to_thread(_copy, folder, copy)
-    async with Node(copy) as node:
+        copy = tmp_path_factory.mktemp("other") / "copy"
+        await asyncio.to_thread(shutil.copytree, node.data_dir, copy)
+    async with Node(log_in(copy)) as node:
         assert await node.consume() == values
         await node.produce(b"more")
-
-
-def _copy(folder: Path, copy: Path) -> None:
-    copy.mkdir()
-    for path in folder.iterdir():
-        (copy / path.name).write_bytes(path.read_bytes())
 
 
 async def test_a_directory_knows_its_node(folder: Path) -> None:
@@ -118,7 +118,9 @@ async def test_a_hard_state_that_is_damaged_twice_is_refused(folder: Path) -> No
     data[BLOCK + 60] ^= 1
     path.write_bytes(data)
     for _ in range(2):
-        with pytest.raises(CorruptionError, match="hard-state: both copies") as caught:
+        with pytest.raises(
+            CorruptionError, match=r"hard-state at 0: .* no copy is whole"
+        ) as caught:
             await Node(folder).open()
         assert caught.value.facts["file"] == str(path)
     assert path.read_bytes() == data
@@ -145,7 +147,7 @@ async def test_a_damaged_log_is_refused_and_left_as_it_is(folder: Path) -> None:
     await made(folder, 5)
     path = folder / store_name(1)
     data = bytearray(path.read_bytes())
-    data[4096 + 100] ^= 1
+    data[PREAMBLE_BYTES + 100] ^= 1
     path.write_bytes(data)
     with pytest.raises(CorruptionError, match="verify") as caught:
         await Node(folder).open()
@@ -163,4 +165,22 @@ async def test_the_snapshot_is_not_needed_to_know_the_records(folder: Path) -> N
     async with Node(folder) as node:
         assert await node.consume() == values
         await node.written()
-        assert len(node.snapshots()) >= 2, "they are written again"
+        assert len(node.snapshots()) == 2, "they are written again"
+
+
+async def test_a_sole_server_says_that_nobody_has_what_it_cannot_read(folder: Path) -> None:
+    """Committed, in no snapshot, and damaged: waiting for another server would last for ever."""
+    await made(folder)
+    first, *_ = sorted(folder.glob("0*.store"))
+    for snapshot in folder.glob("snapshot-*"):
+        snapshot.unlink()
+    data = bytearray(first.read_bytes())
+    data[PREAMBLE_BYTES + 500] ^= 1
+    first.write_bytes(data)
+    with pytest.raises(CorruptionError, match="no other server has it: proglog repair"):
+        await Node(folder).__aenter__()
+    [done] = await asyncio.to_thread(partial(repair, folder, allow=Allow.GIVE_UP))
+    assert "offsets" in done
+    async with Node(folder) as node:
+        assert len(await node.consume()) < 40
+        await node.produce(b"more")

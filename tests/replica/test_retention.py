@@ -13,7 +13,7 @@ from proglog.errors import OffsetOutOfRange
 from proglog.log.format import Tip
 from proglog.replica.retention import start_to_keep
 from tests.replica.support import CONFIG, START_MS, Node, outcomes, proposed
-from tests.waiting import DEADLINE_SECONDS
+from tests.waiting import DEADLINE_SECONDS, until
 
 BY_SIZE = replace(CONFIG, retention_bytes=CONFIG.segment_bytes, retention_check_seconds=0.01)
 BY_AGE = replace(CONFIG, retention_seconds=60, retention_check_seconds=0.01)
@@ -47,7 +47,7 @@ SEGMENTS = [(tip(0), 100), (tip(10, 1000), 100), (tip(20, 2000), 100), (tip(30, 
 def test_what_may_go(
     bytes_max: int | None, seconds: float | None, committed: int, now: int, start: int
 ) -> None:
-    config = LogConfig(segment_bytes=4097, retention_seconds=seconds)
+    config = LogConfig(segment_bytes=16385, retention_seconds=seconds)
     object.__setattr__(config, "retention_bytes", bytes_max)
     total = sum(size for _, size in SEGMENTS)
     assert start_to_keep(SEGMENTS, config, committed_index=committed, total=total, now=now) == start
@@ -57,7 +57,8 @@ def test_what_may_go(
 async def test_a_snapshot_stands_at_the_end_of_each_sealed_segment(
     node: Node, at_once: bool
 ) -> None:
-    """Also where the last batch was applied long before the segment was sealed."""
+    """Also where the last batch was applied long before the segment was sealed. The first and the
+    newest stay."""
     if at_once:
         await outcomes([await node.replica.propose(proposed(b"x")) for _ in range(100)])
     else:
@@ -65,7 +66,8 @@ async def test_a_snapshot_stands_at_the_end_of_each_sealed_segment(
     await node.written()
     ends = [sealed.index for sealed in node.replica.log.sealed_tips()]
     assert len(ends) >= 6
-    assert node.replica.log.snapshot_indexes == node.snapshots() == ends
+    assert node.replica.log.snapshot_indexes == [ends[0], ends[-1]]
+    await until(lambda: node.snapshots() == [ends[0], ends[-1]])
 
 
 async def until_earliest_moves(node: Node, beyond: int = 0) -> int:
@@ -93,8 +95,8 @@ async def test_the_oldest_go_by_size(folder: Path) -> None:
         stores = [name for name in node.names() if name.endswith(".store") and name[0] == "0"]
         assert stores[0] == f"{node.replica.log.first_index:020d}.store"
         assert len(stores) <= 3
-        # What the log begins with stays, older ones go.
-        assert node.snapshots()[0] == node.replica.log.before.index
+        # None is older than what the log begins with.
+        assert node.snapshots()[0] >= node.replica.log.before.index
         earliest = node.replica.earliest
         await node.restart()
         assert node.replica.earliest >= earliest

@@ -83,7 +83,7 @@ class MemoryLog:
                 break
             data += whole
             next_offset = header.next_offset
-        return Chunk(data, next_offset)
+        return Chunk(data, next_offset if data else self.next)
 
     async def wait_past(self, offset: int) -> None:
         self.readers += 1

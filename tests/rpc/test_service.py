@@ -493,6 +493,43 @@ async def test_a_consumer_that_retention_overtakes_is_told(channel, node):
     assert (type(error), error.number("earliest")) == (errors.OffsetOutOfRange, 10)
 
 
+async def with_gaps(node) -> None:
+    """Offsets 0-1 and 4-5 are there; a repair gave up 2-3 and 6-7."""
+    for values in ((b"0", b"1"), (b"4", b"5")):
+        await node.log.append(*values)
+        node.log.next += 2
+
+
+@pytest.mark.parametrize(("offset", "following"), [(2, 4), (3, 4), (6, 8), (7, 8)])
+async def test_a_record_that_a_repair_gave_up_is_lost(channel, node, offset, following):
+    await with_gaps(node)
+    error = await failure(v1.LogStub(channel).consume(v1.ConsumeRequest(offset=offset)))
+    assert type(error) is errors.RecordLost
+    assert (error.number("offset"), error.number("next")) == (offset, following)
+    found = await v1.LogStub(channel).consume(v1.ConsumeRequest(offset=5))
+    assert found.record.value == b"5"
+
+
+async def test_streams_go_on_after_a_gap(channel, node):
+    await with_gaps(node)
+    async with consume_stream(channel) as stream:
+        await stream.send_message(v1.ConsumeRequest(offset=0), end=True)
+        found = [(await stream.recv_message()).record.offset for _ in range(4)]
+        assert found == [0, 1, 4, 5]
+        await node.log.append(b"8")
+        assert (await stream.recv_message()).record.offset == 8
+        await stream.cancel()
+
+
+async def test_batches_say_how_far_they_go_also_after_a_gap(channel, node):
+    await with_gaps(node)
+    async with consume_batches(channel) as stream:
+        await stream.send_message(v1.ConsumeBatchesRequest(offset=6), end=True)
+        message = await stream.recv_message()
+        assert (message.batches, message.next_offset) == (b"", 8)
+        assert await stream.recv_message() is None
+
+
 # --- calls that end early ------------------------------------------------------------------------
 
 

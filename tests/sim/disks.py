@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from functools import lru_cache
 from pathlib import Path
@@ -11,11 +12,12 @@ from crc32c import crc32c
 
 from proglog.simulation.disk import SimDisk
 
-FOLDER = Path("/data/logs/default")
+DATA_DIR = Path("/data")
+FOLDER = DATA_DIR / "groups" / f"{2:016x}"
 """Where a node keeps its log."""
 _HEADER = struct.Struct("<IIBBHIQQQQQQII")
-_HARD_STATE = struct.Struct("<8sQ36s36sQ36s128sI")
-_PREAMBLE_BYTES = 4096
+_ENVELOPE = struct.Struct("<8sHHIII")
+PREAMBLE_BYTES = 16384
 _BLOCK_BYTES = 4096
 
 
@@ -45,12 +47,18 @@ def content_of(disk: SimDisk, number: int, *, durable: bool) -> bytes:
 
 
 def read_batches(disk: SimDisk, folder: Path, *, durable: bool = False) -> list[Batch]:
-    """All batches from the oldest on, up to the first that is not whole or does not follow."""
+    """All batches from the oldest on, up to the first that is not whole or does not follow.
+
+    Segments before the base that the manifest tells are void; they are deleted at leisure.
+    """
     batches: list[Batch] = []
     following: int | None = None
+    base = _read_base(disk, folder / "manifest", durable=durable)
     for name, number in sorted(disk.listing(folder, durable=durable).items()):
         if name.endswith(".store") and name[:20].isdigit():
             first = int(name[:20])
+            if first <= base:
+                continue
             if following not in {None, first}:
                 break
             data = content_of(disk, number, durable=durable)
@@ -62,7 +70,7 @@ def read_batches(disk: SimDisk, folder: Path, *, durable: bool = False) -> list[
 @lru_cache(maxsize=256)  # of bytes and numbers only, and most stores are sealed: read again as is
 def _read_store(data: bytes, index: int, chain: int | None) -> tuple[Batch, ...]:
     found: list[Batch] = []
-    at = _PREAMBLE_BYTES
+    at = PREAMBLE_BYTES
     while at + _HEADER.size <= len(data):
         fields = _HEADER.unpack_from(data, at)
         crc, length, count = fields[0], fields[1], fields[5]
@@ -82,17 +90,45 @@ def _read_store(data: bytes, index: int, chain: int | None) -> tuple[Batch, ...]
 
 def read_promise(disk: SimDisk, path: Path, *, durable: bool = True) -> Promise | None:
     """Term and vote that the hard state on a disk says; None if it says nothing."""
+    payload = _read_twin(disk, path, b"PROGHARD", durable=durable)
+    if payload is None:
+        return None
+    said = json.loads(payload)
+    return Promise(said["term"], said["voted_for"])
+
+
+def _read_base(disk: SimDisk, path: Path, *, durable: bool) -> int:
+    """The last batch before the log."""
+    payload = _read_twin(disk, path, b"PROGMANI", durable=durable)
+    return 0 if payload is None else int(struct.unpack_from("<QQQ", payload)[2])
+
+
+def _read_twin(disk: SimDisk, path: Path, magic: bytes, *, durable: bool) -> bytes | None:
+    """The newest of two copies; None if none is whole."""
     number = disk.listing(path.parent, durable=durable).get(path.name)
     if number is None:
         return None
     data = content_of(disk, number, durable=durable)
-    best = (-1, Promise(0, ""))
-    for place in (0, _BLOCK_BYTES):
-        copy = data[place : place + _HARD_STATE.size]
-        if len(copy) == _HARD_STATE.size and crc32c(copy[:-4]) == int.from_bytes(
-            copy[-4:], "little"
-        ):
-            fields = _HARD_STATE.unpack(copy)
-            promise = Promise(fields[4], fields[5].rstrip(b"\0").decode())
-            best = max(best, (fields[1], promise))
-    return best[1] if best[0] >= 0 else None
+    copies = [_payload(data[at : at + _BLOCK_BYTES], magic) for at in (0, _BLOCK_BYTES)]
+    found = [(int.from_bytes(copy[:8], "little"), copy[8:]) for copy in copies if copy is not None]
+    return max(found)[1] if found else None
+
+
+def _payload(data: bytes, magic: bytes) -> bytes | None:
+    """What is in an envelope of version 2; None if it is not whole."""
+    if len(data) < _ENVELOPE.size:
+        return None
+    found, version, flags, length, zero, crc = _ENVELOPE.unpack_from(data)
+    head = _ENVELOPE.pack(found, version, flags, length, zero, 0)
+    if found != magic or not _ENVELOPE.size <= length <= len(data):
+        return None
+    payload = data[_ENVELOPE.size : length]
+    return payload if crc32c(payload, crc32c(head)) == crc and version == 2 else None
+
+
+def position_of_newest_mark(disk: SimDisk, path: Path) -> int:
+    """Up to where all of a store was synced, as processes see it; 0 if no mark is whole."""
+    data = content_of(disk, disk.find(path).number, durable=False)
+    marks = [_payload(data[at : at + _BLOCK_BYTES], b"PROGMARK") for at in (8192, 12288)]
+    newest = max((struct.unpack_from("<QQ", mark) for mark in marks if mark), default=(0, 0))
+    return int(newest[1])

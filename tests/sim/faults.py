@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from proglog.errors import ProglogError
 from proglog.simulation import crash
-from proglog.simulation.disk import Kind, SimDisk
-from tests.sim.disks import FOLDER
+from proglog.simulation.disk import SimDisk
+from proglog.simulation.inode import Kind
+from tests.sim.disks import FOLDER, PREAMBLE_BYTES
 from tests.sim.node import SimNode
 from tests.sim.processes import Gone, Process
 from tests.sim.settings import Settings
@@ -234,9 +235,9 @@ class Nemesis:
             return False
         path = FOLDER / chance.choice(stores)
         size = node.disk.find(path).cached.size
-        if size <= 4096 or path.name not in node.disk.listing(FOLDER, durable=True):
+        if size <= PREAMBLE_BYTES or path.name not in node.disk.listing(FOLDER, durable=True):
             return False
-        node.disk.flip_bit(path, chance.randrange(4096 * 8, size * 8))
+        node.disk.flip_bit(path, chance.randrange(PREAMBLE_BYTES * 8, size * 8))
         self._rotted = node.is_rotten = self._world.lost_disk = True
         node.rotten_path, node.rotten_last = path, node.last_index
         return True

@@ -12,20 +12,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from proglog.errors import CorruptionError, ProglogError
-from proglog.log.format import PREAMBLE_BYTES, parse_marks
+from proglog.log.reading import Damage
 from proglog.log.recovery import Recovered, recover
 from proglog.log.segment import Segment
 from proglog.raft.hard_state import HardStateFile
 from proglog.simulation import crash
 from proglog.simulation.files import SimFiles
-from tests.sim.disks import FOLDER, read_batches
+from tests.sim.disks import FOLDER, PREAMBLE_BYTES, position_of_newest_mark, read_batches
 from tests.sim.oracle import Violation, require
 
 if TYPE_CHECKING:
     from tests.sim.node import SimNode
 
 _NO_CUT = 2**64
-_HARD_STATE_BYTES = 308
 
 
 class Probe:
@@ -66,7 +65,6 @@ class Probe:
             self._folder,
             segment_bytes=settings.log.segment_bytes,
             segment_batches=settings.log.segment_batches,
-            may_be_new=False,
         )
 
     def _rot(self) -> None:
@@ -91,11 +89,11 @@ class Probe:
                 # One copy may be torn: the other one is all there is.
                 return 0, 0
             place = self._chance.choice((0, 4096))
-            return place, place + _HARD_STATE_BYTES
+            length = int.from_bytes(inode.cached.read(4, place + 12), "little")
+            return place, place + length
         if path.suffix == ".index":
             return 0, inode.cached.size
-        marks = parse_marks(inode.cached.read(PREAMBLE_BYTES, 0))
-        return PREAMBLE_BYTES, marks[0].position if marks else 0
+        return PREAMBLE_BYTES, position_of_newest_mark(self._disk, path)
 
     def _check_log(self, recovered: Recovered) -> None:
         node = self._node
@@ -133,8 +131,11 @@ class Probe:
         damaged = segment.index_path.name in self._label
         for index in range(segment.first_index, segment.last_index + 1, 1 if damaged else 8):
             position, size = segment.extent(index, index, 1)
+            data = segment.read(size, position)
             try:
-                headers = segment.check(segment.file.pread(size, position), position, index)
+                if isinstance(data, Damage):
+                    raise segment.damaged(data, index)
+                headers = segment.check(data, position, index)
             except ProglogError as error:
                 raise Violation("index", f"{self._label}: {error}") from error
             offset = segment.index.base_offset(index - segment.first_index)

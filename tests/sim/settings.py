@@ -77,7 +77,7 @@ class Settings:
     def draw(cls, seed: int, nodes: int | None = None) -> Settings:
         """The settings of a seed."""
         chance = random.Random(f"{seed}/settings")
-        segment_bytes = chance.choice((5, 6, 8, 16, 64)) * KiB
+        segment_bytes = 12 * KiB + chance.choice((5, 6, 8, 16, 64)) * KiB
         nodes = nodes or chance.choice((3, 3, 3, 5))
         # Fine ticks, or as coarse as a heartbeat, which simulates faster; the times are the same.
         ticks = chance.choice((1, 5, 5))

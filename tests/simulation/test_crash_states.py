@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from proglog.simulation import crash
-from proglog.simulation.disk import Fate, Kind, SimDisk, Torn
+from proglog.simulation import crash, inode
+from proglog.simulation.disk import SimDisk
 from proglog.simulation.files import SimFiles
+from proglog.simulation.inode import Fate, Kind, Torn
 
 A, B = Path("/d/a"), Path("/d/b")
 
@@ -179,6 +180,42 @@ def test_the_plans_reach_every_combination(files: SimFiles) -> None:
     assert {state["a"] for state in states(files.disk)} < reached, "and torn ones too"
 
 
+def test_each_block_is_lost_or_kept_as_a_whole(files: SimFiles) -> None:
+    page = inode.PAGE_BYTES
+    synced(files, A, b"..." * page)
+    file = files.open(A)
+    file.pwritev([b"x" * (2 * page)], 10)  # Blocks 0 to 2.
+    file.pwritev([b"yz"], page - 1)  # Blocks 0 and 1.
+    plans = list(crash.blocks(files.disk.unsynced()))
+    assert len({plan.label for plan in plans}) == len(plans) == 2 * 3 + 2 * 2 + 2 * 3
+    found = set()
+    for plan in plans:
+        after = files.disk.crash(plan.fates)
+        data = after.files()[A]
+        letters = bytes(data[at] for at in (10, page - 1, page, page + 1, 2 * page))
+        found.add((letters, frozenset(after.find(A).unreadable)))
+    readable = {letters for letters, unreadable in found if not unreadable}
+    assert readable == {
+        *(b".yzxx", b"xyz.x", b"xyzx."),  # of the first write, one block is lost
+        *(b"xyz..", b".yzx.", b".yz.x"),  # or is all that survives
+        *(b"xxzxx", b"xyxxx"),  # of the second
+        *(b"..zxx", b"xy..x"),  # of both
+    }
+    assert {unreadable for _, unreadable in found if unreadable} == {
+        frozenset({block}) for block in range(3)
+    }
+
+
+def test_a_torn_block_may_be_unreadable(files: SimFiles) -> None:
+    synced(files, A, b"." * 9000)
+    files.open(A).pwritev([b"x" * 9000], 0)
+    changes, chance = files.disk.unsynced(), random.Random(2)
+    for rate in (0.0, 0.5):
+        after = [files.disk.crash(crash.subset(changes, chance, rate).fates) for _ in range(200)]
+        blocks = {block for disk in after for block in disk.find(A).unreadable}
+        assert blocks == ({0, 1, 2} if rate else set())
+
+
 def test_plans_are_the_same_for_the_same_seed(files: SimFiles) -> None:
     file = files.create(A)
     file.pwritev([b"x" * 2000], 3)
@@ -207,13 +244,13 @@ def test_a_failed_fsync_may_have_lost_what_looks_clean(files: SimFiles) -> None:
 
 
 def test_killing_a_process_loses_nothing_but_syncs_nothing(files: SimFiles) -> None:
-    release = files.lock(Path("/d/lock"))
+    release = files.lock(Path("/d"))
     file = files.create(A)
     file.pwritev([b"x"], 0)
     files.kill()
     release()
     successor = SimFiles(files.disk)
-    successor.lock(Path("/d/lock"))
+    successor.lock(Path("/d"))
     assert files.disk.files()[A] == b"x"
     assert {"a": b""} in states(files.disk)
 

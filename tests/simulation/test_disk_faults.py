@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from proglog.simulation.disk import Kind, PowerCut, SimDisk
+from proglog.simulation.disk import PowerCut, SimDisk
 from proglog.simulation.files import SimFiles
+from proglog.simulation.inode import Kind
 
 A = Path("/d/a")
 
@@ -82,6 +84,63 @@ def test_names_fail_too(disk: SimDisk) -> None:
         with pytest.raises(OSError):
             act()
     assert disk.files() == {A: b"0123456789"}
+
+
+def test_any_operation_fails_when_it_is_told_to(disk: SimDisk) -> None:
+    files = SimFiles(disk)
+    file = files.open(A)
+    acts: dict[Kind, Callable[[], object]] = {
+        Kind.OPEN: lambda: files.open(A).close(),
+        Kind.MAP: lambda: bytes(files.read_only_map(A)),
+        Kind.READ: lambda: file.pread(1, 0),
+        Kind.WRITE: lambda: file.pwritev([b"x"], 0),
+        Kind.SYNC: file.fdatasync,
+        Kind.GROW: lambda: file.reserve(20),
+        Kind.TRUNCATE: lambda: file.truncate(9),
+        Kind.SYNC_DIRECTORY: lambda: files.sync_directory(A.parent),
+    }
+    disk.faults.fail_at = {
+        **{(kind, 3): errno.EIO for kind in acts},
+        **{(kind, 4): errno.ENFILE for kind in acts},
+    }
+    for act in acts.values():
+        outcomes: list[int | None] = []
+        for _ in range(5):
+            try:
+                act()
+                outcomes.append(0)
+            except OSError as error:
+                outcomes.append(error.errno)
+        assert outcomes == [0, 0, errno.EIO, errno.ENFILE, 0]
+    assert disk.faults.fail_at == {}
+
+
+def test_a_process_has_so_many_descriptors_and_no_more(disk: SimDisk) -> None:
+    files = SimFiles(disk)
+    disk.faults.descriptors_max = 3
+    file, unlock = files.open(A), files.lock(A.parent)
+    mapped = files.read_only_map(A)
+    acts: list[Callable[[], object]] = [
+        lambda: files.open(A).close(),
+        lambda: files.create(Path("/d/b")).close(),
+        lambda: bytes(files.read_only_map(A)),
+        lambda: files.sync_directory(A.parent),
+        lambda: files.listdir(A.parent),
+        lambda: files.lock(Path("/"))(),
+    ]
+    for act in acts:
+        with pytest.raises(OSError) as refused:
+            act()
+        assert refused.value.errno == errno.EMFILE
+    assert files.size(A) == file.size() == 10
+    SimFiles(disk).open(A).close()
+    file.close()
+    for act in acts:
+        act()
+    disk.faults.descriptors_max = 1
+    del mapped
+    unlock()
+    acts[0]()
 
 
 def test_a_failed_write_may_have_written_its_front() -> None:

@@ -15,12 +15,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
-from proglog.errors import ProglogError
+from proglog.errors import ProglogError, RangeCorrupt
 from proglog.simulation import crash
 from proglog.simulation.crash import Plan
-from proglog.simulation.disk import Kind, Operation, SimDisk
+from proglog.simulation.disk import SimDisk
+from proglog.simulation.inode import Kind, Operation
 from tests.log.crash import node
-from tests.log.crash.history import Expectation, Outcome, exactly
+from tests.log.crash.adversity import PREAMBLE, Tally, met_by
+from tests.log.crash.history import Claim, Expectation, Outcome, exactly
 from tests.log.crash.workload import Workload
 
 SYNCS = {Kind.SYNC, Kind.SYNC_DIRECTORY, Kind.MKDIR}
@@ -36,6 +38,44 @@ class Failure(NamedTuple):
     violation: str
 
 
+class Tolerance(NamedTuple):
+    """What may be in a state of which more is lost than a power cut may take. What was never
+    appended, or was cut, is never tolerated."""
+
+    refusal: bool = False
+    """A start may refuse, or fail, with an error that says so."""
+    loss: bool = False
+    """Records of what was lost may be lost, or not readable,"""
+    kept: int = 0
+    """but not in silence up to this batch."""
+    older_snapshot: bool = False
+    older_base: bool = False
+
+    def relaxed(self, claim: Claim) -> Claim:
+        if self.loss:
+            must = {index: crc for index, crc in claim.must.items() if index <= self.kept}
+            claim = replace(claim, must=must)
+        if self.older_snapshot:
+            claim = replace(claim, snapshot_must=0)
+        if self.older_base:
+            claim = replace(claim, base_min=0, may=_Anything(claim.may))
+        return claim
+
+
+NONE = Tolerance()
+
+
+class _Anything(dict[int, frozenset[int]]):
+    """Before a base that is forgotten stands what was written there."""
+
+    def get(self, index: int, default: object = None) -> object:  # type: ignore[override]
+        found = super().get(index)
+        return found if found is not None else node.written
+
+    def __contains__(self, index: object) -> bool:
+        return True
+
+
 class _Use(NamedTuple):
     """A process that opened a disk, showed what it found, appended a batch, and ended."""
 
@@ -43,6 +83,10 @@ class _Use(NamedTuple):
     shown_at: int
     appended: dict[int, int]
     acknowledged_at: int
+
+
+REFUSED = "refused: "
+UNREADABLE = "not readable: "
 
 
 def failed(error: str) -> Outcome:
@@ -54,48 +98,69 @@ def open_once(disk: SimDisk) -> tuple[Outcome, node.Process | None]:
     """What a process finds that is started on this disk, and the process if it goes on."""
     try:
         process = node.open_log(disk)
-        return node.outcome(process.opened), process
     except ProglogError as error:
-        return failed(f"refused: {error}"), None
-    except Exception:  # whatever it is, it is a finding
+        return failed(f"{REFUSED}{error}"), None
+    except OSError as error:
+        if error.filename is None:
+            return failed(f"nobody knows where: {error!r}"), None
+        return failed(f"{REFUSED}{error}"), None
+    except BaseException:  # whatever it is, it is a finding
+        return failed(traceback.format_exc(limit=-4)), None
+    try:
+        return node.outcome(process), process
+    except RangeCorrupt as error:
+        return failed(f"{UNREADABLE}{error}"), None
+    except BaseException:  # whatever it is, it is a finding
         return failed(traceback.format_exc(limit=-4)), None
 
 
 class Explorer:
     """Judges the crash states of one workload. Runs in a simulated loop.
 
-    `second_max` bounds the moments at which the recovery from one state is crashed in turn.
+    `second_max` bounds the moments at which the recovery from one state is crashed in turn,
+    `killed_max` those of a process that was killed: what it left unsynced lies in wait.
     """
 
-    def __init__(self, workload: Workload, second_max: int) -> None:
+    def __init__(self, workload: Workload, second_max: int, killed_max: int | None = None) -> None:
+        self.tally = Tally()
         self.counts: Counter[str] = Counter()
         self.failures: list[Failure] = []
         self._workload = workload
         self._second_max = second_max
+        self._killed_max = killed_max
         self._opened: dict[bytes, Outcome] = {}
         self._explored: dict[bytes, set[Outcome]] = {}
 
     # --- the states of a workload ----------------------------------------------------------------
 
-    async def systematic(self) -> None:
+    async def systematic(self, chance: random.Random, share: float) -> None:
         """Every prefix of the operations; of each, every unsynced change lost alone or kept alone,
-        and the process killed with the last operation done but not synced."""
+        and the process killed with the last operation done but not synced. Or of a share of them.
+        """
         operations = self._workload.recording.operations
-        for position, disk in self._moments():
+        for position, disk in self._moments(chance, share):
             changes = disk.unsynced()
             for plan in [*crash.extremes(changes), *crash.singles(changes)]:
-                await self._judge(position, plan.label, disk.crash(plan.fates))
+                await self._judge_plan(position, plan, disk)
             if position and operations[position - 1].kind not in SYNCS:
-                await self._judge(position, "kill -9", disk.copy())
+                await self.judge(position, "kill -9", disk.copy())
 
-    async def torn(self, chance: random.Random, tears_max: int) -> None:
+    async def torn(self, chance: random.Random, tears_max: int, share: float) -> None:
         """Every write torn at every sector boundary, and at up to `tears_max` bytes."""
-        for position, disk in self._moments():
+        for position, disk in self._moments(chance, share):
             changes = disk.unsynced()
             by_sector = crash.tears(changes, crash.SECTOR_BYTES)
             by_byte = crash.tears(changes, 1, chance, tears_max)
             for plan in [*by_sector, *by_byte]:
-                await self._judge(position, plan.label, disk.crash(plan.fates))
+                await self._judge_plan(position, plan, disk)
+
+    async def blocks(self, chance: random.Random, moments: int) -> None:
+        """Each block of what is being written lost, or not readable any more."""
+        operations = len(self._workload.recording.operations)
+        chosen = set(chance.sample(range(operations + 1), min(moments, operations + 1)))
+        for position, disk in self._moments():
+            for plan in crash.blocks(disk.unsynced()) if position in chosen else ():
+                await self._judge_plan(position, plan, disk)
 
     async def subsets(self, chance: random.Random, count: int) -> None:
         """`count` random subsets of the unsynced changes in all, spread over all moments."""
@@ -105,24 +170,59 @@ class Explorer:
             changes = disk.unsynced()
             for _ in range(share[position]):
                 plan = crash.subset(changes, chance)
-                await self._judge(position, f"{plan.label} {plan.fates}", disk.crash(plan.fates))
+                plan = plan._replace(label=f"{plan.label} {plan.fates}")
+                await self._judge_plan(position, plan, disk)
 
-    def _moments(self) -> Iterator[tuple[int, SimDisk]]:
+    def _moments(
+        self, chance: random.Random | None = None, share: float = 1.0
+    ) -> Iterator[tuple[int, SimDisk]]:
         for position, disk in enumerate(self._workload.recording.points()):
-            if len(self.failures) >= FAILURES_MAX:
+            if self.has_failed:
                 return
-            yield position, disk
+            if chance is None or chance.random() < share:
+                yield position, disk
 
     # --- judging ---------------------------------------------------------------------------------
 
-    async def _judge(self, position: int, label: str, disk: SimDisk) -> None:
+    @property
+    def has_failed(self) -> bool:
+        return len(self.failures) >= FAILURES_MAX
+
+    async def _judge_plan(self, position: int, plan: Plan, disk: SimDisk) -> None:
+        met = met_by(disk.unsynced(), plan.fates)
+        for adversity, part in met:
+            self.tally.add(adversity, part)
+        # Such a block may also have held what was synced: only what is redundant survives that.
+        parts = {part for adversity, part in met if adversity == "block unreadable"}
+        needed = bool(parts - PREAMBLE - {"manifest", "hard state"})
+        tolerance = Tolerance(refusal="data" in parts, loss="data" in parts) if needed else NONE
+        await self.judge(position, plan.label, disk.crash(plan.fates), tolerance)
+
+    async def judge(
+        self, position: int, label: str, disk: SimDisk, tolerance: Tolerance = NONE
+    ) -> None:
+        """Opens a state that stands after so many operations, crashes it again, and judges it."""
         self.counts["states"] += 1
-        outcomes = await self._explore(disk)
-        for expectation in self._workload.history.at(position):
-            for outcome in outcomes:
-                if violation := expectation.violation(outcome):
-                    self.failures.append(Failure(position, label, violation))
-                    return
+        for outcome in await self._explore(disk):
+            if await self.check(position, label, outcome, tolerance):
+                return
+
+    async def check(
+        self, position: int, label: str, outcome: Outcome, tolerance: Tolerance = NONE
+    ) -> bool:
+        """Judges one outcome; whether it must not be."""
+        if tolerance.refusal and outcome.error.startswith(REFUSED):
+            self.counts["refused"] += 1
+            return False
+        if tolerance.loss and outcome.error.startswith(UNREADABLE):
+            self.counts["not readable"] += 1
+            return False
+        for claims, hard_states in self._workload.history.at(position):
+            expectation = Expectation(tuple(map(tolerance.relaxed, claims)), hard_states)
+            if violation := expectation.violation(outcome):
+                self.failures.append(Failure(position, label, violation))
+                return True
+        return False
 
     async def _explore(self, disk: SimDisk) -> set[Outcome]:
         """All that may be found on this disk: now, or after a second crash."""
@@ -142,7 +242,8 @@ class Explorer:
         outcomes = {use.found}
         # What a killed process left unsynced lies in wait for the whole recovery.
         moments = range(use.shown_at + 1 if killed else len(recording.operations) + 1)
-        chosen = moments if killed else chance.sample(moments, min(self._second_max, len(moments)))
+        most = self._killed_max if killed else self._second_max
+        chosen = moments if most is None else chance.sample(moments, min(most, len(moments)))
         for position, then in enumerate(recording.points()):
             if position > max(chosen, default=-1):
                 break
@@ -161,7 +262,7 @@ class Explorer:
         for plan in _some_plans(disk.unsynced(), chance):
             self.counts["second crashes"] += 1
             outcome = self._open(disk.crash(plan.fates))
-            if position < use.shown_at:
+            if position < use.shown_at or use.found.error:
                 # Nobody has seen anything yet: what held for the first crash must hold still.
                 outcomes.add(outcome)
             elif violation := _promised(use, position).violation(outcome):
@@ -186,9 +287,13 @@ async def _use(disk: SimDisk) -> _Use:
     await log.make_room(300)
     header, parts = node.build_batch(log.tip, [b"after the crash"])
     log.append(header, parts)
-    while events.durable_index < header.index:
-        assert events.failure is None, events.failure
+    while events.durable_index < header.index and events.failure is None:
         await asyncio.sleep(0)
+    if events.failure is not None:
+        # It had to write to a block that the disk cannot read.
+        assert any(inode.unreadable for inode in disk.inodes.values()), events.failure
+        process.files.kill()
+        return _Use(found, shown_at, {}, disk.operations)
     acknowledged_at = disk.operations
     await log.close()
     return _Use(found, shown_at, {header.index: header.header_crc}, acknowledged_at)

@@ -19,7 +19,7 @@ class Outcome(NamedTuple):
 
     base: int
     crcs: tuple[int, ...]
-    """Header checksum, thus identity, of each batch behind the base."""
+    """Header checksum, thus identity, of each batch after the base."""
     snapshots: frozenset[int]
     hard_state: HardState
     commit_hint: int
@@ -40,7 +40,8 @@ class Claim:
     """Of batches that were appended and not certainly cut."""
     base_min: int = 0
     base_max: int = 0
-    snapshots_must: frozenset[int] = frozenset()
+    snapshot_must: int = 0
+    """The newest that was acknowledged; a newer one will do."""
     snapshots_may: frozenset[int] = frozenset()
     commit_max: int = 1
 
@@ -57,10 +58,14 @@ class Claim:
             # Before the first start has ended, nobody knows the batch that it writes.
             if crc not in self.may.get(index, ()) and (index > 1 or 1 in self.may):
                 return f"invented or resurrected batch {index}"
-        if lost := {at for at in self.snapshots_must if at >= outcome.base} - outcome.snapshots:
-            return f"snapshots {sorted(lost)} are lost"
+        if max(outcome.snapshots, default=0) < self.snapshot_must:
+            return f"snapshot {self.snapshot_must} is lost: there are {sorted(outcome.snapshots)}"
+        if outcome.base and not any(at >= outcome.base for at in outcome.snapshots):
+            return f"no snapshot holds what was before base {outcome.base}"
         if invented := outcome.snapshots - self.snapshots_may:
             return f"snapshots {sorted(invented)} were never written"
+        if outcome.commit_hint > outcome.last:
+            return f"batch {outcome.commit_hint} is said to be committed, and is not there"
         if not outcome.commit_hint <= max(self.commit_max, *self.snapshots_may, 0):
             return f"batch {outcome.commit_hint} is said to be committed, which nobody said"
         return ""
@@ -85,17 +90,18 @@ NOTHING = Claim(must={}, may={})
 FIRST_HARD_STATE = HardState(1)
 
 
-def exactly(outcome: Outcome) -> Claim:
-    """That what has been shown once stays."""
+def exactly(outcome: Outcome, commit_max: int | None = None) -> Claim:
+    """That what has been shown once stays. What was said to be committed may be known again that
+    one start did not know: the mark of another segment says so."""
     crcs = dict(enumerate(outcome.crcs, outcome.base + 1))
     return Claim(
         must=crcs,
         may={index: frozenset({crc}) for index, crc in crcs.items()},
         base_min=outcome.base,
         base_max=outcome.base,
-        snapshots_must=outcome.snapshots,
+        snapshot_must=max(outcome.snapshots, default=0),
         snapshots_may=outcome.snapshots,
-        commit_max=max(outcome.commit_hint, 1),
+        commit_max=outcome.last if commit_max is None else commit_max,
     )
 
 
@@ -133,7 +139,8 @@ class History:
     def opened(self, outcome: Outcome) -> None:
         """A log was opened and has shown what it holds."""
         assert not self.now.violation(outcome), self.now.violation(outcome)
-        self._note([exactly(outcome)], frozenset({outcome.hard_state}))
+        said = max(claim.commit_max for claim in self.now.claims)
+        self._note([exactly(outcome, said)], frozenset({outcome.hard_state}))
 
     def appended(self, index: int, crc: int) -> None:
         may = {**self.claim.may, index: self.claim.may.get(index, frozenset()) | {crc}}
@@ -143,10 +150,10 @@ class History:
         self._claim(replace(self.claim, must={**self.claim.must, **crcs}))
 
     def committed(self, index: int) -> None:
-        self._claim(replace(self.claim, commit_max=index))
+        self._claim(replace(self.claim, commit_max=max(self.claim.commit_max, index)))
 
     def cut(self, last: int) -> None:
-        """Everything behind `last` was given up, but the disk may not know it yet."""
+        """Everything after `last` was given up, but the disk may not know it yet."""
         must = {index: crc for index, crc in self.claim.must.items() if index <= last}
         self._claim(replace(self.claim, must=must))
 
@@ -156,21 +163,17 @@ class History:
         self._claim(replace(self.claim, may=may))
 
     def dropped(self, base: int) -> None:
-        snapshots_must = frozenset(at for at in self.claim.snapshots_must if at >= base)
-        self._claim(replace(self.claim, base_max=base, snapshots_must=snapshots_must))
+        self._claim(replace(self.claim, base_max=base))
 
     def drop_done(self, base: int) -> None:
-        snapshots_may = frozenset(at for at in self.claim.snapshots_may if at >= base)
-        self._claim(replace(self.claim, base_min=base, snapshots_may=snapshots_may))
+        self._claim(replace(self.claim, base_min=base))
 
     def snapshot_begun(self, index: int) -> None:
+        """One that is refused may stand all the same: it is a whole snapshot."""
         self._claim(replace(self.claim, snapshots_may=self.claim.snapshots_may | {index}))
 
     def snapshot_done(self, index: int) -> None:
-        self._claim(replace(self.claim, snapshots_must=self.claim.snapshots_must | {index}))
-
-    def snapshot_refused(self, index: int) -> None:
-        self._claim(replace(self.claim, snapshots_may=self.claim.snapshots_may - {index}))
+        self._claim(replace(self.claim, snapshot_must=index))
 
     def reset_begun(self, tip: Tip) -> None:
         only = frozenset({tip.index})
@@ -179,7 +182,7 @@ class History:
             may={},
             base_min=tip.index,
             base_max=tip.index,
-            snapshots_must=only,
+            snapshot_must=tip.index,
             snapshots_may=only,
             commit_max=tip.index,
         )

@@ -9,24 +9,30 @@ from typing import NamedTuple
 from proglog import batch as batches
 from proglog.batch import BatchHeader, Kind
 from proglog.config import LogConfig
+from proglog.log import format as fmt
+from proglog.log import snapshot as snapshots
 from proglog.log.format import Tip
 from proglog.log.log import Log, LogEvents
+from proglog.log.names import DEFAULT_GROUP, group_folder, snapshot_path
+from proglog.log.operations import Group
+from proglog.log.reading import Damage
 from proglog.log.segment import Segment
-from proglog.log.writer import Group
 from proglog.ports import Offload, Ports
 from proglog.raft.messages import HardState
-from proglog.replica.opening import Opened, open_directory
+from proglog.replica.opening import Opened
 from proglog.replica.state import ReplicatedState
-from proglog.simulation.disk import SimDisk
+from proglog.simulation.disk import Faults, SimDisk
 from proglog.simulation.files import SimFiles
 from proglog.simulation.loop import SimClock
 from proglog.simulation.worker import SimWorker
 from tests.log.crash.history import Outcome
+from tests.opening import open_directory
 
-FOLDER = Path("/data/logs/default")
-CONFIG = LogConfig(segment_bytes=6 * 1024, segment_batches=6)
-SMALL = LogConfig(segment_bytes=6 * 1024, segment_batches=3)
+FOLDER = group_folder(Path("/data"), DEFAULT_GROUP)
+CONFIG = LogConfig(segment_bytes=fmt.PREAMBLE_BYTES + 8192, segment_batches=5)
+SMALL = LogConfig(segment_bytes=fmt.PREAMBLE_BYTES + 4096, segment_batches=3)
 NO_HARD_STATE = HardState(0)
+SNAPSHOTS_MAX = 2
 
 written: dict[int, bytes] = {}
 """Every batch that any test appended, by its header checksum: what may be served."""
@@ -45,9 +51,9 @@ class Process(NamedTuple):
         return Log(FOLDER, self.opened.recovered, CONFIG, self.ports, events, reader)
 
 
-def open_log(disk: SimDisk) -> Process:
+def open_log(disk: SimDisk, files: SimFiles | None = None) -> Process:
     """Starts a process on the disk, as a daemon would. Raises what it raises."""
-    files = SimFiles(disk)
+    files = files or SimFiles(disk)
     ports = Ports(files=files, clock=SimClock(), random=random.Random(1), worker=SimWorker)
     opened = open_directory(
         FOLDER, config=CONFIG, ports=ports, node_name="n", rpc_addr="n:8400", bootstrap=True
@@ -63,30 +69,57 @@ def snapshot_state(index: int) -> bytes:
     return state.encode()
 
 
-def outcome(opened: Opened) -> Outcome:
+def outcome(process: Process) -> Outcome:
     """Everything that the directory holds, read and compared with what was ever written."""
+    opened, disk = process.opened, process.files.disk
+    # Looking is no part of the test.
+    faults, told = disk.faults, disk.on_access
+    disk.faults, disk.on_access = Faults(), None
+    try:
+        return _outcome(opened, disk)
+    finally:
+        disk.faults, disk.on_access = faults, told
+
+
+def _outcome(opened: Opened, disk: SimDisk) -> Outcome:
     recovered = opened.recovered
     crcs: list[int] = []
     error = ""
     for segment in recovered.segments:
         error = error or _read_segment(segment, crcs)
-    for index, snapshot in recovered.snapshots.items():
-        if snapshot.state != snapshot_state(index) or snapshot.tip.index != index:
-            error = error or f"snapshot {index} holds another state"
+    newest = max(recovered.snapshot_indexes, default=0)
+    if newest:
+        error = error or _check_snapshot(disk, opened, newest)
+    if len(recovered.snapshot_indexes) > SNAPSHOTS_MAX:
+        error = error or f"{len(recovered.snapshot_indexes)} snapshots are kept"
     return Outcome(
         base=recovered.segments[0].index.before.index,
         crcs=tuple(crcs),
-        snapshots=frozenset(recovered.snapshots),
+        snapshots=frozenset(recovered.snapshot_indexes),
         hard_state=opened.hard_state.hard_state,
         commit_hint=recovered.commit_hint,
         error=error,
     )
 
 
+def _check_snapshot(disk: SimDisk, opened: Opened, newest: int) -> str:
+    """What is wrong with the newest snapshot and what was made of it."""
+    path = snapshot_path(FOLDER, newest)
+    found = disk.find(path).cached
+    snapshot = snapshots.parse(found.read(found.size, 0), path)
+    if snapshot is None or snapshot.state != snapshot_state(newest):
+        return f"snapshot {newest} holds another state"
+    if opened.applied < newest or opened.state.start_offset != newest:
+        return f"the state was not made of snapshot {newest}"
+    return ""
+
+
 def _read_segment(segment: Segment, crcs: list[int]) -> str:
     index = segment.index
     start = index.position(0)
-    data = segment.file.pread(index.end_position - start, start)
+    data = segment.read(index.end_position - start, start)
+    if isinstance(data, Damage):
+        raise segment.damaged(data, segment.first_index)
     position = 0
     for header in segment.check(data, start, segment.first_index):
         packed = data[position : position + header.size]

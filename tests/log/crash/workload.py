@@ -1,4 +1,8 @@
-"""A random program against one log, which does everything that may happen to it."""
+"""A random program against one log, which does everything that may happen to it.
+
+Given a `Fault`, the disk fails once on the way. Then the program goes on where the node would,
+after a refusal say, and ends where the node would end: the process is dead, the kernel is not.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,9 @@ import random
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextvars import Context
-from typing import Any
+from typing import Any, NamedTuple
 
-from proglog.errors import DiskFull
+from proglog.errors import DiskFull, Overloaded, ProglogError, RangeCorrupt
 from proglog.log.format import Tip
 from proglog.log.log import Log
 from proglog.log.snapshot import Snapshot
@@ -17,15 +21,38 @@ from proglog.raft.hard_state import HardStateFile
 from proglog.raft.messages import HardState
 from proglog.simulation.disk import Recording, SimDisk
 from proglog.simulation.files import SimFiles
+from proglog.simulation.inode import Kind
 from tests.log.crash import node
-from tests.log.crash.history import History
+from tests.log.crash.adversity import Access, access, numbered
+from tests.log.crash.history import History, Outcome
+
+
+class Fault(NamedTuple):
+    """The operation of this kind and number, from 1, fails with this errno."""
+
+    kind: Kind
+    number: int
+    errno: int
 
 
 class Workload:
-    """Runs in a simulated loop of its own; afterwards `recording` and `history` tell it all."""
+    """Runs in a simulated loop of its own; afterwards `recording` and `history` tell it all.
 
-    def __init__(self, seed: int) -> None:
+    Attributes:
+        accesses: what was asked of the disk, and may fail.
+        ended_by: what ended the process, if a fault did.
+        is_off: a start found less than it should, by a fault that may do that.
+    """
+
+    def __init__(self, seed: int, fault: Fault | None = None) -> None:
         self.disk = SimDisk(seed)
+        self.accesses: list[Access] = []
+        self.ended_by: BaseException | None = None
+        self.is_off = False
+        self.disk.on_access = lambda *of: self.accesses.append(access(*of))
+        self._fault = fault
+        if fault is not None:
+            self.disk.faults.fail_at[fault.kind, fault.number] = fault.errno
         self.history = History()
         self.recording: Recording = self.disk.record()
         self.done: Counter[str] = Counter()
@@ -44,17 +71,26 @@ class Workload:
     async def run(self, steps: int) -> None:
         """Does everything once, in any order, and then more of what logs do most."""
         self._tell_positions()
+        try:
+            await self._run(steps)
+        except _Ended as ended:
+            self.ended_by = ended.__cause__
+            self._kill()
+
+    async def _run(self, steps: int) -> None:
         self._open()
-        await self._append(3)
+        await self._do(lambda: self._append(3))
         weights: dict[Callable[[], Awaitable[None]], int] = {
             self._append_some: 40,
             self._idle: 10,
+            self._read: 6,
             self._commit: 10,
             self._cut: 10,
             self._snapshot: 8,
             self._drop_prefix: 6,
             self._save_hard_state: 6,
             self._fill_disk: 4,
+            self._drop_many: 3,
             self._reset: 2,
             self._close_and_open: 3,
             self._kill_and_open: 3,
@@ -63,8 +99,23 @@ class Workload:
         program = self._chance.choices(actions, list(weights.values()), k=steps) + actions
         self._chance.shuffle(program)
         for action in program:
-            await action()
+            await self._do(action)
         await self._close()
+
+    async def _do(self, action: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await action()
+        except DiskFull:
+            if self._fault is None:
+                raise
+            self.done["refused"] += 1
+            await asyncio.sleep(0.6)
+        except ProglogError as error:
+            if self._fault is None:
+                raise
+            raise _Ended from error
+        if self._events.failure is not None:
+            raise _Ended from self._events.failure
 
     # --- when things are said --------------------------------------------------------------------
 
@@ -93,15 +144,37 @@ class Workload:
     # --- opening and closing ---------------------------------------------------------------------
 
     def _open(self) -> None:
-        process = node.open_log(self.disk)
-        outcome = node.outcome(process.opened)
+        files = SimFiles(self.disk)
+        self._files = files  # Should the start fail, whoever kills the process needs them.
+        try:
+            process = node.open_log(self.disk, files)
+        except (ProglogError, OSError) as error:
+            if self._fault is None:
+                raise
+            raise _Ended from error
+        outcome = node.outcome(process)
+        if self._fault is not None and not self.disk.faults.fail_at:
+            self._check_start(outcome)
         self._note().opened(outcome)
-        self._files, self._hard_state = process.files, process.opened.hard_state
+        self._hard_state = process.opened.hard_state
         self._unlock = process.opened.unlock
         self._events = _Acknowledge(self)
         self._log = process.start_log(self._events)
         self._crcs = dict(enumerate(outcome.crcs, outcome.base + 1))
-        self._committed = max(self._committed, outcome.commit_hint)
+        # What others have committed may be lost here, if it was not durable here.
+        self._committed = min(max(self._committed, outcome.commit_hint), outcome.last)
+
+    def _check_start(self, outcome: Outcome) -> None:
+        """What a start may make of data or a snapshot that it cannot read is looked at elsewhere:
+        here it would only be in the way of what follows."""
+        assert self._fault is not None
+        numbers = numbered(self.accesses)
+        met = {each for each in numbers if self._fault.number in numbers[each]}
+        is_read = self._fault.kind in {Kind.READ, Kind.OPEN, Kind.SYNC}
+        hidden = any(part in {"data", "snapshot", "manifest"} for _, part in met) and is_read
+        if hidden and self.history.now.violation(outcome):
+            self.is_off = True
+            raise _Ended
 
     async def _close(self) -> None:
         await self._log.close()
@@ -116,16 +189,21 @@ class Workload:
         if self._chance.random() < 0.5:
             self._append_now(2)
             await asyncio.sleep(0)
-        self._files.kill()
-        self._events.killed = True
+        self._kill()
         self._open()
+
+    def _kill(self) -> None:
+        self._files.kill()
+        if hasattr(self, "_log"):
+            self._log._garbage.stop()
+            self._events.killed = True
 
     # --- what a log does -------------------------------------------------------------------------
 
     def _append_now(self, count: int) -> None:
         for _ in range(count):
             values = [
-                self._chance.randbytes(self._chance.choice((0, 5, 60, 400, 1200)))
+                self._chance.randbytes(self._chance.choice((0, 5, 60, 400, 1200, 3000)))
                 for _ in range(self._chance.choice((0, 1, 1, 2)))
             ]
             size = sum(map(len, values)) + 200
@@ -140,7 +218,7 @@ class Workload:
             self._tips[header.index] = self._log.tip
 
     async def _append(self, count: int) -> None:
-        await self._log.make_room(2800)
+        await self._log.make_room(6400)
         self._append_now(count)
 
     async def _append_some(self) -> None:
@@ -151,9 +229,30 @@ class Workload:
     async def _idle(self) -> None:
         await asyncio.sleep(0.05)
 
+    async def _read(self) -> None:
+        if self._log.first_index > self._log.tip.index:
+            return
+        first = self._chance.randint(self._log.first_index, self._log.tip.index)
+        try:
+            run = await self._log.read(first, self._log.tip.index, 4096)
+        except (RangeCorrupt, Overloaded):
+            if self._fault is None:
+                raise
+            self.done["not read"] += 1
+            return
+        crcs = [header.header_crc for header in run.headers]
+        assert crcs == [self._crcs[index] for index in range(first, first + len(crcs))]
+
     async def _commit(self) -> None:
-        await asyncio.sleep(0.001)
-        index = self._chance.randint(self._committed, max(self._committed, self._log.durable_index))
+        if self._chance.random() < 0.7:
+            await asyncio.sleep(0.001)
+            known = self._log.durable_index
+        else:
+            # What a majority of others holds is committed, whether or not it is durable here.
+            self._append_now(2)
+            known = self._log.tip.index
+            self.done["commit beyond durable"] += known > self._log.durable_index
+        index = self._chance.randint(self._committed, max(self._committed, known))
         self._committed = index
         self._note().committed(index)
         self._log.set_commit(index)
@@ -166,10 +265,13 @@ class Workload:
         last = self._chance.randint(low, self._log.tip.index - 1)
         if self._chance.random() < 0.5:
             last = low
+        await self._log.prepare_cut(last)
         self._note().cut(last)
         segments = len(self._log.segment_facts())
         self._log.cut_suffix(last)
-        self.done["cut of segments"] += segments > len(self._log.segment_facts())
+        cut = segments - len(self._log.segment_facts())
+        self.done["cut of segments"] += cut > 0
+        self.done["cut into sealed"] += cut > 0 and len(self._log._active.index) > 0
         self._crcs = {index: crc for index, crc in self._crcs.items() if index <= last}
         self._term += 1
         if self._chance.random() < 0.5:
@@ -202,6 +304,30 @@ class Workload:
             self._note().drop_done(base)
             self.done["drop"] += 1
 
+    async def _drop_many(self) -> None:
+        """Several segments at once: while their files are deleted, the rest goes on."""
+        for _ in range(3):
+            for _ in range(6):
+                await self._append(1)
+            await asyncio.sleep(0.001)
+        await self._log.run_job(lambda: None)
+        self._committed = self._log.durable_index
+        self._note().committed(self._committed)
+        self._log.set_commit(self._committed)
+        tip = self._log.sealed_tips()[-1]
+        if tip.index not in self._log.snapshot_indexes:
+            self._note().snapshot_begun(tip.index)
+            await self._log.write_snapshot(tip, lambda: node.snapshot_state(tip.index))
+            self._note().snapshot_done(tip.index)
+        segments = self._log.drop_prefix(tip.index + 1)
+        base = self._log.before.index
+        self._note().dropped(base)
+        await self._log.run_job(lambda: None)
+        self._note().drop_done(base)
+        await asyncio.sleep(self._chance.uniform(0, 0.01))
+        self.done["drop of many"] += segments > 2
+        self.done["garbage half deleted"] += 0 < len(self._log._garbage) < 2 * segments
+
     async def _save_hard_state(self) -> None:
         self._term += 1
         vote = self._chance.choice((None, "00000000-0000-4000-8000-000000000001"))
@@ -227,12 +353,9 @@ class Workload:
         await self._append(1)
 
     async def _try_snapshot(self) -> None:
-        before = self.history.claim.snapshots_may
         try:
             await self._snapshot()
         except DiskFull:
-            (index,) = self.history.claim.snapshots_may - before
-            self._note().snapshot_refused(index)
             self.done["no room for a snapshot"] += 1
 
     async def _reset(self) -> None:
@@ -241,12 +364,29 @@ class Workload:
         index = self._log.tip.index + self._chance.randint(1, 50)
         tip = Tip(index, self._term, self._log.tip.next_offset + 70, self._log.tip.timestamp, index)
         self._note().reset_begun(tip)
-        await self._log.reset(Snapshot(tip, node.snapshot_state(index)))
+        if self._chance.random() < 0.5:
+            self._log.ask_for_room(self._chance.choice((0, 3000)))
+            self.done["reset while space is asked for"] += 1
+        snapshot = Snapshot(tip, node.snapshot_state(index))
+        resetting = asyncio.ensure_future(self._log.reset(snapshot))
+        if self._chance.random() < 0.5:
+            await asyncio.sleep(0)
+            self._log.ask_for_room(3000)
+        try:
+            await resetting
+        except DiskFull:
+            # Nothing else may be done but to try again.
+            await asyncio.sleep(0.6)
+            await self._log.reset(snapshot)
         self._committed = index
         self._crcs = {}
         self._note().reset_done()
         self._log.set_commit(index)
         self.done["reset"] += 1
+
+
+class _Ended(Exception):
+    """The process is dead, of its cause."""
 
 
 class _Acknowledge(node.Events):
@@ -265,4 +405,6 @@ class _Acknowledge(node.Events):
 
     def failed(self, error: BaseException) -> None:
         if not self.killed:
-            raise AssertionError("the writer failed") from error
+            assert self._workload._fault is not None, f"the writer failed: {error}"
+            assert isinstance(error, ProglogError), f"the writer failed with {error!r}"
+            self.failure = error
