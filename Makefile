@@ -19,7 +19,7 @@ unexport PYTHON VENV ARGS
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install judges run test check format proto lock bench bench-cluster clean sim mutants
+.PHONY: help install judges run test check format proto lock bench bench-cluster clean disk sim mutants
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name text; \
@@ -42,7 +42,7 @@ run: install  ## start a node: data in ./data, gRPC and HTTP on 127.0.0.1:8400
 
 # Programs that PyPI does not have. Where one cannot be had, the tests that need it say so.
 judges: install
-	@scripts/judges.sh $(VENV)/judges
+	@scripts/judges.sh $(VENV)/judges curl redis-server serf
 
 test: judges  ## run the whole test suite
 	$(BIN)/python -m pytest $(ARGS)
@@ -74,6 +74,10 @@ bench: judges  ## measure one node, beside JetStream and Redis
 bench-cluster: install  ## measure three nodes, and their failures
 	$(BIN)/python -m scripts.bench cluster $(ARGS)
 
+disk: install  ## run a node on disks that really fail; needs root
+	@scripts/judges.sh $(VENV)/judges mkfs.btrfs=btrfs-progs
+	$(BIN)/python -m pytest tests/disk $(ARGS)
+
 SECONDS ?= 60
 unexport SECONDS
 
@@ -83,6 +87,7 @@ sim: install  ## run simulated clusters for longer: make sim SECONDS=600
 mutants: install  ## show that the simulators find faults that are put in
 	$(BIN)/python tests/mutants/raft_core.py --seconds $(SECONDS)
 	$(BIN)/python tests/mutants/replica.py --seconds $(SECONDS)
+	$(BIN)/python tests/mutants/engine.py --seconds $(SECONDS)
 
 clean:  ## remove environments and caches; never data
 	rm -rf .venv .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
