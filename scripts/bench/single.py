@@ -20,6 +20,7 @@ from proglog.cli.bench import concurrently, one_at_a_time, values_of
 from scripts.bench import node
 from scripts.bench.opening import opening
 from scripts.bench.report import Report, Row, tell
+from scripts.bench.segments import many_producers, many_segments
 from scripts.bench.servers import Server, serving
 from scripts.bench.stages import stages
 from scripts.bench.systems import HOST, SYSTEMS, Proglog, System
@@ -97,6 +98,12 @@ class Rows:
         }
         self.open_batches = at_most("open after kill -9, big batches", 0.5, "s")
         self.open_singles = at_most("open after kill -9, one record a batch", 0.5, "s")
+        self.open_segments = at_most("open 2,000 segments", 0.5, "s")
+        self.open_descriptors = at_most("descriptors then", 100, "open")
+        self.drop_alone = at_most("append beyond its fdatasync, p99", None)
+        self.drop_p99 = at_most("while 2,000 segments are dropped, p99", None)
+        self.drop_worst = at_most("while 2,000 segments are dropped, worst", 20)
+        self.open_producers = at_most("open 100 segments of 10,000 producers", 20, "MB")
         self.memory_loaded = at_most("server's RssAnon after loading", 120, "MB")
         self.memory_reading = at_most("server's RssAnon while consuming, worst", 120, "MB")
 
@@ -122,6 +129,7 @@ class Bench:
             await self._slow_disk(delay, rows)
         await self._memory()
         await self._opening()
+        await self._segments()
 
     @asynccontextmanager
     async def _watched(
@@ -282,6 +290,23 @@ class Bench:
                 f"Open after kill -9, {plan.open_records:,} records, {batch_records} a batch: "
                 f"{row.values[Proglog.name]:.2f} s, with the start of the program {whole:.2f} s"
             )
+
+    async def _segments(self) -> None:
+        rows, name = self._rows, Proglog.name
+        tell("A log of 2,000 segments")
+        opened, dropped = await many_segments(self._folder)
+        rows.open_segments.put(name, [opened["seconds"]])
+        rows.open_descriptors.put(name, [opened["descriptors"]])
+        rows.drop_alone.put(name, [dropped["alone_p99_ms"]])
+        rows.drop_p99.put(name, [dropped["p99_ms"]])
+        rows.drop_worst.put(name, [dropped["worst_ms"]])
+        self._report.note(
+            f"While 2,000 segments were dropped: {dropped['appends']:,.0f} appends, one at a time, "
+            f"the worst {dropped['worst_ms']:.1f} ms beyond its fdatasync; without that "
+            f"{dropped['alone_worst_ms']:.1f} ms"
+        )
+        producers = await many_producers(self._folder)
+        rows.open_producers.put(name, [producers["memory_mb"]])
 
 
 async def _metrics(port: int) -> dict[str, float]:
