@@ -46,7 +46,14 @@ class Timing:
     leave_propagate_s: float = 1.0
     """A node that has left stays this long, to answer the probes of those who do not know yet."""
     reap_interval_s: float = 15.0
-    reconnect_interval_s: float = 30.0
+    reconnect_interval_s: float = 1.0
+    """How often all together try a failed member again (Serf: 30 s): so late is the end of a
+    partition noticed."""
+    reconnect_eager_s: float = 5.0
+    """For so long after a failed member is back, each node tries all others that failed."""
+    rejoin_first_s: float = 1.0
+    rejoin_longest_s: float = 30.0
+    """Pauses between tries of a node that knows nobody who is there, doubling up to the longest."""
     failed_kept_s: float = 24 * 3600.0
     """A failed member stays listed, and is tried again, this long."""
     left_kept_s: float = 24 * 3600.0
@@ -86,6 +93,7 @@ class Timing:
             push_pull_interval_s=15.0,
             stream_timeout_s=1.0,
             reclaim_after_s=1.0,
+            reconnect_interval_s=0.5,
         )
         return replace(local, **changes)
 

@@ -92,6 +92,7 @@ class Membership:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_deadline = 0.0
         self._snapshot_timer: asyncio.TimerHandle | None = None
+        self._incarnation_saved = 0
         self._closed = False
         self._core: Serf | None = None
         self._transport: Transport | None = None
@@ -101,8 +102,8 @@ class Membership:
     # --- life ------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Listens, and is a cluster of one until it joins another. With a snapshot, begins to join
-        the peers it names. Raises BindFailed, ConfigurationError, UnknownFormat."""
+        """Listens, and is a cluster of one until it joins another. With a snapshot, tries to rejoin
+        the peers that it names, for ever. Raises BindFailed, ConfigurationError, UnknownFormat."""
         assert self._core is None, "a membership starts once"
         loop = asyncio.get_running_loop()
         self._ended = loop.create_future()
@@ -116,7 +117,7 @@ class Membership:
             await transport.close()
             raise
         self._clock = PauseClock(loop.time, limits.pause_seconds_max)
-        self._core = Serf(
+        core = Serf(
             name=self._config.name,
             address=address,
             tags=self._config.tags,
@@ -126,10 +127,12 @@ class Membership:
             now=self._clock.now(),
             past=past,
         )
-        self._core.start(self._clock.now())
+        self._save(core)
+        # Whatever this life says, the next one will outbid: so that is written first.
+        await self._keeper.written()
+        self._core = core
+        core.start(self._clock.now())
         self._pump()
-        if past is not None and past.peers:
-            self._spawn(self._rejoin(past.peers))
 
     async def _advertised(self, transport: Transport, bound: Address) -> Address:
         config = self._config
@@ -164,7 +167,7 @@ class Membership:
             await self._transport.close()
         if self._core is not None:
             self._save_snapshot()
-            await self._keeper.close()
+            await self._keeper.written()
         for subscription in self._subscriptions:
             subscription.close()
         if self._ended is not None and not self._ended.done():
@@ -213,14 +216,6 @@ class Membership:
         self._exchanged[number] = done
         self._pump()
         return await done
-
-    async def _rejoin(self, peers: Sequence[Address]) -> None:
-        """Tries the peers of a former life until one answers; the others follow from there."""
-        for address in peers:
-            if address != self._running().address and await self._join_address(address) is None:
-                self._running().announce_join(self._now())
-                self._pump()
-                return
 
     def members(self) -> list[Member]:
         """All members by name, this node and those that are gone included."""
@@ -371,6 +366,8 @@ class Membership:
                     self._spawn(self._exchange(effect))
                 case Report(event):
                     self._publish(event)
+        if self._core.incarnation + limits.incarnation_reserved // 2 > self._incarnation_saved:
+            self._save_snapshot()
         self._sleep()
 
     def _sleep(self) -> None:
@@ -482,6 +479,11 @@ class Membership:
         if self._snapshot_timer is not None:
             self._snapshot_timer.cancel()
             self._snapshot_timer = None
-        path = self._config.snapshot_path
-        if path is not None and self._core is not None:
-            self._keeper.save(path, encode_snapshot(self._core.snapshot()))
+        if self._core is not None:
+            self._save(self._core)
+
+    def _save(self, core: Serf) -> None:
+        snapshot = core.snapshot()
+        self._incarnation_saved = snapshot.incarnation
+        if self._config.snapshot_path is not None:
+            self._keeper.save(self._config.snapshot_path, encode_snapshot(snapshot))

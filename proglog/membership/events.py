@@ -17,7 +17,8 @@ class Status(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
-    """One member at one moment. `address` is an IP address, `protocol` Serf's protocol version."""
+    """One member at one moment. `address` is an IP address, `protocol` Serf's protocol version.
+    `heard`: it has answered this node itself; of others there is only talk."""
 
     name: str
     address: str
@@ -25,6 +26,7 @@ class Member:
     status: Status
     tags: dict[str, str]
     protocol: int
+    heard: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,8 +32,8 @@ class Keeper:
         if self._writer is None:
             self._writer = asyncio.get_running_loop().create_task(self._write())
 
-    async def close(self) -> None:
-        """Returns when everything is written."""
+    async def written(self) -> None:
+        """Returns when everything is written, or has failed."""
         if self._writer is not None:
             await self._writer
 

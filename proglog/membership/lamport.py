@@ -26,6 +26,11 @@ class LamportClock:
     def advance(self) -> None:
         self.witness(self._time)
 
+    def believes(self, seen: int, ahead_max: int = limits.lamport_ahead_max) -> bool:
+        """Whether a message may carry this time; one that may not is dropped whole. Within the
+        bound whoever is spoken of can still say something later, and everybody believes that."""
+        return seen - self._time <= ahead_max
+
     def witness(self, seen: int) -> None:
         """A message carries this time. The decoders refuse times beyond the limit, so that only
         our own steps could reach it, and they would take centuries."""

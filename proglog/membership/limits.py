@@ -45,7 +45,21 @@ filter_steps_max = 300_000
 """Steps that matching one tag may take: some milliseconds."""
 lamport_time_max = 2**62
 """A clock beyond this is a fault or an attack: nothing honest counts so far."""
+lamport_ahead_max = 2**20
+"""A message further ahead of our clock is dropped: else one packet, which anybody may have made up,
+would move the time so far that nobody can say anything later."""
+lamport_ahead_asked_max = 2**40
+"""The same for the answer of a peer that we asked: how we catch up with a cluster far ahead."""
+lamport_saved_max = 2**61
+"""Nothing honest comes so far. A later life does not go on from there, but begins anew."""
 incarnation_max = 2**32 - 1
+incarnation_ahead_max = 2**20
+"""News further past what is known of a node are dropped, so that nobody is accused beyond what he
+can answer. What a node says of itself where we asked it is not bounded."""
+incarnation_reserved = 256
+"""A later life of a node begins this far past what is saved, so that what is saved is seldom."""
+incarnation_saved_max = 2**31
+"""From beyond it a later life does not go on, but begins anew: the others forget, too."""
 
 # --- what we keep --------------------------------------------------------------------------------
 broadcasts_max = 2048
@@ -58,6 +72,12 @@ members_max = 2 * nodes_max
 """Members listed, those included that are gone: they are kept longer than nodes."""
 relays_max = 256
 """Indirect probes we carry out for others at one time."""
+greetings_max = 3
+"""Pings that a node gets before its first answer, beside the probes;"""
+greeted_at_once_max = 8
+"""so many nodes in one interval of gossip,"""
+greeted_max = 256
+"""and so many whose answers are waited for."""
 queries_running_max = 64
 """Queries of our own that still collect answers."""
 query_answers_max = 2 * nodes_max
@@ -67,6 +87,8 @@ streams_max = 64
 """TCP connections open at one time, in each direction."""
 join_addresses_max = 64
 """Addresses that one name may resolve to."""
+rejoins_max = 8
+"""Peers of a former life that are tried at one time."""
 snapshot_bytes_max = 256 * KiB
 snapshot_peers_max = 512
 keys_max = 32
@@ -77,6 +99,8 @@ pause_seconds_max = 1.0
 assert packet_bytes <= packet_received_bytes_max <= packet_decompressed_bytes_max
 assert meta_bytes_max < packet_bytes
 assert nodes_max <= map_items_max
+assert lamport_ahead_max < lamport_ahead_asked_max < lamport_saved_max < lamport_time_max
+assert incarnation_reserved < incarnation_ahead_max < incarnation_saved_max < incarnation_max
 # A push/pull of ours: nodes (name, meta, address, version, field names), status times, events.
 assert nodes_max * (2 * name_bytes_max + meta_bytes_max + 160) + events_state_bytes_max < (
     stream_bytes_max

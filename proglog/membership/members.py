@@ -45,6 +45,8 @@ class MemberRecord:
     tags: dict[str, str]
     status: Status = Status.ALIVE
     status_ltime: int = 0
+    heard: bool = False
+    """It has answered us itself, and is not only spoken of."""
     gone_since: float = 0.0
 
     @property
@@ -59,6 +61,7 @@ class MemberRecord:
             status=self.status,
             tags=dict(self.tags),
             protocol=self.versions.delegate,
+            heard=self.heard,
         )
 
     def take(self, node: Node) -> None:
@@ -77,7 +80,8 @@ def readable_tags(meta: bytes) -> dict[str, str]:
 
 
 class RecentIntents:
-    """Intents of nodes that are not known yet: the latest of each, for a while."""
+    """Intents of nodes that are not known yet: the latest of each, for a while, and not too many:
+    the oldest gives way."""
 
     def __init__(self, kept_s: float) -> None:
         self._kept_s = kept_s
@@ -89,7 +93,7 @@ class RecentIntents:
         if known is not None and intent.ltime <= known[0].ltime:
             return False
         if known is None and len(self._intents) >= limits.nodes_max:
-            return False
+            self._intents.pop(next(iter(self._intents)))
         self._intents[intent.node] = (intent, now)
         return True
 
@@ -153,9 +157,23 @@ class MemberTable:
         return record
 
     def _make_room(self) -> None:
-        # SWIM's nodes are fewer than the members listed: so one that is gone can be found.
+        # SWIM's nodes are fewer than the members listed: so one that is gone can be found; rather
+        # one that has never answered.
         if len(self._records) >= limits.members_max:
-            self._erase(min((r for r in self if r.gone), key=lambda r: r.gone_since))
+            gone = (record for record in self if record.gone)
+            self._erase(min(gone, key=lambda record: (record.heard, record.gone_since)))
+
+    def node_heard(self, node: Node) -> None:
+        """The node has answered us."""
+        record = self._records.get(node.name)
+        if record is not None:
+            record.heard = True
+
+    def node_dropped(self, node: Node) -> None:
+        """SWIM has forgotten a node to make room: it may be anything now, so it is no member."""
+        record = self._records.get(node.name)
+        if record is not None and not record.gone:
+            self._erase(record)
 
     def node_updated(self, node: Node) -> None:
         record = self._records.get(node.name)

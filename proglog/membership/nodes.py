@@ -23,6 +23,10 @@ class Node:
     state: State
     changed: float
     """When `state` last changed."""
+    heard: bool = False
+    """It has answered us itself: anybody may make up others, but not that."""
+    greetings: int = 0
+    """Pings sent to hear from it."""
 
     @property
     def gone(self) -> bool:
@@ -92,6 +96,18 @@ class NodeTable:
         # A random place in the current round. Appended, a newcomer would be probed last by
         # everybody, and its failure found late by all at once.
         self._round.insert(self._rng.randint(0, len(self._round)), node.name)
+
+    def make_room(self, local: Node) -> Node | None:
+        """Forgets the node that can best be spared, if one may be, and returns it: one that is
+        gone, then one that never answered; of equal ones the oldest. So those who can be made up
+        without end give way to each other and to newcomers, and those who answer stay."""
+        spare = [node for node in self if node is not local and (node.gone or not node.heard)]
+        if not spare:
+            return None
+        # In the order in which they came; the sort keeps it.
+        victim = min(spare, key=lambda node: (not node.gone, node.heard, node.changed))
+        del self._nodes[victim.name]
+        return victim
 
     def sample(self, count: int, wanted: Callable[[Node], bool]) -> list[Node]:
         """Up to `count` different nodes, chosen among all that are wanted."""

@@ -51,6 +51,9 @@ class Peers(Protocol):
     def suspect(self, message: Suspect) -> None:
         """This node or another suspects a node."""
 
+    def heard(self, node: Node) -> None:
+        """A node has answered."""
+
 
 @dataclass(slots=True, kw_only=True)
 class _Probe:
@@ -87,6 +90,7 @@ class Prober:
         self._sequence = rng.getrandbits(31)
         self._probe: _Probe | None = None
         self._relays: dict[int, Callable[[], None]] = {}
+        self._greeted: dict[int, Node] = {}
         self.awareness = Awareness(timing.awareness_max - 1)
         self.probes_failed = 0
 
@@ -103,15 +107,37 @@ class Prober:
             self._start(node)
         return started
 
-    def _start(self, node: Node) -> None:
+    def greet(self) -> None:
+        """Pings some of those who have only been spoken of, the newest first: a round of probes may
+        take long, and until they answer they are worth little. Nothing follows from silence."""
+        unheard = [
+            node
+            for node in self._nodes
+            if not node.heard
+            and not node.gone
+            and node.greetings < limits.greetings_max
+            and node is not self._peers.local
+        ]
+        for node in unheard[: -limits.greeted_at_once_max - 1 : -1]:
+            node.greetings += 1
+            ping = self._ping(node.name)
+            while len(self._greeted) >= limits.greeted_max:
+                self._greeted.pop(next(iter(self._greeted)))
+            self._greeted[ping.sequence] = node
+            self._peers.send_alone(node.address, encode_message(ping))
+
+    def _ping(self, name: str) -> Ping:
         local = self._peers.local
-        ping = Ping(
+        return Ping(
             sequence=self._next_sequence(),
-            node=node.name,
+            node=name,
             source_host=local.address.packed,
             source_port=local.address.port,
             source_name=local.name,
         )
+
+    def _start(self, node: Node) -> None:
+        ping = self._ping(node.name)
         probe = self._probe = _Probe(node=node, incarnation=node.incarnation, ping=ping)
         interval = self.awareness.stretch(self._timing.probe_interval_s)
         probe.timers = [
@@ -165,11 +191,17 @@ class Prober:
         probe.answered_by_stream = True
         return None
 
-    def on_ack(self, message: Ack) -> None:
+    def on_ack(self, message: Ack, source: Address) -> None:
         if self._probe is not None and message.sequence == self._probe.ping.sequence:
+            if source == self._probe.node.address:
+                self._peers.heard(self._probe.node)
             self._succeed(self._probe)
         elif message.sequence in self._relays:
             self._relays.pop(message.sequence)()
+        elif message.sequence in self._greeted:
+            node = self._greeted.pop(message.sequence)
+            if source == node.address:
+                self._peers.heard(node)
 
     def on_nack(self, message: Nack) -> None:
         if self._probe is not None and message.sequence == self._probe.ping.sequence:
@@ -179,6 +211,7 @@ class Prober:
         probe = self._probe
         assert probe is not None
         if probe.answered_by_stream:
+            self._peers.heard(probe.node)
             self._succeed(probe)
             return
         self._probe = None
@@ -204,15 +237,8 @@ class Prober:
         """Pings the target; passes its ack on, or sends a nack after the probe timeout."""
         if len(self._relays) >= limits.relays_max:
             return
-        sequence = self._next_sequence()
-        local = self._peers.local
-        ping = Ping(
-            sequence=sequence,
-            node=message.node,
-            source_host=local.address.packed,
-            source_port=local.address.port,
-            source_name=local.name,
-        )
+        ping = self._ping(message.node)
+        sequence = ping.sequence
 
         def pass_on() -> None:
             timer.cancel()

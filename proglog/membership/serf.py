@@ -26,6 +26,7 @@ from proglog.membership.events import (
     QueryResult,
     Status,
 )
+from proglog.membership.finder import Finder
 from proglog.membership.keyring import Keyring
 from proglog.membership.members import MemberRecord, MemberTable, readable_tags
 from proglog.membership.nodes import Node
@@ -114,7 +115,7 @@ class Serf:
         self._queries = Queries(self, keyring, self._timers, self._outbox, rng)
         self._conflicts = 0
         self._conflict_said: dict[Address, float] = {}
-        self._refused_said: set[tuple[str, Address]] = set()
+        self._refused_said: dict[tuple[str, Address], None] = {}
         self._on_left: list[Callable[[], None]] = []
         self._swim = Swim(
             name=name,
@@ -126,7 +127,9 @@ class Serf:
             outbox=self._outbox,
             rng=rng,
             delegate=self,
+            incarnation=1 if past is None else past.incarnation,
         )
+        self._finder = Finder(self, self._swim, timing, self._timers, rng)
         if past is not None:
             self._recall(past)
         self._table.node_joined(self._swim.local)
@@ -138,6 +141,7 @@ class Serf:
         self._queries.clock.witness(past.query_time)
         self._events.ignore_before(past.event_time)
         self._queries.ignore_before(past.query_time)
+        self._finder.former = past.peers
 
     # --- driving ---------------------------------------------------------------------------------
 
@@ -145,6 +149,11 @@ class Serf:
     def next_deadline(self) -> float | None:
         """When `tick` has something to do."""
         return self._timers.next_deadline
+
+    @property
+    def incarnation(self) -> int:
+        """Of this node, as it stands: what is saved must be past it."""
+        return self._swim.local.incarnation
 
     def take(self) -> list[Effect]:
         """What is to be done, in this order; each effect is given out once."""
@@ -155,7 +164,7 @@ class Serf:
         self._swim.start()
         timing = self._timing
         self._timers.after(timing.reap_interval_s, self._reap)
-        self._timers.after(timing.reconnect_interval_s, self._reconnect)
+        self._finder.start()
 
     def tick(self, now: float) -> None:
         self._timers.fire(now)
@@ -324,23 +333,15 @@ class Serf:
 
     def _reap(self) -> None:
         self._timers.after(self._timing.reap_interval_s, self._reap)
+        self._finder.remember()
         self._table.reap()
-
-    def _reconnect(self) -> None:
-        """Tries a failed member again: after a partition nobody gossips across it any more."""
-        self._timers.after(self._timing.reconnect_interval_s, self._reconnect)
-        failed = [record for record in self._table if record.status is Status.FAILED]
-        alive = sum(not record.gone for record in self._table)
-        if self.phase is not Phase.RUNNING or not failed:
-            return
-        # So that all who are alive together try each failed member about once an interval.
-        if self._rng.random() < len(failed) / max(1, alive):
-            chosen = self._rng.choice(failed)
-            self._swim.synchronise_with(chosen.address, join=True, joining=False)
 
     # --- called by SWIM --------------------------------------------------------------------------
 
     def node_joined(self, node: Node) -> None:
+        record = self._table.get(node.name)
+        if record is not None and record.heard and record.status is Status.FAILED:
+            self._finder.returned()
         self._table.node_joined(node)
 
     def node_updated(self, node: Node) -> None:
@@ -348,6 +349,12 @@ class Serf:
 
     def node_gone(self, node: Node) -> None:
         self._table.node_gone(node)
+
+    def node_heard(self, node: Node) -> None:
+        self._table.node_heard(node)
+
+    def node_dropped(self, node: Node) -> None:
+        self._table.node_dropped(node)
 
     def node_conflict(self, node: Node, other: Address) -> None:
         """Reported, and nothing more: who is right is decided elsewhere, by identity."""
@@ -372,8 +379,10 @@ class Serf:
 
     def node_refused(self, name: str, address: Address, why: str) -> None:
         said = (name, address)
-        if said not in self._refused_said and len(self._refused_said) < limits.nodes_max:
-            self._refused_said.add(said)
+        if said not in self._refused_said:
+            if len(self._refused_said) >= limits.nodes_max:
+                self._refused_said.pop(next(iter(self._refused_said)))
+            self._refused_said[said] = None
             self._outbox.report(NodeRefused(name, address, why))
 
     def user_broadcasts(self, space: int, overhead: int, limit: int) -> list[bytes]:
@@ -393,7 +402,11 @@ class Serf:
         if body is None:
             self._swim.ignored["unknown Serf message type"] += 1
             return
-        match decode(body, payload[1:]):
+        message = decode(body, payload[1:])
+        if not self._believes(message):
+            self._swim.ignored["Lamport time far ahead"] += 1
+            return
+        match message:
             case LeaveIntent() as leave:
                 self._on_leave_intent(leave, payload)
             case JoinIntent() as join:
@@ -407,6 +420,17 @@ class Serf:
                 self._queries.on_response(response)
             case _:
                 self._swim.ignored["Serf message out of place"] += 1
+
+    def _believes(self, message: object) -> bool:
+        """Whether a message comes from a time that can be."""
+        match message:
+            case JoinIntent() | LeaveIntent():
+                return self._table.clock.believes(message.ltime)
+            case UserEventMessage():
+                return self._events.clock.believes(message.ltime)
+            case QueryMessage():
+                return self._queries.clock.believes(message.ltime)
+        return True
 
     def _on_leave_intent(self, intent: LeaveIntent, payload: bytes) -> None:
         if intent.node == self.name and self.phase is Phase.RUNNING:
@@ -448,9 +472,20 @@ class Serf:
         )
         return encode_serf(state)
 
-    def merge_state(self, state: bytes, *, joining: bool) -> None:
+    def merge_state(self, state: bytes, *, asked: bool, joining: bool) -> None:
         remote = decode_serf(SerfType.PUSH_PULL, state)
         assert isinstance(remote, SerfState)
+        events = [group.ltime for group in remote.events if group is not None]
+        newest = (
+            (self._table.clock, max(remote.ltime, *remote.status_ltimes.values(), 0)),
+            (self._events.clock, max(remote.event_ltime, *events, 0)),
+            (self._queries.clock, remote.query_ltime),
+        )
+        ahead_max = limits.lamport_ahead_asked_max if asked else limits.lamport_ahead_max
+        if not all(clock.believes(ltime, ahead_max) for clock, ltime in newest):
+            # SWIM's half counts all the same: who is there is known without any of this.
+            self._swim.ignored["Lamport time far ahead"] += 1
+            return
         for clock, ltime in (
             (self._table.clock, remote.ltime),
             (self._events.clock, remote.event_ltime),
@@ -490,7 +525,15 @@ class Serf:
             elif name not in left:
                 self._table.on_join_intent(JoinIntent(ltime=ltime, node=name))
 
-    # --- called by queries -----------------------------------------------------------------------
+    # --- called by the finder and by queries ------------------------------------------------------
+
+    def rejoined(self) -> None:
+        if self.phase is Phase.RUNNING:
+            self._announce()
+
+    @property
+    def is_running(self) -> bool:
+        return self.phase is Phase.RUNNING
 
     def member(self, name: str) -> MemberRecord | None:
         return self._table.get(name)
@@ -505,14 +548,13 @@ class Serf:
 
     def snapshot(self) -> Snapshot:
         """What a later life of this node should remember."""
-        peers = tuple(
-            record.address for record in self._table if not record.gone and record.name != self.name
-        )
+        incarnation = self._swim.local.incarnation + limits.incarnation_reserved
         return Snapshot(
             member_time=self._table.clock.time,
             event_time=self._events.clock.time,
             query_time=self._queries.clock.time,
-            peers=() if self.phase is Phase.LEFT else peers[: limits.snapshot_peers_max],
+            incarnation=min(incarnation, limits.incarnation_max),
+            peers=() if self.phase is Phase.LEFT else self._finder.known(),
         )
 
     def statistics(self) -> CoreStatistics:

@@ -16,12 +16,12 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable
-from typing import Protocol
 
 from proglog.membership import limits, packets
 from proglog.membership.address import Address
 from proglog.membership.broadcast import BroadcastQueue, retransmit_limit
 from proglog.membership.config import Timing
+from proglog.membership.delegate import Delegate
 from proglog.membership.errors import MalformedMessage
 from proglog.membership.keyring import Keyring
 from proglog.membership.messages import (
@@ -53,36 +53,6 @@ _PUSH_PULL_SCALE_NODES = 32
 _SMALLEST_BROADCAST_BYTES = 16
 
 
-class Delegate(Protocol):
-    """The protocol on top of SWIM, here Serf. Called synchronously, in the order of events."""
-
-    def node_joined(self, node: Node) -> None: ...
-
-    def node_updated(self, node: Node) -> None: ...
-
-    def node_gone(self, node: Node) -> None:
-        """`node.state` says if it is dead or has left."""
-
-    def node_conflict(self, node: Node, other: Address) -> None:
-        """Another node at `other` claims the name of `node`."""
-
-    def why_refused(self, meta: bytes) -> str:
-        """Why a node with this metadata is none of ours; empty if nothing stands against it."""
-
-    def node_refused(self, name: str, address: Address, why: str) -> None:
-        """A node that is said to be alive is not taken as one."""
-
-    def user_message(self, payload: bytes) -> None:
-        """Raises MalformedMessage."""
-
-    def user_broadcasts(self, space: int, overhead: int, limit: int) -> list[bytes]: ...
-
-    def local_state(self) -> bytes: ...
-
-    def merge_state(self, state: bytes, *, joining: bool) -> None:
-        """`joining`: this node asked for it, to join. Raises MalformedMessage."""
-
-
 class Swim:
     """One node's view of the cluster, and its duties towards the others."""
 
@@ -98,6 +68,7 @@ class Swim:
         outbox: Outbox,
         rng: random.Random,
         delegate: Delegate,
+        incarnation: int = 1,
     ) -> None:
         self._timing = timing
         self._keyring = keyring
@@ -116,7 +87,7 @@ class Swim:
             address=address,
             meta=meta,
             versions=OURS,
-            incarnation=1,
+            incarnation=incarnation,
             state=State.ALIVE,
             changed=timers.now,
         )
@@ -153,6 +124,7 @@ class Swim:
 
     def _gossip(self) -> None:
         self._timers.after(self._timing.gossip_interval_s, self._gossip)
+        self._prober.greet()
         chosen = self.nodes.sample(self._timing.gossip_nodes, self._gossips_with)
         # The living first: each message is sent only so often, in a small cluster twice or four
         # times, and must not be spent on the dead.
@@ -241,9 +213,13 @@ class Swim:
                 reply_to = self._reply_to(request, source)
                 self._prober.on_indirect_ping(request, reply_to)
             case Ack() as ack:
-                self._prober.on_ack(ack)
+                self._prober.on_ack(ack, source)
             case Nack() as nack:
                 self._prober.on_nack(nack)
+            case (Alive() | Suspect() | Dead()) as news if self._is_far_ahead(
+                news.node, news.incarnation
+            ):
+                self.ignored["incarnation far ahead"] += 1
             case Alive() as alive:
                 self.alive(alive)
             case Suspect() as suspect:
@@ -252,6 +228,13 @@ class Swim:
                 self.dead(dead)
             case _:
                 self.ignored["packet type for streams only"] += 1
+
+    def _is_far_ahead(self, name: str, incarnation: int) -> bool:
+        """Whether news of a node carry an incarnation that it cannot have come to meanwhile."""
+        node = self.nodes.get(name)
+        known = 0 if node is None else node.incarnation
+        ahead_max = limits.incarnation_saved_max if node is None else limits.incarnation_ahead_max
+        return incarnation - known > ahead_max
 
     def _on_ping(self, ping: Ping, source: Address) -> None:
         if not self._is_for_me(ping):
@@ -278,7 +261,7 @@ class Swim:
             case PushPull():
                 # The answer first: it must not already hold what the question tells.
                 answer = self._push_pull(join=message.join)
-                self._merge(message, joining=False)
+                self._merge(message)
                 return answer
             case Ping() if self._is_for_me(message):
                 return Ack(sequence=message.sequence)
@@ -288,7 +271,14 @@ class Swim:
 
     # --- push/pull -------------------------------------------------------------------------------
 
-    def synchronise_with(self, address: Address, *, join: bool, joining: bool) -> int:
+    def synchronise_with(
+        self,
+        address: Address,
+        *,
+        join: bool,
+        joining: bool,
+        on_merged: Callable[[], None] = lambda: None,
+    ) -> int:
         """Exchanges the whole state with the node at this address.
 
         `joining` says that this node joins anew, so that the past of the cluster is none of its
@@ -299,7 +289,8 @@ class Swim:
             self._syncing = False
             match reply:
                 case PushPull():
-                    self._merge(reply, joining=joining)
+                    self._merge(reply, asked=address, joining=joining)
+                    on_merged()
                     return None
                 case RemoteError():
                     return f"the peer says: {reply.reason}"
@@ -314,7 +305,10 @@ class Swim:
         nodes = tuple(node.snapshot() for node in self.nodes)
         return PushPull(join=join, nodes=nodes, user_state=self._delegate.local_state())
 
-    def _merge(self, remote: PushPull, *, joining: bool) -> None:
+    def _merge(
+        self, remote: PushPull, *, asked: Address | None = None, joining: bool = False
+    ) -> None:
+        """`asked`: where we asked for it; what stands there of the node itself is its own word."""
         for state in remote.nodes:
             if state.state == State.ALIVE and not self.local.versions.speaks_with(state.versions):
                 raise MalformedMessage(
@@ -326,9 +320,15 @@ class Swim:
                 self._delegate.node_refused(state.node, address, why)
                 raise MalformedMessage(f"node {state.node}: {why}")
         for state in remote.nodes:
-            self._merge_node(state)
+            # Asked once more only where it matters: the address of one who is gone may be broken.
+            if not self._is_far_ahead(state.node, state.incarnation) or (
+                asked == Address.unpack(state.host, state.port)
+            ):
+                self._merge_node(state)
+            else:
+                self.ignored["incarnation far ahead"] += 1
         if remote.user_state:
-            self._delegate.merge_state(remote.user_state, joining=joining)
+            self._delegate.merge_state(remote.user_state, asked=asked is not None, joining=joining)
 
     def _merge_node(self, remote: NodeState) -> None:
         match remote.state:
@@ -374,7 +374,7 @@ class Swim:
             return
         node = self.nodes.get(message.node)
         if node is None:
-            if self.nodes.full:
+            if self.nodes.full and not self._make_room():
                 self.ignored["node beyond the limit"] += 1
                 return
             node = self._admit(message, address)
@@ -385,6 +385,8 @@ class Swim:
             return
         # A name at a new address is a new life of the node: its incarnation starts again.
         was_gone, old_meta = node.gone, node.meta
+        if node.address != address:
+            node.heard, node.greetings = False, 0
         node.address, node.meta = address, message.meta
         node.versions, node.incarnation = message.versions, message.incarnation
         self._end_suspicion(node)
@@ -415,6 +417,15 @@ class Swim:
         self.nodes.add(node)
         return node
 
+    def _make_room(self) -> bool:
+        dropped = self.nodes.make_room(self.local)
+        if dropped is None:
+            return False
+        self.ignored["node dropped to make room"] += 1
+        self._end_suspicion(dropped)
+        self._delegate.node_dropped(dropped)
+        return True
+
     def _may_move(self, node: Node) -> bool:
         """Whether the name may be taken by a node at another address."""
         if node.state is State.LEFT:
@@ -437,6 +448,12 @@ class Swim:
             and (message.meta, message.versions) != (us.meta, us.versions)
         ):
             self._refute(message.incarnation)
+
+    def heard(self, node: Node) -> None:
+        """It has answered us."""
+        if not node.heard:
+            node.heard = True
+            self._delegate.node_heard(node)
 
     def suspect(self, message: Suspect) -> None:
         """A node is suspected to have failed, by us or by another."""

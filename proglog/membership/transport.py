@@ -38,7 +38,7 @@ class TransportStatistics:
     """Refused by the kernel on the way out."""
     streams_served: int
     streams_refused: int
-    """Connections closed at once because too many were open."""
+    """Connections that gave way to others because too many were open."""
     streams_failed: int
     """Connections that brought no valid message in time."""
 
@@ -78,7 +78,9 @@ class NetworkTransport:
         self._handler: Handler | None = None
         self._server: asyncio.Server | None = None
         self._datagrams: asyncio.DatagramTransport | None = None
-        self._serving: set[asyncio.Task[None]] = set()
+        self._serving: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+        self._silent: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+        """Those of them that have not brought a message yet, which shows that they have the key."""
         self._dialling = asyncio.Semaphore(limits.streams_max)
         self._received = self._sent = self._failed = 0
         self._served = self._refused = self._streams_failed = 0
@@ -191,13 +193,10 @@ class NetworkTransport:
                 return message
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(self._serving) >= limits.streams_max:
-            self._refused += 1
-            writer.transport.abort()
-            return
         task = asyncio.current_task()
         assert task is not None
-        self._serving.add(task)
+        self._give_way()
+        self._serving[task] = self._silent[task] = writer
         try:
             async with asyncio.timeout(self._timeout_s):
                 await self._answer(reader, writer)
@@ -206,17 +205,34 @@ class NetworkTransport:
             # TimeoutError is an OSError. The peer's fault or the network's: it will ask again.
             self._streams_failed += 1
         finally:
-            self._serving.discard(task)
+            self._serving.pop(task, None)
+            self._silent.pop(task, None)
             writer.close()
+
+    def _give_way(self) -> None:
+        """Ends the connection that can best be spared if there are as many as there may be: whoever
+        opens some and says nothing must not keep out those who have something to say."""
+        while len(self._serving) >= limits.streams_max:
+            self._refused += 1
+            task, writer = next(iter((self._silent or self._serving).items()))
+            del self._serving[task]
+            self._silent.pop(task, None)
+            # What it waits for comes to an end by this, and with it the task.
+            writer.transport.abort()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         assert self._handler is not None
+        task = asyncio.current_task()
+        assert task is not None
         try:
-            answer = self._handler.on_stream(await self._read(reader))
+            message = await self._read(reader)
+            self._silent.pop(task, None)
+            answer = self._handler.on_stream(message)
         except MalformedMessage as error:
             answer = RemoteError(reason=str(error))
             self._streams_failed += 1
-        if answer is not None:
+        # Closed by us where it had to give way: uvloop raises for what is written then.
+        if answer is not None and not writer.is_closing():
             writer.write(encode_stream(answer, self._keyring))
             await writer.drain()
 

@@ -165,7 +165,9 @@ def test_no_more_nodes_than_the_limit() -> None:
     for number in range(limits.nodes_max + 10):
         core.tell(alive(f"node-{number}"))
     assert core.serf.statistics().nodes == limits.nodes_max
-    assert core.serf.statistics().ignored["node beyond the limit"] == 11
+    assert core.serf.statistics().ignored["node dropped to make room"] == 11
+    assert core.status("node-0") is None, "of those who never answered the oldest gives way"
+    assert core.status(f"node-{limits.nodes_max + 9}") is Status.ALIVE
     assert core.serf.statistics().broadcasts <= limits.broadcasts_max
 
 
