@@ -29,6 +29,11 @@ def _require(holds: bool, setting: str, value: object, expected: str) -> None:
         raise ConfigurationError(f"{setting} is {value}: expected {expected}", setting=setting)
 
 
+def is_node_name(text: str) -> bool:
+    """Whether a node may be called so."""
+    return _NODE_NAME.fullmatch(text) is not None
+
+
 def _has_labels(host: str) -> bool:
     """Whether a name and its parts are as long as they may be; else nobody can even look it up."""
     return len(host) <= 253 and all(
@@ -186,7 +191,7 @@ class NodeConfig:
 
     def __post_init__(self) -> None:
         _require(
-            not self.node_name or _NODE_NAME.fullmatch(self.node_name) is not None,
+            not self.node_name or is_node_name(self.node_name),
             "node-name",
             repr(self.node_name),
             f"1 to 128 {_CHARACTERS}",

@@ -105,6 +105,10 @@ reconcile_retry_seconds = 5.0
 identify_seconds_max = 2.0
 """A node that is to be added says who it is within this time."""
 join_retry_seconds_max = 10.0
+forming_spare_max = 8
+"""New nodes asked who they are at one time, beyond those that are to form a cluster,"""
+forming_subsets_max = 2000
+"""and choices of them tried to find the one that was promised."""
 leave_seconds_max = 30.0
 replay_bytes = 1 * MiB
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import uuid
 from collections.abc import Awaitable, Callable, Sequence
 
 from proglog import limits
@@ -12,8 +13,16 @@ from proglog.agent.policy import in_reach, may_leave
 from proglog.agent.reconciler import Reconciler
 from proglog.client.admin import Cluster
 from proglog.client.network import NetworkBackend
-from proglog.config import Address
-from proglog.errors import ChangeRefused, InvalidRequest, NotLeader, ProglogError, clip
+from proglog.config import Address, is_node_name
+from proglog.errors import (
+    ChangeRefused,
+    ConfigurationError,
+    InvalidRequest,
+    NotLeader,
+    ProglogError,
+    clip,
+    quoted,
+)
 from proglog.membership import Member, Membership
 from proglog.raft.configuration import Server
 from proglog.replica.replica import Replica
@@ -91,11 +100,30 @@ class ClusterAdmin:
 
 
 async def identify(rpc_addr: str, cluster_id: str) -> Server:
-    """Asks the node at an address who it is: gossip and operators only say whom to ask.
+    """Asks as `ask_identity` does. Raises ChangeRefused as well if the node that answers belongs to
+    another cluster than this."""
+    server, theirs = await ask_identity(rpc_addr)
+    if theirs not in {"", cluster_id}:
+        raise ChangeRefused(
+            f"{server.name} at {rpc_addr} belongs to another cluster "
+            f"({clip(theirs, limits.error_name_bytes_max)}): only a "
+            "node that began with --no-bootstrap and an empty directory can be added"
+        )
+    return server
 
-    Raises ChangeRefused if it does not answer, or belongs to another cluster.
+
+async def ask_identity(rpc_addr: str) -> tuple[Server, str]:
+    """Asks the node at an address who it is, and to which cluster it belongs or has promised itself
+    ("": none). Gossip and operators only say whom to ask.
+
+    Raises InvalidRequest if that is no address, and ChangeRefused if nobody answers, or one who
+    says what no node can be called: what is found here enters the configuration.
     """
-    backend = NetworkBackend([Address.parse(rpc_addr, "rpc_addr")], "", None)
+    try:
+        address = Address.parse(rpc_addr, "rpc_addr")
+    except ConfigurationError as error:
+        raise InvalidRequest(str(error)) from None
+    backend = NetworkBackend([address], "", None)
     try:
         async with asyncio.timeout(limits.identify_seconds_max):
             found = await backend.describe()
@@ -106,13 +134,19 @@ async def identify(rpc_addr: str, cluster_id: str) -> Server:
         raise ChangeRefused(f"{rpc_addr} does not say who it is: {error}") from None
     finally:
         await backend.close()
-    if found.cluster_id not in {"", cluster_id}:
+    if not is_node_name(found.node) or not _is_uuid(found.node_uuid):
         raise ChangeRefused(
-            f"{clip(found.node, limits.error_name_bytes_max)} at {rpc_addr} belongs to another "
-            f"cluster ({clip(found.cluster_id, limits.error_name_bytes_max)}): only a "
-            "node that began with --no-bootstrap and an empty directory can be added"
+            f"what answers at {address} is no node: it calls itself {quoted(found.node)}, "
+            f"with the uuid {quoted(found.node_uuid)}"
         )
-    return Server(found.node_uuid, found.node, rpc_addr)
+    return Server(found.node_uuid, found.node, str(address)), found.cluster_id
+
+
+def _is_uuid(text: str) -> bool:
+    try:
+        return str(uuid.UUID(text)) == text
+    except ValueError:
+        return False
 
 
 async def ask_promise(rpc_addr: str, cluster_id: str, uuids: Sequence[str]) -> None:

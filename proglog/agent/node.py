@@ -18,8 +18,16 @@ from typing import Any
 import structlog
 
 from proglog import limits
-from proglog.agent.cluster import ClusterAdmin, ask_promise, identify, leave_configuration
+from proglog.agent.addresses import Addresses
+from proglog.agent.cluster import (
+    ClusterAdmin,
+    ask_identity,
+    ask_promise,
+    identify,
+    leave_configuration,
+)
 from proglog.agent.forming import Forming
+from proglog.agent.policy import misses_somebody
 from proglog.agent.reconciler import Reconciler
 from proglog.config import Address, NodeConfig
 from proglog.dialling import dial
@@ -38,6 +46,7 @@ from proglog.membership import (
 from proglog.observability.metrics import Metrics
 from proglog.ports import Ports
 from proglog.raft.config import RaftConfig
+from proglog.raft.configuration import Server
 from proglog.replica.identity import open_node
 from proglog.replica.logs import DEFAULT, Logs
 from proglog.replica.replica import Replica, open_replica
@@ -73,6 +82,7 @@ class Node:
         self.replica: Replica
         self.membership: Membership
         self._reconciler: Reconciler
+        self._forming: Forming | None = None
 
     async def start(self) -> None:
         """Starts everything. Raises ProglogError or OSError; then nothing is left running."""
@@ -110,13 +120,14 @@ class Node:
         self.membership = self._make_membership()
         self._reconciler = self._make_reconciler()
         admin = ClusterAdmin(self.replica, self.membership, self._reconciler, self.leave)
-        admin.forming = self._make_forming()
+        self._forming = admin.forming = self._make_forming()
         await self._serve(listener, admin)
         await self.membership.start()
         self._parts.push_async_callback(self.membership.close)
         self._supervise(self.membership.wait_ended())
         self._supervise(self._reconciler.run())
         self._supervise(self._reconciler.watch())
+        self._supervise(Addresses(self.replica, self.membership, self._identify).run())
         if config.start_join_addrs:
             self._supervise(self._join())
         if admin.forming is not None:
@@ -199,11 +210,14 @@ class Node:
             ports=self._ports,
         )
 
+    async def _identify(self, rpc_addr: str) -> Server:
+        return await identify(rpc_addr, self.replica.identity.cluster_id)
+
     def _make_reconciler(self) -> Reconciler:
         return Reconciler(
             self.replica,
             self.membership,
-            lambda rpc_addr: identify(rpc_addr, self.replica.identity.cluster_id),
+            self._identify,
             cluster_name=self._config.cluster_name,
             rpc_addr=str(self.rpc_addr),
             expect=self._config.bootstrap_expect,
@@ -214,18 +228,27 @@ class Node:
         expect = self._config.bootstrap_expect
         if not expect:
             return None
-        return Forming(self.replica, self.membership, expect, ask_promise)
+        return Forming(
+            self.replica, self.membership, expect, ask_promise, ask_identity, self._ports.random
+        )
 
     async def _join(self) -> None:
-        """Tries the addresses until one answers; what it is told once it learns by gossip for
-        good."""
-        delay = 0.5
+        """Tries the addresses, all of them, while somebody is missed. It never ends: whoever is
+        found may be lost again, and pairs that met apart must meet."""
+        delay, told = 0.5, ""
         while True:
-            try:
-                if await self.membership.join(self._config.start_join_addrs):
-                    return
-            except JoinFailed as error:
-                _logger.warning("nobody to join yet", why=str(error))
+            if misses_somebody(
+                self.replica.leadership.configuration,
+                self.membership.members(),
+                self.replica.identity.uuid,
+            ):
+                try:
+                    await self.membership.join(self._config.start_join_addrs)
+                    told = ""
+                except JoinFailed as error:
+                    if str(error) != told:
+                        told = str(error)
+                        _logger.warning("nobody to join yet", why=told)
             await asyncio.sleep(self._ports.random.uniform(delay / 2, delay))
             delay = min(2 * delay, limits.join_retry_seconds_max)
 
@@ -271,10 +294,17 @@ class Node:
         gauge("log_commit_index", "Batches committed.", lambda: replica.commit_index)
         gauge("log_bytes", "Bytes retained.", lambda: replica.log.bytes_upto(replica.applied_index))
 
+    def _why_not_ready(self) -> str:
+        if self.replica.is_ready and not self._stopping:
+            return ""
+        if self._forming is not None and not self.replica.leadership.configuration.servers:
+            return f"not ready: {self._forming.why}"
+        return "not ready"
+
     def _probes(self) -> Probes:
         return Probes(
             live=lambda: "a part of it failed" if self.failure.done() else "",
-            ready=lambda: "" if self.replica.is_ready and not self._stopping else "not ready",
+            ready=self._why_not_ready,
             started=lambda: "",
         )
 

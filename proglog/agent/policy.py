@@ -106,6 +106,15 @@ def in_reach(servers: Sequence[ServerInfo], members: Sequence[Member]) -> list[S
     ]
 
 
+def misses_somebody(configuration: Configuration, members: Sequence[Member], own: str) -> bool:
+    """Whether a node should go on looking for others: while it belongs to no cluster, sees nobody,
+    or does not see a server of its cluster."""
+    alive = [member for member in members if member.status is Status.ALIVE]
+    uuids = {server.uuid for member in alive if (server := server_of(configuration, member))}
+    missed = {server.uuid for server in configuration.servers} - uuids - {own}
+    return not configuration.servers or len(alive) <= 1 or bool(missed)
+
+
 def _leaver(view: View) -> Remove | None:
     for member in _ours(view.members):
         server = server_of(view.configuration, member)

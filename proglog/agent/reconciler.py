@@ -52,11 +52,12 @@ class Reconciler:
         self._expect = expect
         self._dead_server_after_seconds = dead_server_after_seconds
         self._loop = asyncio.get_running_loop()
-        self._told: dict[str, str] = {}
         self._heard: dict[str, float] = {}
         self._heard_term = 0
         self._gone_since: dict[str, float] = {}
         self._not_before: dict[str, float] = {}
+        self._tried: dict[str, float] = {}
+        """When a change with this member did not come about last."""
         self._reported: set[str] = set()
 
     @property
@@ -90,23 +91,14 @@ class Reconciler:
             self._membership.set_tags(self.tags)
 
     def _listen(self) -> None:
-        """Learns addresses, and for how long who has been gone."""
+        """Learns for how long who has been gone."""
         now = self._loop.time()
         status = self._replica.status()
         for member in self._membership.members():
             uuid = member.tags.get("uuid", "")
-            if member.tags.get("role") != ROLE or not uuid:
-                continue
-            server = server_of(status.configuration, member)
-            if server is None and status.configuration.find(uuid) is not None:
-                # Not that server, whose address and health it says nothing about.
-                continue
-            rpc_addr = member.tags.get("rpc_addr", "")
-            if member.status is Status.ALIVE and self._told.get(uuid) != rpc_addr:
-                # Once: a server that moved may call from elsewhere before gossip notices.
-                self._told[uuid] = rpc_addr
-                self._replica.transport.hint(uuid, member.name, rpc_addr)
-            if server is not None and member.status in {Status.FAILED, Status.LEFT}:
+            if member.tags.get("role") != ROLE or server_of(status.configuration, member) is None:
+                continue  # Whatever it says of a server's uuid, it is not that server.
+            if member.status in {Status.FAILED, Status.LEFT}:
                 self._gone_since.setdefault(uuid, now)
             else:
                 self._gone_since.pop(uuid, None)
@@ -114,6 +106,9 @@ class Reconciler:
             # What was heard in an earlier term, as its leader, is no silence in this one.
             self._heard.clear()
             self._heard_term = status.term
+        for known in (self._gone_since, self._heard):
+            for uuid in [each for each in known if status.configuration.find(each) is None]:
+                del known[uuid]
         for peer in status.peers:
             if peer.active:
                 self._heard[peer.id] = now
@@ -144,13 +139,20 @@ class Reconciler:
         )
 
     def _members_due(self, now: float) -> list[Member]:
-        """Those that were not refused just now; whoever waits longest for another try comes first,
-        so that some that never answer hold up nobody."""
-
-        def due(member: Member) -> float:
-            return self._not_before.get(member.name, 0.0)
-
-        return sorted((m for m in self._membership.members() if due(m) <= now), key=due)
+        """Those that were not refused just now. Who has answered gossip comes before whom there is
+        only talk of, and of these who waits longest for another try: so that some that never
+        answer, be they a thousand, hold up nobody."""
+        members = self._membership.members()
+        names = {member.name for member in members}
+        self._not_before = {
+            name: due for name, due in self._not_before.items() if name in names and due > now
+        }
+        self._tried = {name: when for name, when in self._tried.items() if name in names}
+        self._reported &= names
+        return sorted(
+            (member for member in members if member.name not in self._not_before),
+            key=lambda member: (not member.heard, self._tried.get(member.name, 0.0)),
+        )
 
     async def _step(self) -> None:
         name = ""
@@ -179,7 +181,8 @@ class Reconciler:
         except ProglogError as error:
             # Another change is under way, leadership is gone, or the member is not what it says.
             _logger.info("change not made", server=name, why=str(error))
-            self._not_before[name] = self._loop.time() + limits.reconcile_retry_seconds
+            self._tried[name] = self._loop.time()
+            self._not_before[name] = self._tried[name] + limits.reconcile_retry_seconds
 
     def _report_strangers(self, view: View) -> None:
         for member in foreigners(view.members, view.cluster_id):

@@ -71,9 +71,20 @@ class Cluster:
         await self._change(_TRANSFER, v1.TransferLeadershipRequest(id=name))
 
     async def members(self) -> v1.MembersResponse:
-        """Who is there, by the gossip of the asked node."""
+        """Who is there, by the gossip of the asked node, in pages put together."""
+        found: list[v1.Member] = []
+        more = True
+        while more:
+            after = found[-1].name if found else ""
+            page = await self._members_after(after)
+            found += page.members
+            # Names only grow, unless the other end is no node.
+            more = page.more and bool(page.members) and page.members[-1].name > after
+        return v1.MembersResponse(members=found)
+
+    async def _members_after(self, name: str) -> v1.MembersResponse:
         reply: v1.MembersResponse = await call_until(
-            lambda: self._backend.ask(_MEMBERS, v1.MembersRequest()),
+            lambda: self._backend.ask(_MEMBERS, v1.MembersRequest(after=name)),
             self._timeout_seconds,
             self._chance,
         )

@@ -65,6 +65,10 @@ class NodeDirectory:
         assert self.identity.cluster_id in {"", cluster_id}, "a node never changes its cluster"
         self._save({**self._members, "cluster_id": cluster_id})
 
+    def release(self) -> None:
+        """Durably belongs to none any more: the cluster that it promised to join never was."""
+        self._save({**self._members, "cluster_id": ""})
+
     def begin_life(self) -> None:
         """Before this process says anything to others as this node. May wait for the disk, raises
         OSError."""

@@ -8,7 +8,7 @@ taken only if it fits what stands on both sides of it. Until then this server do
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 
 import structlog
 
@@ -39,6 +39,7 @@ class Repair:
         own_uuid: str,
         hand_over: Callable[[], Awaitable[None]],
         resign: Callable[[], None],
+        spawn: Callable[[Coroutine[None, None, None]], None],
     ) -> None:
         self._applier = applier
         self._fitness = fitness
@@ -48,6 +49,9 @@ class Repair:
         self._own_uuid = own_uuid
         self._hand_over = hand_over
         self._resign = resign
+        self._spawn = spawn
+        self._answering: set[str] = set()
+        """The peers for which a range is being read."""
         self._found = asyncio.Event()
         self._suspects: set[int] = set()
         self._answer: asyncio.Future[list[ReceivedBatch]] | None = None
@@ -151,3 +155,27 @@ class Repair:
         """A peer's answer; one that is late or not asked for is dropped."""
         if self._answer is not None and not self._answer.done():
             self._answer.set_result(batches)
+
+    # --- for others ------------------------------------------------------------------------------
+
+    def wanted(self, peer: str, first: int, last: int) -> None:
+        """A peer asks for a range. One at a time; who got no answer asks again."""
+        if peer not in self._answering:
+            self._answering.add(peer)
+            self._spawn(self._give(peer, first, last))
+
+    async def _give(self, peer: str, first: int, last: int) -> None:
+        last = min(last, self._applier.applied_index)
+        try:
+            if not self._log.first_index <= first <= last:
+                return
+            run = await self._log.read(first, last, limits.read_bytes_max)
+        except RangeCorrupt as error:
+            self.report(error)
+        except Unavailable:
+            # A snapshot replaced the log: the peer asks somebody else.
+            return
+        else:
+            self._transport.answer_fetch(peer, run.data)
+        finally:
+            self._answering.discard(peer)

@@ -87,8 +87,6 @@ class Replica:
         self._waiters = CommitWaiters()
         self._closing = self._failed = False
         self._close: asyncio.Task[None] | None = None
-        self._answering: set[str] = set()
-        """The peers for which a range is being read."""
         self._tasks = Tasks(self.failed)
         self._adopted = self.identity.cluster_id
         self._applier = self._make_applier(opened)
@@ -120,6 +118,7 @@ class Replica:
             own_uuid=self.identity.uuid,
             hand_over=self.hand_over,
             resign=self._driver.resign,
+            spawn=self._tasks.spawn,
         )
         self._committed_at_start = self._driver.raft.status().commit
         self.committed(self._committed_at_start)
@@ -447,26 +446,7 @@ class Replica:
             )
 
     def range_wanted(self, peer: str, first: int, last: int) -> None:
-        # One at a time; who got no answer asks again.
-        if peer not in self._answering:
-            self._answering.add(peer)
-            self._tasks.spawn(self._answer_range(peer, first, last))
-
-    async def _answer_range(self, peer: str, first: int, last: int) -> None:
-        last = min(last, self.applied_index)
-        try:
-            if not self.log.first_index <= first <= last:
-                return
-            run = await self.log.read(first, last, limits.read_bytes_max)
-        except RangeCorrupt as error:
-            self.repair.report(error)
-        except Unavailable:
-            # A snapshot replaced the log: the peer asks somebody else.
-            return
-        else:
-            self.transport.answer_fetch(peer, run.data)
-        finally:
-            self._answering.discard(peer)
+        self.repair.wanted(peer, first, last)
 
     def range_received(self, batches: list[ReceivedBatch]) -> None:
         self.repair.received(batches)
@@ -487,6 +467,21 @@ class Replica:
             node.adopt(cluster_id)
 
         await self.log.run_job(adopt)
+
+    async def release_cluster(self, cluster_id: str) -> None:
+        """Takes a promise back, durably: to belong to a cluster that does not exist and never will,
+        with what was promised (see `agent.forming`)."""
+        assert not self.leadership.configuration.servers, "this server belongs to a cluster"
+        if self._adopted == cluster_id:
+            self._adopted = ""
+            file, node = self._hard_state, self._node
+
+            def release() -> None:
+                # The other way round: in between it has promised still, as the next start finds.
+                node.release()
+                file.save(file.hard_state, "")
+
+            await self.log.run_job(release)
 
     async def begin(self, configuration: Configuration) -> None:
         """Begins a cluster with these servers, once: the log must be empty, and all of them must

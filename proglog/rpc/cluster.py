@@ -8,6 +8,7 @@ from typing import Protocol
 from grpclib.const import Cardinality
 from grpclib.const import Handler as Method
 
+from proglog import limits
 from proglog._generated.log import v1
 from proglog.membership import Member
 from proglog.rpc.calls import Call
@@ -114,20 +115,9 @@ class ClusterService:
         await call.send_message(v1.TransferLeadershipResponse())
 
     async def members(self, call: Call) -> None:
-        await call.request()
-        members = [
-            v1.Member(
-                name=member.name,
-                address=f"{member.address}:{member.port}",
-                status=str(member.status),
-                tags=[
-                    v1.Tag(name=name, value=value) for name, value in sorted(member.tags.items())
-                ],
-                protocol=member.protocol,
-            )
-            for member in self._cluster.members()
-        ]
-        await call.send_message(v1.MembersResponse(members=members))
+        request: v1.MembersRequest = await call.request()
+        page, more = _page([each for each in self._cluster.members() if each.name > request.after])
+        await call.send_message(v1.MembersResponse(members=list(map(_member, page)), more=more))
 
     async def leave(self, call: Call) -> None:
         await call.request()
@@ -138,3 +128,24 @@ class ClusterService:
         request: v1.PromiseRequest = await call.request()
         await self._cluster.promise(request.cluster_id, request.uuids)
         await call.send_message(v1.PromiseResponse())
+
+
+def _page(members: Sequence[Member]) -> tuple[Sequence[Member], bool]:
+    """As many of them as one message may hold, and whether there are more."""
+    elements = 0
+    for count, member in enumerate(members):
+        elements += 1 + len(member.tags)
+        if elements > limits.message_elements_max:
+            assert count, "one member alone always fits"
+            return members[:count], True
+    return members, False
+
+
+def _member(member: Member) -> v1.Member:
+    return v1.Member(
+        name=member.name,
+        address=f"{member.address}:{member.port}",
+        status=str(member.status),
+        tags=[v1.Tag(name=name, value=value) for name, value in sorted(member.tags.items())],
+        protocol=member.protocol,
+    )

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from itertools import permutations
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from grpclib.const import Status as GrpcStatus
@@ -16,9 +17,11 @@ from structlog.testing import capture_logs
 import proglog
 from proglog import limits
 from proglog._generated.log import v1
+from proglog.agent.cluster import identify
 from proglog.cli import cluster as cluster_commands
 from proglog.client.admin import Cluster
-from proglog.errors import ChangeRefused
+from proglog.client.network import NetworkBackend
+from proglog.errors import ChangeRefused, InvalidRequest
 from proglog.membership import Status
 from proglog.raft.config import RaftConfig
 from tests.agent.nodes import Nodes, some_nodes
@@ -359,6 +362,37 @@ async def test_an_operator_adds_a_node_that_gossip_does_not_know(nodes: Nodes) -
             await admin.add(nobody)
         await admin.add(str(nodes.running["c"].rpc_addr))
     await nodes.voters(*TRIO)
+
+
+@pytest.mark.parametrize("wrong", ["nonsense", "host:99999", "", "a b:1", "x" * 300 + ":1"])
+async def test_what_is_no_address_is_said_to_be_none(nodes: Nodes, wrong: str) -> None:
+    await nodes.start("a", bootstrap=True)
+    async with nodes.admin("a") as admin:
+        with pytest.raises(InvalidRequest, match="expected host:port"):
+            await admin.add(wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "uuid"),
+    [
+        ("a name", ""),
+        ("", ""),
+        ("x" * 129, ""),
+        ("n\n", ""),
+        ("fine", "no uuid"),
+        ("fine", "{8f14e45f-ceea-467f-a8f5-5c1d2b0a9e11}"),
+    ],
+)
+async def test_what_a_node_says_of_itself_is_looked_at(
+    monkeypatch: pytest.MonkeyPatch, name: str, uuid: str
+) -> None:
+    async def describe(_self: object) -> SimpleNamespace:
+        told = uuid or "8f14e45f-ceea-467f-a8f5-5c1d2b0a9e11"
+        return SimpleNamespace(cluster_id="", node=name, node_uuid=told)
+
+    monkeypatch.setattr(NetworkBackend, "describe", describe)
+    with pytest.raises(ChangeRefused, match="is no node: it calls itself"):
+        await identify("127.0.0.1:1", "c1")
 
 
 # --- producing ----------------------------------------------------------------------------------

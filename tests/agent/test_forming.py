@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import random
 from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from proglog.agent.cluster import ask_promise
 from proglog.agent.forming import Forming
 from proglog.errors import ChangeRefused, ProglogError, Unavailable
 from proglog.membership import Member, Membership, Status
-from proglog.raft.configuration import Configuration
+from proglog.raft.configuration import Configuration, Server
 from proglog.replica.replica import Replica
 from tests.agent.nodes import Nodes, some_nodes
 from tests.waiting import until
@@ -33,11 +34,17 @@ class NewNode:
         self.name = name
         self.identity = SimpleNamespace(uuid=f"uuid-{name}", cluster_id="")
         self.leadership = SimpleNamespace(configuration=Configuration())
+        self.expect = EXPECTED
         self.local = self.member()
         self.view: set[str] = set()
         self.pause: asyncio.Event | None = None
         self.forming = Forming(
-            cast("Replica", self), cast("Membership", self), EXPECTED, self.world.ask
+            cast("Replica", self),
+            cast("Membership", self),
+            EXPECTED,
+            self.world.ask,
+            self.world.identify,
+            random.Random(name),
         )
 
     def member(self) -> Member:
@@ -51,7 +58,7 @@ class NewNode:
                 "role": "proglog",
                 "uuid": self.identity.uuid,
                 "rpc_addr": self.name,
-                "expect": str(EXPECTED),
+                "expect": str(self.expect),
                 **({"cluster": self.identity.cluster_id} if began else {}),
             },
             protocol=5,
@@ -60,7 +67,15 @@ class NewNode:
     # As a membership:
 
     def members(self) -> list[Member]:
-        return [self.world.nodes[name].member() for name in sorted(self.view | {self.name})]
+        seen = [self.world.nodes[name].member() for name in sorted(self.view | {self.name})]
+        return seen + [
+            dataclasses.replace(
+                self.member(),
+                name=name,
+                tags={**self.member().tags, "rpc_addr": name, "uuid": f"uuid-{name}"},
+            )
+            for name in self.world.made_up
+        ]
 
     # As a replica:
 
@@ -69,6 +84,12 @@ class NewNode:
         if self.identity.cluster_id not in {"", cluster_id}:
             raise Unavailable(f"this server joined cluster {self.identity.cluster_id}")
         self.identity.cluster_id = cluster_id
+
+    async def release_cluster(self, cluster_id: str) -> None:
+        assert not self.leadership.configuration.servers
+        await asyncio.sleep(0)
+        if self.identity.cluster_id == cluster_id:
+            self.identity.cluster_id = ""
 
     async def begin(self, configuration: Configuration) -> None:
         if self.pause is not None:
@@ -83,6 +104,7 @@ class World:
     def __init__(self, names: Iterable[str], chance: random.Random | None = None) -> None:
         self._chance = chance
         self.nodes: dict[str, NewNode] = {}
+        self.made_up: list[str] = []
         self.began: list[tuple[str, Configuration]] = []
         """(cluster id, configuration) of each first configuration that a node wrote."""
         for name in names:
@@ -102,18 +124,40 @@ class World:
         if fate < 0.2:
             raise Unavailable("the answer was lost")
 
+    async def identify(self, rpc_addr: str) -> tuple[Server, str]:
+        """The answer tells what was so when it was given."""
+        if rpc_addr not in self.nodes:
+            raise ChangeRefused("nobody answers")
+        new = self.nodes[rpc_addr]
+        answer = Server(new.identity.uuid, new.name, rpc_addr), new.identity.cluster_id
+        if self._chance is not None:
+            for _ in range(self._chance.randrange(5)):
+                await asyncio.sleep(0)
+            if self._chance.random() < 0.1:
+                raise ChangeRefused("lost")
+        return answer
+
     def see(self, *groups: str) -> None:
         """From now on the nodes of each group see each other and nobody else."""
         for group in groups:
             for name in group:
                 self.nodes[name].view = set(group)
 
+    def settle(self) -> None:
+        self._chance = None
+        self.see("".join(self.nodes))
+
+    def is_settled(self) -> bool:
+        """Whoever is in no cluster is bound by no promise: so the cluster can take him in."""
+        taken = {server.uuid for _, began in self.began for server in began.servers}
+        return all(
+            new.identity.cluster_id == "" or new.identity.uuid in taken
+            for new in self.nodes.values()
+        )
+
     async def form(self, name: str) -> None:
-        """One try of a node that takes itself for the coordinator."""
-        new = self.nodes[name]
-        candidates = new.forming._candidates()
-        if new.forming._complete(candidates) and candidates[0].name == name:
-            await new.forming._form(candidates)
+        """One look of a node around itself, and what follows from it."""
+        await self.nodes[name].forming._step()
 
 
 async def pause_before_it_begins(world: World) -> asyncio.Task[None]:
@@ -153,6 +197,81 @@ async def test_with_an_id_that_the_coordinator_makes_up_there_are_two(
     assert [cluster_id for cluster_id, _ in world.began] == ["made-up", "made-up"]
 
 
+async def formed(world: World, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Lets all run until there is a cluster; the names in it."""
+    monkeypatch.setattr(limits, "reconcile_seconds", 0)
+    tasks = [asyncio.ensure_future(new.forming.run()) for new in world.nodes.values()]
+    try:
+        async with asyncio.timeout(10):
+            while not world.began or not world.is_settled():
+                await asyncio.sleep(0)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    assert len(world.began) == 1
+    return [server.name for server in world.began[0][1].servers]
+
+
+async def test_of_more_than_expected_the_smallest_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World("edcba")
+    world.see("abcde")
+    assert await formed(world, monkeypatch) == ["a", "b", "c"]
+
+
+async def test_views_that_overlap_end_in_one_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """c has promised itself to d and e, or they to it, when a and b come along."""
+    world = World("abcde")
+    world.see("cde")
+    await world.nodes["d"].adopt_cluster(forming.cluster_of(f"uuid-{name}" for name in "cde"))
+    await world.nodes["c"].adopt_cluster(forming.cluster_of(f"uuid-{name}" for name in "abc"))
+    world.see("abcde")
+    assert len(await formed(world, monkeypatch)) == EXPECTED
+
+
+async def test_what_was_answered_before_a_promise_lets_go_of_nothing() -> None:
+    world = World("abc")
+    world.see("abc")
+    c = world.nodes["c"]
+    await c.adopt_cluster(forming.cluster_of(f"uuid-{name}" for name in "abc"))
+    answered = asyncio.Event()
+
+    async def slow(rpc_addr: str) -> tuple[Server, str]:
+        answer = await world.identify(rpc_addr)  # a holds nothing: an earlier round is over
+        await answered.wait()
+        return answer
+
+    c.forming._identify = slow
+    asking = asyncio.ensure_future(world.form("c"))
+    await asyncio.sleep(0)
+    world.nodes["a"].pause = asyncio.Event()
+    await world.nodes["a"].adopt_cluster(c.identity.cluster_id)
+    trying = asyncio.ensure_future(world.form("a"))
+    while not c.forming._promises:
+        await asyncio.sleep(0)
+    answered.set()
+    await asking
+    assert c.identity.cluster_id, "the promise of the new round stands"
+    world.nodes["a"].pause.set()
+    await trying
+    assert len(world.began) == 1
+
+
+async def test_members_that_nobody_runs_hold_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World("abc")
+    world.see("abc")
+    world.made_up = [f"0{number:03}" for number in range(100)]
+    assert await formed(world, monkeypatch) == ["a", "b", "c"]
+
+
+async def test_it_says_what_it_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World("abc")
+    world.see("ab")
+    monkeypatch.setattr(world.nodes["b"], "expect", 5)
+    with pytest.raises(ChangeRefused, match=r"1 of 3 are there and free \(a\); b was started with"):
+        await world.form("a")
+
+
 @pytest.mark.parametrize("seed", range(60))
 async def test_whatever_they_see_never_two(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     chance = random.Random(seed)
@@ -166,6 +285,11 @@ async def test_whatever_they_see_never_two(seed: int, monkeypatch: pytest.Monkey
             cut = chance.randint(0, len(names))
             world.see("".join(shuffled[:cut]), "".join(shuffled[cut:]))
             for _ in range(chance.randrange(40)):
+                await asyncio.sleep(0)
+        # In the end all see all, and nothing is lost any more.
+        world.settle()
+        async with asyncio.timeout(10):
+            while not world.began or not world.is_settled():
                 await asyncio.sleep(0)
     finally:
         for task in tasks:
@@ -192,26 +316,45 @@ async def test_a_coordinator_that_dies_half_way_goes_on_when_it_is_back(
 ) -> None:
     for name in "abc":
         nodes.config(name, start_join_addrs=nodes.gossip(*"abc"), bootstrap_expect=3)
-    out_of_reach = str(nodes.config("c").rpc_addr)
+    asked: list[str] = []
 
     async def ask_some(rpc_addr: str, cluster_id: str, uuids: Sequence[str]) -> None:
-        if rpc_addr == out_of_reach:
+        by_uuid = {node.replica.identity.uuid: node for node in nodes.running.values()}
+        if len(by_uuid) < 3 or rpc_addr == str(by_uuid[max(uuids)].rpc_addr):
+            await asyncio.sleep(0.5)
             raise Unavailable("nobody answers")
         await ask_promise(rpc_addr, cluster_id, uuids)
+        asked.append(rpc_addr)
 
     with monkeypatch.context() as patched:
         patched.setattr("proglog.agent.node.ask_promise", ask_some)
         await asyncio.gather(*map(nodes.start, "abc"))
 
-        async def promised() -> str:
-            return nodes.running["b"].replica.identity.cluster_id
+        async def promised() -> bool:
+            return bool(asked)
 
-        cluster_id = await until(promised, "b has promised")
-        await nodes.stop("a")
+        await until(promised, "one has promised")
+        uuids = {name: node.replica.identity.uuid for name, node in nodes.running.items()}
+        coordinator = min(uuids, key=lambda name: uuids[name])
+        await nodes.stop(coordinator)
         assert not any(each.replica.servers() for each in nodes.running.values())
-    await nodes.start("a")
+    await nodes.start(coordinator)
     await nodes.voters(*"abc")
-    assert nodes.cluster_ids() == {cluster_id}
+    assert nodes.cluster_ids() == {forming.cluster_of(uuids.values())}
+
+
+async def test_five_that_expect_three_are_one_cluster(nodes: Nodes) -> None:
+    """And have met apart: two pairs and one, of which only some know addresses of others."""
+    knows = {"a": "b", "b": "", "c": "d", "d": "", "e": "bd"}
+    for name, others in knows.items():
+        nodes.config(name, bootstrap_expect=3, start_join_addrs=nodes.gossip(*others))
+    await asyncio.gather(*(nodes.start(name) for name in "abcd"))
+    await asyncio.sleep(1.5)
+    assert nodes.cluster_ids() == {""}
+    assert "2 of 3 are there and free (a, b)" in nodes.running["a"]._why_not_ready()
+    await nodes.start("e")
+    await nodes.voters(*"abcde")
+    assert len(nodes.cluster_ids()) == 1
 
 
 async def test_a_node_gives_no_promise_to_a_coordinator_that_sees_others(nodes: Nodes) -> None:

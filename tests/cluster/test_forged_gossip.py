@@ -11,13 +11,14 @@ import pytest
 
 import proglog
 from proglog._generated.log import v1
+from proglog.cli import cluster as cluster_commands
 from proglog.membership import limits, packets
 from proglog.membership.address import Address
 from proglog.membership.keyring import Keyring
 from proglog.membership.messages import OURS, Alive, Dead, encode_message
 from proglog.membership.serf_messages import encode_tags
 from tests.cluster.harness import Processes, Server, processes
-from tests.waiting import until
+from tests.waiting import meanwhile, until
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -34,9 +35,18 @@ def forge(targets: Iterable[Server], messages: Sequence[Alive | Dead]) -> None:
                 sender.sendto(packet, target.gossip)
 
 
-def left(name: str) -> Dead:
-    """ "I have left", at an incarnation that the node cannot outbid."""
-    return Dead(incarnation=limits.incarnation_max, node=name, source=name)
+async def keep_saying(cluster: Processes, names: Sequence[str]) -> None:
+    """ "These have left", faster than they can object, for as long as it is not cancelled."""
+    ahead = 0
+    while True:
+        ahead += 1000
+        forge(cluster.servers, [left(name, ahead) for name in names])
+        await asyncio.sleep(0.02)
+
+
+def left(name: str, incarnation: int = limits.incarnation_ahead_max) -> Dead:
+    """ "I have left", at an incarnation far ahead."""
+    return Dead(incarnation=incarnation, node=name, source=name)
 
 
 def phantom(number: int, server: v1.ServerStatus) -> list[Alive | Dead]:
@@ -73,13 +83,13 @@ async def voters(cluster: Processes) -> list[str]:
 
 async def test_a_forged_leave_takes_no_vote_away(tmp_path: Path) -> None:
     async with processes(tmp_path) as cluster:
-        forge(cluster.servers, [left(server.name) for server in cluster.servers])
-        await until(lambda: said_of_all(cluster, "left"), "gossip says that all have left")
-        await asyncio.sleep(ATTACK_SECONDS)
-        # The next leader has not heard from anybody when it first looks.
-        async with cluster.admin() as admin:
-            await admin.transfer()
-        await asyncio.sleep(ATTACK_SECONDS)
+        async with meanwhile(keep_saying(cluster, [each.name for each in cluster.servers])):
+            await until(lambda: said_of_all(cluster, "left"), "gossip says that all have left")
+            await asyncio.sleep(ATTACK_SECONDS)
+            # The next leader has not heard from anybody when it first looks.
+            async with cluster.admin() as admin:
+                await admin.transfer()
+            await asyncio.sleep(ATTACK_SECONDS)
         assert await voters(cluster) == ["n0", "n1", "n2"]
         async with proglog.connect(cluster.url) as log:
             assert await log.produce(b"goes on") == 0
@@ -112,6 +122,48 @@ async def _has_left(cluster: Processes, name: str) -> bool:
     return await said(cluster, name) == {"left"}
 
 
+def elsewhere(server: v1.ServerStatus, gossip: Address, cluster_id: str, count: int) -> Alive:
+    """ "This server is now at ...", where nobody is, each time somewhere else."""
+    tags = {
+        "cluster_name": "proglog",
+        "role": "proglog",
+        "cluster": cluster_id,
+        "uuid": server.uuid,
+        "rpc_addr": f"127.0.0.{2 + count % 200}:1",
+    }
+    return Alive(
+        incarnation=10_000 + count,
+        node=server.id,
+        host=gossip.packed,
+        port=gossip.port,
+        meta=encode_tags(tags),
+        versions=OURS,
+    )
+
+
+async def test_a_forged_address_cuts_nobody_off(tmp_path: Path) -> None:
+    async with processes(tmp_path) as cluster:
+        async with cluster.admin() as admin:
+            status = await admin.status()
+        gossip = {server.name: Address(*server.gossip) for server in cluster.servers}
+        loop = asyncio.get_running_loop()
+        end, count, produced = loop.time() + 2 * ATTACK_SECONDS, 0, 0
+        async with proglog.connect(cluster.url) as log:
+            while loop.time() < end:
+                for server in status.servers:
+                    claim = elsewhere(server, gossip[server.id], status.cluster_id, count)
+                    forge([one for one in cluster.servers if one.name != server.id], [claim])
+                    count += 1
+                # Far longer than it takes, far shorter than what a wrong address cost.
+                async with asyncio.timeout(10):
+                    assert await log.produce(b"goes on") == produced
+                produced += 1
+                await asyncio.sleep(0.15)
+        assert produced > 3 * ATTACK_SECONDS
+        for server in cluster.servers:
+            assert "cannot reach peer" not in server.log_path.read_text()
+
+
 async def test_a_node_that_leaves_is_removed_however_it_says_so(tmp_path: Path) -> None:
     async with processes(tmp_path, count=5) as cluster:
         leader = await cluster.leader()
@@ -131,3 +183,40 @@ async def test_a_node_that_leaves_is_removed_however_it_says_so(tmp_path: Path) 
 
 async def _are(cluster: Processes, names: list[str]) -> bool:
     return await voters(cluster) == names
+
+
+async def test_many_members_are_listed_whole(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = Server(tmp_path, "n0", ["--bootstrap"])
+    await server.start()
+    try:
+        await until(server.status, "it answers")
+        names = [f"fake{number:04}" for number in range(600)]
+        wanted = sorted([*names, "n0"])
+
+        async def listed() -> bool:
+            # Again, what it was not there yet to hear, or had no room for.
+            for start in range(0, len(names), 50):
+                forge([server], [made_up(name) for name in names[start : start + 50]])
+                await asyncio.sleep(0.02)
+            async with proglog.client.admin.Cluster([server.address]) as asked:
+                return [member.name for member in (await asked.members()).members] == wanted
+
+        await until(listed, "all are listed")
+        assert await cluster_commands._members([server.address], as_json=True) == 0
+        assert len(capsys.readouterr().out.splitlines()) == len(wanted)
+        assert await cluster_commands._status([server.address], as_json=False) == 0
+    finally:
+        await server.kill()
+
+
+def made_up(name: str) -> Alive:
+    return Alive(
+        incarnation=1,
+        node=name,
+        host=Address("127.0.0.1", 1).packed,
+        port=1,
+        meta=encode_tags({"role": "x", "dc": "y", "rack": "z"}),
+        versions=OURS,
+    )

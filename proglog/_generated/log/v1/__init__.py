@@ -298,7 +298,10 @@ default_message_pool.register_message("log.v1", "Member", Member)
 
 @dataclass(eq=False, repr=False)
 class MembersRequest(betterproto2.Message):
-    pass
+    after: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    Those whose names come after this one: the last of the page before.
+    """
 
 
 default_message_pool.register_message("log.v1", "MembersRequest", MembersRequest)
@@ -306,7 +309,16 @@ default_message_pool.register_message("log.v1", "MembersRequest", MembersRequest
 
 @dataclass(eq=False, repr=False)
 class MembersResponse(betterproto2.Message):
+    """
+    One page, by name.
+    """
+
     members: "list[Member]" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, repeated=True)
+
+    more: "bool" = betterproto2.field(2, betterproto2.TYPE_BOOL)
+    """
+    There are more.
+    """
 
 
 default_message_pool.register_message("log.v1", "MembersResponse", MembersResponse)
@@ -685,7 +697,7 @@ class ClusterStub(betterproto2_grpclib.ServiceStub):
 
     async def members(
         self,
-        message: "MembersRequest | None" = None,
+        message: "MembersRequest",
         *,
         timeout: "float | None" = None,
         deadline: "Deadline | None" = None,
@@ -694,9 +706,6 @@ class ClusterStub(betterproto2_grpclib.ServiceStub):
         """
         Who is there, by gossip: members of any role, and those that are gone.
         """
-
-        if message is None:
-            message = MembersRequest()
 
         return await self._unary_unary(
             "/log.v1.Cluster/Members",
