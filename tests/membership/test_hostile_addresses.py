@@ -163,6 +163,11 @@ async def node(tmp_path: Path) -> AsyncIterator[Server]:
 
 
 async def test_a_node_goes_on_and_says_so_once(node: Server) -> None:
+    async def told() -> bool:
+        await asyncio.to_thread(send, Address(*node.gossip))
+        return "x-2001:db8::1" in node.log
+
+    await until(told, "it says what it refuses")
     for _ in range(3):
         await asyncio.to_thread(send, Address(*node.gossip))
     await asyncio.sleep(2.5)  # two probes and a rejoin later
