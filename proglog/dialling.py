@@ -6,17 +6,71 @@ import asyncio
 import copy
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from proglog.config import Address
 from proglog.errors import let_go
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
+NAMES_MAX = 256
+
+
+class Names:
+    """Where names are, looked up beside whoever dials: the last good answer serves until there is
+    a better one. A network that is lost takes its name servers along, and a look-up of the system
+    then waits for seconds."""
+
+    def __init__(self) -> None:
+        self._found: dict[Address, list[str]] = {}
+        self._looking: dict[Address, asyncio.Task[None]] = {}
+
+    async def find(self, address: Address) -> list[str]:
+        """The addresses of a name. Raises OSError."""
+        looking = self._looking.get(address)
+        if looking is None:
+            looking = asyncio.get_running_loop().create_task(self._look(address))
+            looking.add_done_callback(_forget)
+            self._looking[address] = looking
+        if address not in self._found:
+            # Not cancelled with whoever waits: the answer is of use the next time.
+            await asyncio.shield(looking)
+        return self._found[address]
+
+    async def _look(self, address: Address) -> None:
+        try:
+            self._keep(address, await _look_up(address))
+        except OSError:
+            if address not in self._found:
+                raise
+        finally:
+            del self._looking[address]
+
+    def _keep(self, address: Address, places: list[str]) -> None:
+        if len(self._found) >= NAMES_MAX:
+            self._found.pop(next(iter(self._found)))
+        self._found[address] = places
+
+
+def _forget(task: asyncio.Task[None]) -> None:
+    """Its failure is told to whoever waits, if anybody still does."""
+    if not task.cancelled():
+        task.exception()
+
+
+async def _look_up(address: Address) -> list[str]:
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(*address, type=socket.SOCK_STREAM)
+    if not found:
+        raise OSError(f"{address.host} has no address")
+    return [str(place[0]) for *_, place in found]
 
 
 async def dial(
-    factory: Callable[[], P], address: Address, tls: ssl.SSLContext | None = None
+    factory: Callable[[], P],
+    address: Address,
+    tls: ssl.SSLContext | None = None,
+    find: Callable[[Address], Awaitable[list[str]]] = _look_up,
 ) -> tuple[asyncio.BaseTransport, P]:
     """A connection to the first of the addresses of a name that accepts one. Raises OSError.
 
@@ -24,13 +78,12 @@ async def dial(
     the look-up, whose failure asyncio then reports as one that nobody has heard of.
     """
     loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(*address, type=socket.SOCK_STREAM)
     failure = OSError(f"{address.host} has no address")
-    for *_, place in found:
+    for place in await find(address):
         try:
             return await loop.create_connection(
                 factory,
-                str(place[0]),
+                place,
                 address.port,
                 ssl=tls,
                 server_hostname=address.host if tls else None,

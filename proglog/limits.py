@@ -122,12 +122,37 @@ replay_retry_seconds = 0.1
 """What could not be applied for damage is read again after this time."""
 
 # --- between servers -----------------------------------------------------------------------------
-dial_seconds_max = 2.0
-redial_seconds_max = 1.0
-peer_unacked_seconds_max = 30.0
-"""A connection to a peer that acknowledges nothing for this long, or takes nothing, is given up."""
-peer_hints_max = 256
-"""Addresses heard of beside the configured ones."""
+dial_seconds_max = 0.5
+"""A connection is there after this time, or dialled anew: the kernel would send what was lost again
+after a second, and then after three."""
+dial_apart_seconds = 0.05
+"""Between the addresses of one server, which are dialled side by side."""
+greeting_seconds_max = 1.0
+"""Whoever connected has said who it is by then."""
+redial_seconds_first = 0.02
+voter_redial_seconds_max = 0.25
+redial_seconds_max = 2.0
+"""Between two dials. The first is short, the longest is this; voters are needed sooner."""
+peer_beat_seconds = 0.05
+"""Connections are looked at this often."""
+control_ping_seconds = 0.25
+control_silence_seconds_max = 1.0
+"""A control lane is asked this often for a sign of life, and given up when none came for so long by
+who dialled it, for twice as long by who was dialled."""
+bulk_ping_seconds = 1.0
+bulk_silence_seconds_max = 3.0
+"""Likewise; a bulk lane also ends with the control lane beside it."""
+peer_unacked_seconds_max = 10.0
+"""The kernel gives up a connection that acknowledges nothing for this long, or takes nothing."""
+peers_max = 256
+"""Nodes that are only heard of, beside the servers of logs."""
+hints_of_a_peer_max = 2
+"""Addresses of a server that others told, tried beside the configured one."""
+peer_strangers_max = 64
+"""Connections that wait for a greeting; beyond it the oldest gives way."""
+intake_bytes_max = 32 * MiB
+intake_frames_max = 256
+"""Appends of one peer that wait for room here; beyond it they are refused."""
 
 # --- edge ----------------------------------------------------------------------------------------
 message_bytes_max = batch_bytes_max + 64 * KiB
@@ -222,4 +247,9 @@ assert client_inflight_batches_max <= producer_window_batches
 assert client_dial_seconds_max < client_room_seconds_max
 assert http2_connection_window_bytes < client_connection_window_bytes < 2**31
 assert segment_batches_default <= segment_batches_max
+# A sign of life that was lost is asked for again, and again, before anybody is given up.
+assert 3 * (control_ping_seconds + peer_beat_seconds) < control_silence_seconds_max
+assert 2 * (bulk_ping_seconds + peer_beat_seconds) < bulk_silence_seconds_max
+# After silence of any length: given up, dialled, greeted within 2 s, and a leader elected.
+assert dial_seconds_max + voter_redial_seconds_max < control_silence_seconds_max
 assert segment_bytes_default > batch_bytes_max

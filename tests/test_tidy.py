@@ -184,3 +184,11 @@ def test_links_lead_somewhere(path: Path) -> None:
     assert len(re.findall(r"^# ", text, re.MULTILINE)) == 1
     targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", text)
     assert [target for target in targets if not (path.parent / target).exists()] == []
+
+
+def test_every_module_of_the_core_of_consensus_is_held_to_be_pure() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    contracts = settings["tool"]["importlinter"]["contracts"]
+    (pure,) = (c["source_modules"] for c in contracts if c["name"].startswith("The core of"))
+    modules = {path.stem for path in (ROOT / "proglog" / "raft").glob("*.py")}
+    assert modules - {"__init__", "driver", "hard_state"} == {m.split(".")[-1] for m in pure}

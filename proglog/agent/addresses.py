@@ -1,7 +1,5 @@
 """Where servers are, by gossip: it only says where to look. An address is passed on to the
-transport once whoever answers there has said that he is that server; until then, and where nobody
-answers, the transport goes on with what it has. Anybody may forge gossip, and a wrong address in
-the place of a right one cuts a voter off.
+connections once whoever answers there has said that it is that server. Anybody may forge gossip.
 """
 
 from __future__ import annotations
@@ -13,6 +11,7 @@ from proglog import limits
 from proglog.agent.policy import server_of
 from proglog.errors import ProglogError
 from proglog.membership import Member, Membership, Status
+from proglog.peers.peers import Peers
 from proglog.raft.configuration import Server
 from proglog.replica.replica import Replica
 
@@ -24,10 +23,12 @@ class Addresses:
         self,
         replica: Replica,
         membership: Membership,
+        peers: Peers,
         authenticate: Callable[[str], Awaitable[Server]],
     ) -> None:
         self._replica = replica
         self._membership = membership
+        self._peers = peers
         self._authenticate = authenticate
         self._loop = asyncio.get_running_loop()
         self._not_before: dict[str, float] = {}
@@ -41,7 +42,7 @@ class Addresses:
 
     def _claims(self) -> list[Member]:
         """Members that are servers and tell another address than the one that is used."""
-        now, transport = self._loop.time(), self._replica.transport
+        now = self._loop.time()
         configuration = self._replica.leadership.configuration
         self._not_before = {uuid: due for uuid, due in self._not_before.items() if due > now}
         return [
@@ -50,7 +51,7 @@ class Addresses:
             if member.status is Status.ALIVE
             and (server := server_of(configuration, member)) is not None
             and server.uuid not in self._not_before
-            and member.tags.get("rpc_addr", "") not in {"", transport.address_of(server.uuid)}
+            and member.tags.get("rpc_addr", "") not in {"", self._peers.address_of(server.uuid)}
         ]
 
     async def _look(self, member: Member) -> None:
@@ -60,6 +61,6 @@ class Addresses:
         try:
             found = await self._authenticate(rpc_addr)
         except ProglogError:
-            return  # The transport says whom it cannot reach.
+            return  # The connections say whom they cannot reach.
         if found.uuid == uuid:
-            self._replica.transport.hint(uuid, member.name, rpc_addr)
+            self._peers.hint(uuid, member.name, rpc_addr)

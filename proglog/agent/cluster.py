@@ -71,7 +71,7 @@ class ClusterAdmin:
         while not self._may_go(name):
             # A leader that has only just taken over has not heard from everybody yet.
             if self._loop.time() >= deadline:
-                called = self._replica.transport.name_of(name)  # one that leaves asks by its uuid
+                called = self._replica.exchange.name_of(name)  # one that leaves asks by its uuid
                 raise ChangeRefused(
                     f"without {called} the cluster would have no quorum that answers"
                 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import random
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from proglog.client.backend import At, Start, log_closed, to_timeout
 from proglog.client.client import Log
 from proglog.config import LogConfig
 from proglog.errors import EarlierRefused, OffsetOutOfRange, ProglogError, RecordLost
+from proglog.peers.peers import Peers
 from proglog.ports import Ports
 from proglog.raft.config import RaftConfig
 from proglog.replica.identity import NodeDirectory, open_node
@@ -48,7 +50,13 @@ async def open(  # noqa: A001  # proglog.open, as in gzip.open
     ports = Ports()
     directory = await open_node(Path(data_dir), node_name="", ports=ports)
     try:
-        replica = await _open_replica(directory, ports)
+        peers = Peers(
+            connect=_nobody,
+            chance=random.Random(ports.random.getrandbits(64)),
+            clock=ports.clock,
+            rpc_addr="",
+        )
+        replica = await _open_replica(directory, ports, peers)
         try:
             await replica.wait_ready()
             async with Log(
@@ -60,11 +68,12 @@ async def open(  # noqa: A001  # proglog.open, as in gzip.open
                 yield log
         finally:
             await replica.close()
+            peers.close()
     finally:
         directory.close()
 
 
-async def _open_replica(directory: NodeDirectory, ports: Ports) -> Replica:
+async def _open_replica(directory: NodeDirectory, ports: Ports, peers: Peers) -> Replica:
     return await open_replica(
         DEFAULT,
         directory,
@@ -74,7 +83,7 @@ async def _open_replica(directory: NodeDirectory, ports: Ports) -> Replica:
         ports=ports,
         observer=_Unobserved(),
         bootstrap=True,
-        connect=_nobody,
+        peers=peers,
     )
 
 

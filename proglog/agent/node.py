@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import random
 import socket
 import sys
 from collections.abc import Callable, Coroutine
@@ -30,7 +31,7 @@ from proglog.agent.forming import Forming
 from proglog.agent.policy import misses_somebody
 from proglog.agent.reconciler import Reconciler
 from proglog.config import Address, NodeConfig
-from proglog.dialling import dial
+from proglog.dialling import Names, dial
 from proglog.errors import ConfigurationError, why_not_bound
 from proglog.gateway.health import Probes
 from proglog.gateway.server import Gateway
@@ -44,6 +45,7 @@ from proglog.membership import (
     decode_key,
 )
 from proglog.observability.metrics import Metrics
+from proglog.peers.peers import Peers
 from proglog.ports import Ports
 from proglog.raft.config import RaftConfig
 from proglog.raft.configuration import Server
@@ -79,6 +81,7 @@ class Node:
         self.rpc_addr = config.rpc_addr
         """Where gRPC and HTTP are served; with its real port once started."""
         self.http_addr = config.http_addr
+        self.peers: Peers
         self.replica: Replica
         self.membership: Membership
         self._reconciler: Reconciler
@@ -104,6 +107,9 @@ class Node:
             Path(config.data_dir), node_name=config.node_name, ports=self._ports
         )
         self._parts.callback(directory.close)
+        # The life that begins once the log is open.
+        self.peers = self._make_peers(directory.incarnation + 1)
+        self._parts.callback(self.peers.close)
         self.replica = await open_replica(
             DEFAULT,
             directory,
@@ -113,7 +119,7 @@ class Node:
             raft_config=RaftConfig(),
             ports=self._ports,
             observer=self,
-            connect=_connect,
+            peers=self.peers,
         )
         self._parts.push_async_callback(self.replica.close)
         self._watch_replica()
@@ -127,7 +133,7 @@ class Node:
         self._supervise(self.membership.wait_ended())
         self._supervise(self._reconciler.run())
         self._supervise(self._reconciler.watch())
-        self._supervise(Addresses(self.replica, self.membership, self._identify).run())
+        self._supervise(Addresses(self.replica, self.membership, self.peers, self._identify).run())
         if config.start_join_addrs:
             self._supervise(self._join())
         if admin.forming is not None:
@@ -159,7 +165,7 @@ class Node:
         routes = Routes(
             grpc=rpc.protocol_factory,
             http=gateway.factory,
-            raft=self.replica.transport.accept,
+            raft=self.peers.accept,
         )
         mux = Mux(listener, routes)
         self._parts.push_async_callback(mux.close)
@@ -191,6 +197,21 @@ class Node:
         for task in self._tasks:
             task.cancel()
         await self._parts.aclose()
+
+    def _make_peers(self, incarnation: int) -> Peers:
+        names = Names()
+
+        async def connect(address: str, factory: Callable[[], asyncio.Protocol]) -> None:
+            await dial(factory, Address.parse(address), find=names.find)
+
+        return Peers(
+            connect=connect,
+            chance=random.Random(self._ports.random.getrandbits(64)),
+            clock=self._ports.clock,
+            rpc_addr=str(self.rpc_addr),
+            cluster_name=self._config.cluster_name,
+            incarnation=incarnation,
+        )
 
     # --- membership ------------------------------------------------------------------------------
 
@@ -314,15 +335,6 @@ def _gossip_key(text: str) -> bytes:
         return decode_key(text)
     except KeyRefused as error:
         raise ConfigurationError(f"gossip-keys: {error}", setting="gossip-keys") from None
-
-
-async def _connect(address: str, factory: Callable[[], asyncio.Protocol]) -> None:
-    """Dials another server."""
-    transport, _ = await dial(factory, Address.parse(address))
-    # A host that is gone without a word: TCP by itself would send again for a quarter of an hour.
-    transport.get_extra_info("socket").setsockopt(
-        socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * limits.peer_unacked_seconds_max)
-    )
 
 
 def _listen(address: Address) -> socket.socket:

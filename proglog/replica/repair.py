@@ -17,8 +17,8 @@ from proglog.errors import ProglogError, RangeCorrupt, Unavailable
 from proglog.log.damage import find_damage, mend
 from proglog.log.log import Log
 from proglog.raft.driver import ReceivedBatch
-from proglog.raft.transport import Transport
 from proglog.replica.applier import Applier
+from proglog.replica.exchange import Exchange
 from proglog.replica.fitness import Fitness
 from proglog.replica.leadership import Leadership
 
@@ -34,7 +34,7 @@ class Repair:
         applier: Applier,
         fitness: Fitness,
         log: Log,
-        transport: Transport,
+        exchange: Exchange,
         leadership: Leadership,
         own_uuid: str,
         hand_over: Callable[[], Awaitable[None]],
@@ -44,7 +44,7 @@ class Repair:
         self._applier = applier
         self._fitness = fitness
         self._log = log
-        self._transport = transport
+        self._exchange = exchange
         self._leadership = leadership
         self._own_uuid = own_uuid
         self._hand_over = hand_over
@@ -138,7 +138,7 @@ class Repair:
         async with asyncio.timeout(limits.fetch_seconds_max * (1 + (last - first) // 100)):
             while first <= last:
                 self._answer = asyncio.get_running_loop().create_future()
-                self._transport.fetch(uuid, first, last)
+                self._exchange.fetch(uuid, first, last)
                 try:
                     async with asyncio.timeout(limits.fetch_seconds_max / 4):
                         received = await self._answer
@@ -176,6 +176,6 @@ class Repair:
             # A snapshot replaced the log: the peer asks somebody else.
             return
         else:
-            self._transport.answer_fetch(peer, run.data)
+            self._exchange.answer_fetch(peer, run.data)
         finally:
             self._answering.discard(peer)

@@ -30,6 +30,7 @@ from proglog.log.log import Log
 from proglog.log.names import DEFAULT_GROUP
 from proglog.log.operations import Group
 from proglog.log.snapshot import Snapshot
+from proglog.peers.peers import Peers
 from proglog.ports import Offload, Ports
 from proglog.raft.config import RaftConfig
 from proglog.raft.configuration import Configuration
@@ -39,9 +40,9 @@ from proglog.raft.hard_state import Identity
 from proglog.raft.log_view import LogView
 from proglog.raft.messages import HardState, ReadResult, SoftState
 from proglog.raft.status import Status
-from proglog.raft.transport import Connect, Transport
 from proglog.replica.applier import Applier
 from proglog.replica.barriers import Barriers
+from proglog.replica.exchange import Exchange
 from proglog.replica.fitness import Fitness
 from proglog.replica.identity import NodeDirectory
 from proglog.replica.leadership import Leadership
@@ -67,12 +68,11 @@ class Replica:
         *,
         name: str,
         opened: Opened,
-        rpc_addr: str,
         config: LogConfig,
         raft_config: RaftConfig,
         ports: Ports,
         observer: Observer,
-        connect: Connect,
+        peers: Peers,
     ) -> None:
         self.name = name
         self._ports = ports
@@ -90,17 +90,18 @@ class Replica:
         self._tasks = Tasks(self.failed)
         self._adopted = self.identity.cluster_id
         self._applier = self._make_applier(opened)
-        self.transport = self._make_transport(rpc_addr, connect)
+        peers.begin(self)
+        self.exchange = self._make_exchange(peers)
         self.leadership = Leadership(
             self.identity.name,
             opened.hard_state.hard_state.term,
             opened.configurations[-1][1] if opened.configurations else Configuration(),
-            self.transport.name_of,
-            self.transport.address_of,
+            self.exchange.name_of,
+            self.exchange.address_of,
         )
         self._driver = self._make_driver(opened)
-        self.transport.driver = self._driver
-        self.transport.set_configuration(self.leadership.configuration)
+        self.exchange.driver = self._driver
+        self.exchange.set_configuration(self.leadership.configuration)
         self.members = Members(self.leadership, self._driver, self.log, self._waiters)
         self._proposer = self._make_proposer()
         self._retention = Retention(self.log, self._driver, self.members, config, ports.clock)
@@ -113,7 +114,7 @@ class Replica:
             applier=self._applier,
             fitness=self._fitness,
             log=self.log,
-            transport=self.transport,
+            exchange=self.exchange,
             leadership=self.leadership,
             own_uuid=self.identity.uuid,
             hand_over=self.hand_over,
@@ -137,14 +138,13 @@ class Replica:
             on_unknown=self.failed,
         )
 
-    def _make_transport(self, rpc_addr: str, connect: Connect) -> Transport:
-        return Transport(
+    def _make_exchange(self, peers: Peers) -> Exchange:
+        return Exchange(
             host=self,
             log=self.log,
-            log_id=self.name,
-            rpc_addr=rpc_addr,
-            connect=connect,
-            chance=random.Random(self._ports.random.getrandbits(64)),
+            peers=peers,
+            group=self._hard_state.seal.group,
+            uuid=self.identity.uuid,
         )
 
     def _make_proposer(self) -> Proposer:
@@ -171,7 +171,7 @@ class Replica:
             hard_state=opened.hard_state,
             clock=self._ports.clock,
             events=self,
-            send=self.transport.send,
+            send=self.exchange.send,
         )
 
     def _make_raft(
@@ -203,7 +203,6 @@ class Replica:
             self._driver.tick()
             self._waiters.expire(self._loop.time())
             self.members.promote()
-            self.transport.keep_warm()
             self._look_at_fitness()
 
     def _look_at_fitness(self) -> None:
@@ -424,7 +423,7 @@ class Replica:
 
     def configured(self, configuration: Configuration) -> None:
         self.leadership.configuration = configuration
-        self.transport.set_configuration(configuration)
+        self.exchange.set_configuration(configuration)
 
     def installed(self, snapshot: Snapshot) -> None:
         self._applier.installed(snapshot)
@@ -532,7 +531,7 @@ class Replica:
         await self.hand_over()
         self._end(Unavailable("the node is stopping"))
         await self._tasks.end()
-        self.transport.close()
+        self.exchange.close()
         await self._driver.close()
         await self._tasks.end()
         await self.log.close()
@@ -563,9 +562,10 @@ async def open_replica(
     raft_config: RaftConfig,
     ports: Ports,
     observer: Observer,
-    connect: Connect,
+    peers: Peers,
 ) -> Replica:
-    """Opens the log of a node, or makes it. Raises as `open_log`."""
+    """Opens the log of a node, or makes it. `rpc_addr` is where a server that begins a cluster is
+    reached. Raises as `open_log`."""
     opening = Offload(ports.worker("proglog-opening"))
     try:
         opened = await opening.run(
@@ -585,10 +585,9 @@ async def open_replica(
     return Replica(
         name=name,
         opened=opened,
-        rpc_addr=rpc_addr,
         config=config,
         raft_config=raft_config,
         ports=ports,
         observer=observer,
-        connect=connect,
+        peers=peers,
     )

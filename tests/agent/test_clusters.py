@@ -438,7 +438,7 @@ async def test_nobody_waits_for_a_timeout_when_the_leaders_connections_end(
     first = await nodes.find_leader()
     term = first.replica.leadership.state.term
     # It goes on, as if each of its connections had been reset; so it hears of its successor.
-    first.replica.transport.close()
+    first.peers.close()
 
     async def succeeded() -> bool:
         leader = nodes.leader

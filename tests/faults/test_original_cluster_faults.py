@@ -43,7 +43,7 @@ from proglog.membership import JoinFailed, Membership, MembershipConfig, Status,
 from proglog.ports import RealFiles
 from proglog.raft.configuration import AddLearner, Configuration, changed
 from proglog.raft.messages import Message
-from proglog.raft.transport import Transport
+from proglog.replica.exchange import Exchange
 from proglog.replica.identity import NodeDirectory
 from proglog.replica.leadership import Leadership
 from proglog.replica.opening import open_log
@@ -286,13 +286,13 @@ async def linearizable(nodes: Nodes, name: str, offset: int) -> bytes:
 def partition(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """Servers whose uuids are put into this set exchange nothing with the others."""
     cut_off: set[str] = set()
-    send = Transport.send
+    send = Exchange.send
 
-    def send_some(self: Transport, message: Message) -> None:
-        if not {message.to, self.host.identity.uuid} & cut_off:
+    def send_some(self: Exchange, message: Message) -> None:
+        if not {message.to, self._uuid} & cut_off:
             send(self, message)
 
-    monkeypatch.setattr(Transport, "send", send_some)
+    monkeypatch.setattr(Exchange, "send", send_some)
     return cut_off
 
 

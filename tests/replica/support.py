@@ -14,6 +14,7 @@ from proglog import batch as batches
 from proglog.batch import ProposedBatch, decode_all
 from proglog.config import LogConfig
 from proglog.log.names import DEFAULT_GROUP, group_folder
+from proglog.peers.peers import Peers
 from proglog.ports import Files, Ports, RealFiles, ThreadWorker, Worker
 from proglog.raft.config import RaftConfig
 from proglog.replica.identity import NodeDirectory, open_node
@@ -89,6 +90,9 @@ class Node:
         ports = Ports(
             files=self.files, clock=self.clock, random=random.Random(self.seed), worker=self.worker
         )
+        self.peers = Peers(
+            connect=_nobody, chance=random.Random(1), clock=self.clock, rpc_addr="127.0.0.1:1"
+        )
         self.directory = await open_node(self.data_dir, node_name=self.name, ports=ports)
         try:
             self.replica = await open_replica(
@@ -100,7 +104,7 @@ class Node:
                 raft_config=RaftConfig(),
                 ports=ports,
                 observer=self,
-                connect=_nobody,
+                peers=self.peers,
             )
         except BaseException:
             self.directory.close()
@@ -109,6 +113,7 @@ class Node:
 
     async def close(self) -> None:
         await self.replica.close()
+        self.peers.close()
         self.directory.close()
 
     async def __aenter__(self) -> Self:

@@ -66,7 +66,7 @@ async def mending(world: World, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
         applier=shape,
         fitness=shape,
         log=shape,
-        transport=cast("Any", None),
+        exchange=cast("Any", None),
         leadership=shape,
         own_uuid="a",
         hand_over=world.hand_over,

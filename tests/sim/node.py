@@ -14,6 +14,7 @@ from proglog.errors import CorruptionError, DiskFull, RangeCorrupt, StorageFaile
 from proglog.log.names import store_name
 from proglog.log.snapshot import Snapshot
 from proglog.log.tail import Run
+from proglog.peers.peers import Peers
 from proglog.ports import Ports
 from proglog.raft.core import Raft
 from proglog.raft.messages import Message, Role
@@ -152,21 +153,29 @@ class SimNode:
             random=random.Random(f"{settings.seed}/{self.name}/{self.lives}"),
             worker=self._worker,
         )
+        address = f"{self.name}:{PORT}"
+        peers = Peers(
+            connect=_connect,
+            chance=random.Random(f"{settings.seed}/{self.name}/{self.lives}/peers"),
+            clock=self.clock,
+            rpc_addr=address,
+            incarnation=self.lives,
+        )
         replica = await open_replica(
             "default",
             await open_node(DATA_DIR, node_name=self.name, ports=ports),
-            rpc_addr=f"{self.name}:{PORT}",
+            rpc_addr=address,
             bootstrap=self.bootstrap,
             config=settings.log,
             raft_config=settings.raft,
             ports=ports,
             observer=self,
-            connect=_connect,
+            peers=peers,
         )
         if self.process is process:
             self._opened(replica)
             loop = asyncio.get_running_loop()
-            await loop.create_server(replica.transport.accept, self.name, PORT)
+            await loop.create_server(peers.accept, self.name, PORT)
 
     def _worker(self, name: str) -> SimWorker:
         chance = random.Random(f"{self.world.settings.seed}/{self.name}/{self.lives}/{name}")
@@ -309,8 +318,8 @@ class SimNode:
                 raise Violation("durable is lost", f"{self.name} comes back without {what}")
 
     def _hook(self, replica: Replica) -> None:
-        log, transport, hidden = replica.log, replica.transport, replica._applier
-        append, cut, reset, send = log.append, log.cut_suffix, log.reset, transport.send
+        log, exchange, hidden = replica.log, replica.exchange, replica._applier
+        append, cut, reset, send = log.append, log.cut_suffix, log.reset, exchange.send
         apply_one, drop, read = hidden._apply_one, log.drop_prefix, log.read
         oracle, driver = self.oracle, replica._driver
         wait = replica._waiters.add
@@ -361,7 +370,7 @@ class SimNode:
         replica._waiters.add = on_wait  # type: ignore[method-assign]
         log.read = on_read  # type: ignore[method-assign]
         log.drop_prefix = on_drop  # type: ignore[method-assign]
-        transport.send = on_send  # type: ignore[method-assign]
+        exchange.send = on_send  # type: ignore[method-assign]
         driver._send = on_send
         hidden._apply_one = on_apply  # type: ignore[method-assign]
 

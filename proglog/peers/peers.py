@@ -1,0 +1,194 @@
+"""All connections of one node to others. Who they are is proved first; then frames flow, from the
+one that dialled to the other."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterable
+
+import structlog
+
+from proglog import limits
+from proglog.peers.accepted import Accepted
+from proglog.peers.frames import Lane
+from proglog.peers.hello import Hello, Refusal
+from proglog.peers.local import Connect, Home, Known, Local, Receiver
+from proglog.peers.peer import Peer
+from proglog.ports import Clock
+
+_logger = structlog.get_logger("peers")
+
+
+class Peers:
+    """See the module. `attach` a log, and tell by `configure` who its servers are."""
+
+    def __init__(
+        self,
+        *,
+        connect: Connect,
+        chance: random.Random,
+        clock: Clock,
+        rpc_addr: str,
+        cluster_name: str = "",
+        incarnation: int = 1,
+    ) -> None:
+        self._local = Local(
+            connect=connect,
+            chance=chance,
+            clock=clock,
+            rpc_addr=rpc_addr,
+            cluster_name=cluster_name,
+            incarnation=incarnation,
+            session=f"{chance.getrandbits(128):032x}",
+            loop=asyncio.get_running_loop(),
+        )
+        self._peers: dict[str, Peer] = {}
+        # In the order of their making, unlike sets: so that a simulated run is always the same.
+        self._strangers: dict[Accepted, None] = {}
+        """Accepted, but not greeted yet."""
+        self._accepted: dict[tuple[str, Lane], Accepted] = {}
+        self._refused: dict[str, str] = {}
+        """Why each of those that called was refused last; they call again all the time."""
+        self._beating: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    # --- groups ----------------------------------------------------------------------------------
+
+    def begin(self, home: Home) -> None:
+        """From now on others can be told who we are."""
+        self._local.home = home
+        self._beating = self._local.loop.call_later(limits.peer_beat_seconds, self._beat)
+
+    def attach(self, group: int, receiver: Receiver) -> None:
+        """The frames of this group go there."""
+        assert group not in self._local.groups, "a group is one log"
+        self._local.groups[group] = receiver
+
+    def detach(self, group: int) -> None:
+        """There is no such group any more."""
+        self._local.groups.pop(group, None)
+        self.configure(group, ())
+
+    def configure(self, group: int, servers: Iterable[Known]) -> None:
+        """The servers of a group: connections are kept to all of them. Those to servers of no group
+        are forgotten."""
+        known = {server.uuid: server for server in servers}
+        known.pop(self._local.home.identity.uuid, None)
+        for uuid, peer in list(self._peers.items()):
+            if group in peer.known and uuid not in known:
+                del peer.known[group]
+                if not self._is_kept(peer):
+                    self._peers.pop(uuid).close()
+        for uuid, server in known.items():
+            peer = self.peer(uuid)
+            peer.known[group] = server
+            if not self._closed:
+                peer.dial_soon()
+
+    def _is_kept(self, peer: Peer) -> bool:
+        return peer.is_wanted or peer.is_hinted
+
+    # --- others ----------------------------------------------------------------------------------
+
+    def peer(self, uuid: str) -> Peer:
+        """The node of this uuid, of which perhaps nothing is known."""
+        peer = self._peers.get(uuid)
+        if peer is None:
+            peer = self._peers[uuid] = Peer(self._local, uuid)
+            self._forget_oldest()
+        return peer
+
+    def _forget_oldest(self) -> None:
+        """There is a bound on those that were only heard of."""
+        if len(self._peers) > limits.peers_max:
+            unwanted = (uuid for uuid, peer in self._peers.items() if not peer.is_wanted)
+            if (uuid := next(unwanted, None)) is not None:
+                self._peers.pop(uuid).close()
+
+    def address_of(self, uuid: str) -> str:
+        """Where a node is; may be ""."""
+        if uuid == self._local.home.identity.uuid:
+            return self._local.rpc_addr
+        peer = self._peers.get(uuid)
+        return peer.address if peer else ""
+
+    def name_of(self, uuid: str) -> str:
+        """What to call a node in front of people."""
+        peer = self._peers.get(uuid)
+        return peer.name if peer else uuid
+
+    def hint(self, uuid: str, name: str, address: str) -> None:
+        """Someone told where a node can be reached. The handshake proves who answers there."""
+        if address and uuid != self._local.home.identity.uuid:
+            self.peer(uuid).hint(name, address)
+
+    def _beat(self) -> None:
+        """Looks at all connections. After a stall nobody is judged before what waits is read."""
+        self._beating = self._local.loop.call_later(limits.peer_beat_seconds, self._beat)
+        if not self._local.awake.beat():
+            return
+        for peer in list(self._peers.values()):
+            peer.beat()
+        for accepted in list(self._accepted.values()):
+            if accepted.pulse.is_lost:
+                accepted.give_up("it says nothing")
+
+    # --- connections that others dialled ---------------------------------------------------------
+
+    def accept(self) -> asyncio.Protocol:
+        """The protocol of a connection that another node dialled; PROLOGUE comes first."""
+        return Accepted(self._local, self)
+
+    def arrived(self, accepted: Accepted) -> None:
+        """A connection is there, and has said nothing yet."""
+        if self._closed:
+            accepted.give_up("this node stops")
+        self._strangers[accepted] = None
+        if len(self._strangers) > limits.peer_strangers_max:
+            next(iter(self._strangers)).give_up("too many connections wait for a greeting")
+
+    def welcomed(self, accepted: Accepted, hello: Hello) -> None:
+        """It takes the place of an older one: whoever dials again knows that that is lost."""
+        self._strangers.pop(accepted, None)
+        key = (accepted.peer, accepted.lane)
+        older, self._accepted[key] = self._accepted.get(key), accepted
+        if older is not None:
+            older.give_up("there is a newer one")
+        self.hint(hello.life.uuid, hello.life.name, hello.address)
+        # It is there: no pause is needed to find out.
+        self.peer(hello.life.uuid).control.dial_soon(now=True)
+
+    def refused(self, hello: Hello, refusal: Refusal) -> None:
+        """A caller is turned away; told once."""
+        uuid, why = hello.life.uuid, refusal.why
+        if self._refused.get(uuid) != why:
+            if len(self._refused) >= limits.peers_max:
+                self._refused.pop(next(iter(self._refused)))
+            self._refused[uuid] = why
+            peer = f"{hello.life.name} at {hello.address}"
+            _logger.warning("peer refused", peer=peer, code=refusal.code, why=why)
+
+    def ended(self, accepted: Accepted) -> None:
+        """A connection is gone; by now there may be another one in its place."""
+        self._strangers.pop(accepted, None)
+        key = (accepted.peer, accepted.lane)
+        if self._accepted.get(key) is not accepted:
+            return
+        del self._accepted[key]
+        for receiver in list(self._local.groups.values()):
+            if accepted.lane is Lane.BULK:
+                receiver.bulk_ended(accepted.peer)
+            elif not accepted.given_up:
+                # What we ended for its silence says nothing about the process at the other end.
+                receiver.disconnected(accepted.peer)
+
+    def close(self) -> None:
+        """Ends all connections."""
+        self._closed = True
+        if self._beating is not None:
+            self._beating.cancel()
+        for peer in self._peers.values():
+            peer.close()
+        for accepted in [*self._strangers, *self._accepted.values()]:
+            accepted.give_up("this node stops")
