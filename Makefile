@@ -19,7 +19,7 @@ unexport PYTHON VENV ARGS
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install judges run test check format proto lock bench bench-cluster clean disk sim mutants
+.PHONY: help install judges run test check format proto lock bench bench-cluster clean disk net sim mutants
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name text; \
@@ -79,10 +79,15 @@ disk: install  ## run a node on disks that really fail; needs root
 	$(BIN)/python -m pytest tests/disk $(ARGS)
 
 SECONDS ?= 60
-unexport SECONDS
+LOSSES ?= 0.3 0.9 1.1 2 5 14
+unexport SECONDS LOSSES
 
 sim: install  ## run simulated clusters for longer: make sim SECONDS=600
 	$(BIN)/python -m tests.sim --seconds $(SECONDS) $(ARGS)
+
+net: install  ## lose the network between real nodes for a while: make net LOSSES="2 60"
+	unshare --user --map-root-user --net --mount --kill-child \
+	    $(BIN)/python -m tests.net $(LOSSES)
 
 mutants: install  ## show that the simulators find faults that are put in
 	$(BIN)/python tests/mutants/raft_core.py --seconds $(SECONDS)
