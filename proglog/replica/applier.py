@@ -156,5 +156,6 @@ class Applier:
         self.applied_index = self.commit_index = snapshot.tip.index
         self.next_offset = snapshot.tip.next_offset
         self._snapshots.forget()
+        self._waiters.skipped(snapshot.tip.index)
         self.applied.tell()
         self.news.tell()

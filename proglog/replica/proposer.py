@@ -82,11 +82,16 @@ class Proposer:
                 raise self._leadership.refusal()
             await self._applier.applied.wait()
 
+    def _leads(self) -> bool:
+        """Whether this server leads, and what is known of producers is of this leadership: the core
+        may be in a later term already, and lead in it, before anybody is told."""
+        return self._leadership.is_mine and self._driver.term == self._leadership.state.term
+
     async def _admit(self, size: int) -> None:
         """Returns when a batch of `size` bytes may be appended in this very step."""
         while True:
             self._check_open()
-            if not self._leadership.is_mine:
+            if not self._leads():
                 raise self._leadership.refusal()
             room = self._driver.pending_bytes + size + limits.control_bytes_reserved
             count = self._driver.pending_batches + 1 + limits.control_batches_reserved

@@ -409,14 +409,16 @@ class Replica:
 
     def leadership_changed(self, state: SoftState) -> None:
         leadership = self.leadership
-        was_mine = leadership.is_mine
+        before, was_mine = leadership.state, leadership.is_mine
         leadership.move_to(state)
-        if leadership.is_mine and not was_mine:
+        # One that follows another of this server at once, in a later term, is another one.
+        is_another = state.term != before.term
+        if was_mine and (is_another or not leadership.is_mine):
+            self._applier.state.producers.forget_overlay()
+        if leadership.is_mine and (is_another or not was_mine):
             # The no-op that the core has just appended is the first batch of this leadership.
             assert self.log.tip.term == state.term
             leadership.led_from = self.log.tip.index
-        elif was_mine and not leadership.is_mine:
-            self._applier.state.producers.forget_overlay()
         leadership.changed.tell()
         self._applier.applied.tell()
         self._proposer.room.tell()

@@ -59,11 +59,20 @@ class CommitWaiters:
                 _fail(waiter.future, "the batch was not committed in time")
 
     def give_up(self) -> None:
-        """Nobody will tell the outcome any more: the node stops, or a snapshot skipped it."""
-        for waiters in self._waiters.values():
-            for waiter in waiters:
-                _fail(waiter.future, "the node stopped before the batch was known to be committed")
-        self._waiters.clear()
+        """Nobody will tell the outcome any more: the node stops."""
+        self._give_up(
+            list(self._waiters), "the node stopped before the batch was known to be committed"
+        )
+
+    def skipped(self, last_index: int) -> None:
+        """A snapshot stands for all batches up to this one: which they were is not told."""
+        indexes = [index for index in self._waiters if index <= last_index]
+        self._give_up(indexes, "a snapshot took the place of what this server had of the log")
+
+    def _give_up(self, indexes: list[int], why: str) -> None:
+        for index in indexes:
+            for waiter in self._waiters.pop(index):
+                _fail(waiter.future, why)
 
 
 def _fail(future: asyncio.Future[Appended], why: str) -> None:

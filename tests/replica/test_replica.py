@@ -19,11 +19,12 @@ from proglog.errors import (
     OutcomeUnknown,
     Unavailable,
 )
+from proglog.log.snapshot import Snapshot
 from proglog.replica import commands
 from proglog.replica.commands import SetStart
 from proglog.replica.tasks import Tasks
 from tests.replica.support import START_MS, Node, outcomes, proposed
-from tests.waiting import DEADLINE_SECONDS
+from tests.waiting import DEADLINE_SECONDS, until
 
 
 async def test_an_empty_log_serves(node: Node) -> None:
@@ -210,6 +211,46 @@ async def test_a_task_that_ends_may_begin_another() -> None:
     await tasks.end()
     assert ended == ["begun before", "begun while it ended"]
     assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_a_leadership_that_follows_another_at_once_is_a_new_one(node: Node) -> None:
+    """A server alone leads again before anybody is told that it did not for a moment."""
+    replica = node.replica
+    raft, term = replica._driver.raft, replica.leadership.state.term
+    led_from = replica.leadership.led_from
+    answer = await replica.propose(proposed(b"of the first", producer_id=7))
+    overlay = replica._applier.state.producers._overlay
+    assert 7 in overlay
+    raft.may_campaign = True  # Space is still being allocated, perhaps.
+    raft.resign()
+    raft.tick()
+    assert (raft.term, replica.leadership.state.term) == (term + 1, term)
+    # What is known of producers is of the leadership before.
+    with pytest.raises(Unavailable):
+        await replica.propose(proposed(b"too soon"))
+    await until(lambda: replica.leadership.state.term > term, "it is told that it leads")
+    assert replica.leadership.is_mine
+    assert replica.leadership.led_from > led_from + 1
+    assert overlay == {}
+    assert (await answer).offset == 0
+    assert await node.produce(b"of the second") == 1
+
+
+async def test_who_waits_for_what_a_snapshot_skipped_is_told_at_once(node: Node) -> None:
+    """Which batches it stands for is not told; they would have waited for 30 s."""
+    replica = node.replica
+    await node.produce(b"x")
+    waiters, loop = replica._waiters, asyncio.get_running_loop()
+    tip = replica.log.tip
+    skipped, left = (waiters.add(tip.index + n, 99, loop.time() + 30) for n in (3, 4))
+    replica._applier.installed(
+        Snapshot(tip._replace(index=tip.index + 3), replica._applier.state.encode())
+    )
+    assert skipped.done()
+    assert not left.done()
+    with pytest.raises(OutcomeUnknown, match="snapshot"):
+        await skipped
+    waiters.give_up()
 
 
 async def test_closing_with_proposals_in_flight(folder: Path) -> None:
