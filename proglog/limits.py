@@ -150,6 +150,8 @@ hints_of_a_peer_max = 2
 """Addresses of a server that others told, tried beside the configured one."""
 peer_strangers_max = 64
 """Connections that wait for a greeting; beyond it the oldest gives way."""
+answers_bytes_max = 64 * KiB
+"""Said to a peer that dialled us, and not read by it."""
 intake_bytes_max = 32 * MiB
 intake_frames_max = 256
 """Appends of one peer that wait for room here; beyond it they are refused."""

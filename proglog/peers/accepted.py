@@ -8,6 +8,7 @@ from typing import Protocol
 import structlog
 
 from proglog import limits
+from proglog.batch import Buffer
 from proglog.errors import ProglogError
 from proglog.peers.connection import UNASKED, Connection
 from proglog.peers.frames import PROLOGUE, FrameError, Lane, Type, frame
@@ -71,9 +72,11 @@ class Accepted(Connection):
         if self.peer and self.pulse.is_answer_due(limits.control_ping_seconds):
             self._answer(UNASKED)
 
-    def pause_writing(self) -> None:
+    def write(self, parts: list[Buffer]) -> None:
+        super().write(parts)
         # All that is said here are answers: whoever leaves thousands of them unread asks too much.
-        self.give_up("it does not read what it is answered")
+        if self.wire is not None and self.wire.get_write_buffer_size() > limits.answers_bytes_max:
+            self.give_up("it does not read what it is answered")
 
     def _may_take(self) -> bool:
         return self._checking is None and super()._may_take()

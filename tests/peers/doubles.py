@@ -61,6 +61,8 @@ class Wire:
     def __init__(self) -> None:
         self.written = b""
         self.aborted = self.closed = False
+        self.is_stuck = False
+        """Nobody reads."""
         self.protocol: asyncio.Protocol
 
     def get_extra_info(self, _name: str) -> None:
@@ -71,6 +73,9 @@ class Wire:
 
     def writelines(self, parts: Iterable[bytes]) -> None:
         self.written += b"".join(parts)
+
+    def get_write_buffer_size(self) -> int:
+        return len(self.written) if self.is_stuck else 0
 
     def pause_reading(self) -> None: ...
     def resume_reading(self) -> None: ...

@@ -131,6 +131,15 @@ async def test_whoever_receives_for_long_says_so_without_being_asked(peers: Peer
     assert {type_ for type_, *_ in wire.frames[said:]} == {Type.PONG}
 
 
+async def test_who_reads_no_answers_is_given_up(peers: Peers) -> None:
+    connection, wire = await call(peers, hello("them"))
+    wire.is_stuck = True
+    for _ in range(5000):
+        if not wire.aborted:
+            connection.data_received(b"".join(frame(Type.PING, 0, bytes(8))))
+    assert limits.answers_bytes_max < len(wire.written) < 2 * limits.answers_bytes_max
+
+
 async def test_a_frame_of_an_unknown_group_is_answered(peers: Peers, receiver: Receiver) -> None:
     connection, wire = await call(peers, hello("them"))
     connection.data_received(b"".join(frame(Type.VOTE, 77, b"x")))
