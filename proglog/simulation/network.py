@@ -23,6 +23,7 @@ Address: TypeAlias = tuple[str, int]
 CONNECT_SECONDS_MAX = 60.0
 """A connection attempt to a host that never answers raises TimeoutError after this time."""
 _SYN_SECONDS = 1.0
+"""What asks for a connection is sent again after this time, doubled each time."""
 _EPHEMERAL_PORT_FIRST = 49152
 _LOOPBACK = {"localhost", "127.0.0.1", "::1", "0.0.0.0", "::"}  # noqa: S104  # binds nothing
 
@@ -58,7 +59,8 @@ class Weather:
 class SimNetwork:
     """All hosts are connected until told otherwise.
 
-    Streams lose nothing: what cannot be delivered now waits. Datagrams are lost.
+    Streams lose nothing: what cannot be delivered now is sent again later, and later each time, as
+    by TCP, which does not hear that the network is whole again. Datagrams are lost.
     """
 
     def __init__(
@@ -93,9 +95,8 @@ class SimNetwork:
                     self._blocked.update((a, b) for a in group for b in other)
 
     def heal(self, host: str | None = None) -> None:
-        """Lifts all blocks, or those around one host; what waited in streams arrives."""
+        """Lifts all blocks, or those around one host; what is sent from now on arrives."""
         self._blocked = {pair for pair in self._blocked if host is not None and host not in pair}
-        self._pump_all()
 
     def cut(self, host: str, other: str) -> None:
         """Resets all streams between two hosts."""
@@ -123,7 +124,6 @@ class SimNetwork:
     def power_on(self, host: str) -> None:
         """The host's kernel answers again, with resets to what it does not know."""
         self._down.discard(host)
-        self._pump_all()
 
     def hears(self, source: str, target: str) -> bool:
         """Whether what `source` sends arrives at `target` now."""
@@ -139,10 +139,6 @@ class SimNetwork:
         for pipe in written:
             pipe.source.vanish()
         return written
-
-    def _pump_all(self) -> None:
-        for pipe in list(self._pipes.values()):
-            pipe.wake()
 
     # --- streams ---------------------------------------------------------------------------------
 
@@ -169,12 +165,13 @@ class SimNetwork:
         return near, protocol
 
     async def _round_trip(self, source: str, target: str) -> None:
-        deadline = self.loop.time() + CONNECT_SECONDS_MAX
+        deadline, again = self.loop.time() + CONNECT_SECONDS_MAX, _SYN_SECONDS
         await asyncio.sleep(self.latency())
         while not (self.hears(source, target) and self.hears(target, source)):
             if self.loop.time() > deadline:
                 raise TimeoutError(f"{target} does not answer")
-            await asyncio.sleep(_SYN_SECONDS)
+            await asyncio.sleep(again)
+            again *= 2
         await asyncio.sleep(self.latency())
 
     def listen(

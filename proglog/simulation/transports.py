@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 RECEIVE_BYTES_MAX = 256 * 1024
 """Handed to a protocol at once, as by asyncio's own transports."""
+AGAIN_SECONDS_FIRST, AGAIN_SECONDS_MAX = 0.2, 120.0
+"""What is lost is sent again after this time, doubled each time up to the longest."""
+AGAIN_SECONDS_TOTAL = 924.6
+"""Then TCP gives up (its 15 retries)."""
 
 
 class Signal(enum.Enum):
@@ -31,6 +35,9 @@ _Item: TypeAlias = bytes | Signal
 class Pipe:
     """One direction of a stream: in order, without loss, and late.
 
+    What the network does not let pass is sent again, as TCP does it: after 0.2 s, and then each
+    time after twice as long as before. Nobody tells it that the network is whole again.
+
     Attributes:
         bytes_waiting: written, but not delivered.
     """
@@ -42,6 +49,10 @@ class Pipe:
         self._network = network
         self._items: deque[tuple[float, _Item]] = deque()
         self._due_last = 0.0
+        self._again_at = 0.0
+        self._again_seconds = AGAIN_SECONDS_FIRST
+        self._lost_since = 0.0
+        """When it was first sent in vain; 0 if it was not."""
         self._timer: asyncio.TimerHandle | None = None
         self._number = network.add_pipe(self)
 
@@ -78,20 +89,22 @@ class Pipe:
 
     def wake(self) -> None:
         """Looks again whether something can be delivered."""
-        if self._timer is None and self._items and self._may_deliver():
+        if self._timer is None and self._items and self._is_wanted():
             loop = self._network.loop
-            due = max(self._items[0][0], loop.time())
+            due = max(self._items[0][0], self._again_at, loop.time())
             self._timer = loop.call_at(due, self._pump, context=self.target.context)
 
-    def _may_deliver(self) -> bool:
-        urgent = self._items[0][1] is Signal.RESET
-        heard = self._network.hears(self.source.host, self.target.host)
-        return heard and (urgent or self.target.wants_data())
+    def _is_wanted(self) -> bool:
+        return self._items[0][1] is Signal.RESET or self.target.wants_data()
 
     def _pump(self) -> None:
         self._timer = None
         now = self._network.loop.time()
-        while self._items and self._items[0][0] <= now and self._may_deliver():
+        if self._items and not self._network.hears(self.source.host, self.target.host):
+            self._send_again(now)
+            return
+        self._again_at, self._again_seconds, self._lost_since = 0.0, AGAIN_SECONDS_FIRST, 0.0
+        while self._items and self._items[0][0] <= now and self._is_wanted():
             item = self._take()
             what = item.value if isinstance(item, Signal) else (len(item), crc32(item))
             self._network.trace(now, self.source.name, self.target.name, what)
@@ -99,6 +112,16 @@ class Pipe:
             if isinstance(item, Signal):
                 self.remove()
         self.source.delivered()
+        self.wake()
+
+    def _send_again(self, now: float) -> None:
+        """It was sent in vain: later, or never."""
+        self._lost_since = self._lost_since or now
+        if now - self._lost_since > AGAIN_SECONDS_TOTAL:
+            self.source.time_out()
+            return
+        self._again_at = now + self._again_seconds
+        self._again_seconds = min(2 * self._again_seconds, AGAIN_SECONDS_MAX)
         self.wake()
 
     def _take(self) -> _Item:
@@ -269,6 +292,11 @@ class SimTransport(_FlowControlMixin):
         """The other end is gone."""
         self._out.remove()
         self._lose(ConnectionResetError(104, "connection reset by peer"))
+
+    def time_out(self) -> None:
+        """Nothing of what was written arrives, and it is not tried any more."""
+        self._out.remove()
+        self._lose(TimeoutError(110, "connection timed out"))
 
     def vanish(self) -> None:
         """This end's process is gone: its protocol hears nothing of it."""

@@ -131,6 +131,18 @@ class Nemesis:
         self._later(apart + after + 0.5, self._network.heal)
         return True
 
+    async def _silence(self, fault: Fault, _node: SimNode, _chance: random.Random) -> bool:
+        """Nobody hears anybody, and TCP waits longer and longer. Not drawn for the swarm: where
+        nothing else goes wrong, somebody leads soon after it is over, and producers go on."""
+        world = self._world
+        self._network.partition(*([node.name] for node in world.nodes))
+        await asyncio.sleep(fault.seconds)
+        self._network.heal()
+        acknowledged = world.next_acknowledged
+        await world._within(2.0, "somebody leads", lambda: any(node.leads for node in world.nodes))
+        await world._within(3.0, "it goes on", lambda: world.next_acknowledged > acknowledged)
+        return True
+
     async def _slow_network(self, fault: Fault, _node: SimNode, chance: random.Random) -> bool:
         self._network.weather.latency_seconds_mean = chance.choice((0.02, 0.1))
         self._world.client_loss_rate = chance.choice((0.0, 0.1, 0.3))
