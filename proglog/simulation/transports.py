@@ -35,8 +35,8 @@ _Item: TypeAlias = bytes | Signal
 class Pipe:
     """One direction of a stream: in order, without loss, and late.
 
-    What the network does not let pass is sent again, as TCP does it: after 0.2 s, and then each
-    time after twice as long as before. Nobody tells it that the network is whole again.
+    What the network does not let pass is sent again, as TCP does it: after 0.2 s, then each time
+    after twice as long as before. Nobody tells it that the network is whole again.
 
     Attributes:
         bytes_waiting: written, but not delivered.

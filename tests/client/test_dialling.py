@@ -82,3 +82,77 @@ async def test_where_none_accepts_it_says_why(use: Any, found: list[str], why: s
     use(Loop(found, {"10.0.0.1": REFUSED}))
     with pytest.raises(OSError, match=why):
         await dialling.dial(asyncio.Protocol, ADDRESS)
+
+
+class NameServer:
+    """In the place of a loop's look-up."""
+
+    def __init__(self) -> None:
+        self.found: list[str] | OSError = ["10.0.0.1"]
+        self.seconds = 0.0
+        self.asked = 0
+
+    async def getaddrinfo(self, host: str, port: int, **_options: object) -> list[Any]:
+        self.asked += 1
+        found = self.found
+        await asyncio.sleep(self.seconds)
+        if isinstance(found, OSError):
+            raise found
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (ip, port)) for ip in found]
+
+
+@pytest.fixture
+async def name_server(monkeypatch: pytest.MonkeyPatch) -> NameServer:
+    server = NameServer()
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", server.getaddrinfo)
+    return server
+
+
+@pytest.mark.virtual_time
+async def test_the_last_good_answer_serves_while_there_is_no_better_one(
+    name_server: NameServer,
+) -> None:
+    names, loop = dialling.Names(), asyncio.get_running_loop()
+    assert await names.find(ADDRESS) == ["10.0.0.1"]
+    # A partition takes the name server along.
+    name_server.found, name_server.seconds = socket.gaierror(-3, "try again"), 5.0
+    began = loop.time()
+    for _ in range(10):
+        assert await names.find(ADDRESS) == ["10.0.0.1"]
+    assert loop.time() == began
+    await asyncio.sleep(6)
+    assert name_server.asked == 2, "one look-up at a time"
+    # It is back, and the host has moved.
+    name_server.found, name_server.seconds = ["10.0.0.2"], 0.01
+    assert await names.find(ADDRESS) == ["10.0.0.1"]
+    await asyncio.sleep(0.02)
+    assert await names.find(ADDRESS) == ["10.0.0.2"]
+
+
+@pytest.mark.virtual_time
+async def test_a_look_up_goes_on_without_who_began_it(name_server: NameServer) -> None:
+    names = dialling.Names()
+    name_server.seconds = 1.0
+    for _ in range(2):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.4):
+                await names.find(ADDRESS)
+    async with asyncio.timeout(0.4):
+        assert await names.find(ADDRESS) == ["10.0.0.1"]
+    assert name_server.asked == 1
+
+
+@pytest.mark.virtual_time
+async def test_a_name_that_nobody_knows_is_asked_for_again(name_server: NameServer) -> None:
+    names = dialling.Names()
+    name_server.found = socket.gaierror(-2, "unknown")
+    for _ in range(2):
+        with pytest.raises(OSError, match="unknown"):
+            await names.find(ADDRESS)
+    name_server.found = []
+    with pytest.raises(OSError, match="no address"):
+        await names.find(ADDRESS)
+    name_server.found = ["10.0.0.1"]
+    for number in range(2 * dialling.NAMES_MAX):
+        await names.find(Address(f"name-{number}", 1))
+    assert len(names._found) <= dialling.NAMES_MAX
