@@ -9,11 +9,11 @@ import ssl
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from proglog import limits
 from proglog.config import Address
 from proglog.errors import let_go
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
-NAMES_MAX = 256
 
 
 class Names:
@@ -47,7 +47,7 @@ class Names:
             del self._looking[address]
 
     def _keep(self, address: Address, places: list[str]) -> None:
-        if len(self._found) >= NAMES_MAX:
+        if len(self._found) >= limits.names_max:
             self._found.pop(next(iter(self._found)))
         self._found[address] = places
 

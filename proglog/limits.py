@@ -146,10 +146,14 @@ peer_unacked_seconds_max = 10.0
 """The kernel gives up a connection that acknowledges nothing for this long, or takes nothing."""
 peers_max = 256
 """Nodes that are only heard of, beside the servers of logs."""
+names_max = 256
+"""Whose last address is kept for as long as nobody tells a newer one."""
 hints_of_a_peer_max = 2
 """Addresses of a server that others told, tried beside the configured one."""
 peer_strangers_max = 64
 """Connections that wait for a greeting; beyond it the oldest gives way."""
+peer_lanes_max = 2 * peers_max
+"""Lanes that others dialled; beyond it the oldest of a node that is no server of any log."""
 answers_bytes_max = 64 * KiB
 """Said to a peer that dialled us, and not read by it."""
 intake_bytes_max = 32 * MiB

@@ -156,8 +156,15 @@ class Peers:
         if older is not None:
             older.give_up("there is a newer one")
         self.hint(hello.life.uuid, hello.life.name, hello.address)
+        self._bound_lanes()
         # It is there: no pause is needed to find out.
         self.peer(hello.life.uuid).control.dial_soon(now=True)
+
+    def _bound_lanes(self) -> None:
+        if len(self._accepted) > limits.peer_lanes_max:
+            unwanted = (a for a in self._accepted.values() if not self.peer(a.peer).is_wanted)
+            if (oldest := next(unwanted, None)) is not None:
+                oldest.give_up("too many lanes of nodes that are no servers")
 
     def refused(self, hello: Hello, refusal: Refusal) -> None:
         """A caller is turned away; told once."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from proglog import dialling
+from proglog import dialling, limits
 from proglog.config import Address
 
 ADDRESS = Address("node", 8400)
@@ -153,6 +153,6 @@ async def test_a_name_that_nobody_knows_is_asked_for_again(name_server: NameServ
     with pytest.raises(OSError, match="no address"):
         await names.find(ADDRESS)
     name_server.found = ["10.0.0.1"]
-    for number in range(2 * dialling.NAMES_MAX):
+    for number in range(2 * limits.names_max):
         await names.find(Address(f"name-{number}", 1))
-    assert len(names._found) <= dialling.NAMES_MAX
+    assert len(names._found) <= limits.names_max

@@ -19,7 +19,7 @@ async def test_somebody_leads_soon_after_a_network_is_whole_again() -> None:
     if why := why_not():
         leave_out("a network of its own", why)
     process = await asyncio.create_subprocess_exec(
-        *within("0.9", "5"),
+        *within("0.9", "5", "mute"),
         cwd=ROOT,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -27,6 +27,7 @@ async def test_somebody_leads_soon_after_a_network_is_whole_again() -> None:
     out, err = await process.communicate()
     assert process.returncode == 0, err.decode()
     told = [json.loads(line) for line in out.splitlines()]
-    assert [each["loss"] for each in told] == [0.9, 5.0]
+    assert [each["loss"] for each in told] == [0.9, 5.0, "mute"]
     assert all(each["leader"] < HEALED_SECONDS_MAX for each in told), told
-    assert all(each["write"] < HEALED_SECONDS_MAX + 1.0 for each in told), told
+    # Whoever produced through a leader that nobody hears waits for as long as a client is patient.
+    assert all(each["write"] < HEALED_SECONDS_MAX + 1.0 for each in told[:2]), told

@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 from proglog import limits
 from proglog.errors import ConfigurationError
 from proglog.peers.frames import PROLOGUE, Lane, Type, frame
+from proglog.peers.hello import encode_hello
 from proglog.peers.local import Known
 from proglog.peers.peers import Peers
 from tests.peers.doubles import (
@@ -221,6 +222,22 @@ async def test_the_oldest_of_too_many_strangers_gives_way(peers: Peers) -> None:
     assert [wire.aborted for wire in wires] == [True] + [False] * limits.peer_strangers_max
     await asyncio.sleep(limits.greeting_seconds_max + 0.01)
     assert all(wire.aborted for wire in wires)
+
+
+async def test_there_is_a_bound_on_lanes_of_nodes_that_are_no_servers(peers: Peers) -> None:
+    peers.configure(GROUP, [THEM])
+    _, ours = await call(peers, hello("them"))
+    wires = []
+    for n in range(limits.peer_lanes_max + 9):
+        connection, wire = peers.accept(), Wire()
+        wire.protocol = connection
+        connection.connection_made(cast("Any", wire))
+        connection.data_received(b"".join([PROLOGUE, *encode_hello(hello(f"uuid-{n}"))]))
+        for _ in range(4):
+            await asyncio.sleep(0)
+        wires.append(wire)
+    assert [wire.aborted for wire in wires] == [True] * 10 + [False] * (limits.peer_lanes_max - 1)
+    assert not ours.aborted
 
 
 @pytest.mark.parametrize("said", [b"GET / HTTP/1.1\r\n\r\n", PROLOGUE + b"\xff" * 64])
