@@ -76,44 +76,29 @@ MUTANTS = [
     ),
     mutant(
         "no fsync at the end of recovery",
+        ("log/reading.py", "file.fdatasync()", "pass"),
         (
             "log/recovery.py",
             """
-            # since a cut flag must not come back if the newer one rots.
+            # no single lost block makes the log shorter.
             store.fdatasync()
-            """,
-            """
-            # since a cut flag must not come back if the newer one rots.
-            """,
-        ),
-        (
-            "log/recovery.py",
-            """
-            store.fdatasync()
-            store.forget_cache()
             """,
             "",
         ),
         (
             "log/recovery.py",
             """
-            store.pwritev([fmt.pack_mark(fresh)], fmt.mark_position(sequence))
+            store.pwritev([fmt.pack_mark(mark)], fmt.mark_position(sequence))
             store.fdatasync()
             """,
             """
-            store.pwritev([fmt.pack_mark(fresh)], fmt.mark_position(sequence))
+            store.pwritev([fmt.pack_mark(mark)], fmt.mark_position(sequence))
             """,
         ),
     ),
     mutant(
         "recovery trusts the page cache after a failed fsync",
-        (
-            "log/recovery.py",
-            """
-            store.forget_cache()
-            """,
-            "",
-        ),
+        ("log/reading.py", "forgotten = file.forget_cache()", "forgotten = True"),
     ),
     mutant(
         "sealed before synced",
@@ -143,26 +128,26 @@ MUTANTS = [
     mutant(
         "directory not synced at a roll",
         (
-            "log/writer.py",
+            "log/segment.py",
             """
-            self._files.sync_directory(self._folder)
-            self._store = store
+            files.sync_directory(folder)
             """,
             """
-            self._store = store
+            if not header.before.index:
+                files.sync_directory(folder)
             """,
         ),
     ),
     mutant(
         "new segment not synced before its rename",
         (
-            "log/writer.py",
+            "log/segment.py",
             """
+            store.pwritev([fmt.pack_preamble(header)], 0)
             store.fdatasync()
-            first_index = before.index + 1
             """,
             """
-            first_index = before.index + 1
+            store.pwritev([fmt.pack_preamble(header)], 0)
             """,
         ),
     ),
@@ -172,11 +157,14 @@ MUTANTS = [
             "log/writer.py",
             """
             if not self._marked:
-                self._write_mark(self._synced, self._synced_end)
+                self._write_mark()
             self._store.pwritev(parts, self._synced_end)
             """,
             """
-            self._write_mark(last.tip, last.end)
+            end = self._synced_end
+            self._synced, self._synced_end = last.tip, last.end
+            self._write_mark()
+            self._synced_end = end
             self._store.pwritev(parts, self._synced_end)
             """,
         ),
@@ -187,35 +175,29 @@ MUTANTS = [
         (
             "log/writer.py",
             """
-            self._write_mark(cut.tip, cut.position, cut=True)
-            self._store.fdatasync()
+            self._manifest.begin(Change.CUT, cut.tip, cut.position)
             """,
             "",
         ),
         (
             "log/writer.py",
             """
-            finish_cut(self._store, cut.position)
-            """,
-            "",
-        ),
-        (
-            "log/writer.py",
-            """
-            self._write_mark(cut.tip, cut.position)
-            self._store.fdatasync()
+            sequence = changes.end_store(
+                store, cut.tip, cut.position, sequence=self._sequence, commit=self.commit_hint
+            )
+            self._manifest.end()
             """,
             """
-            pass
+            sequence = self._sequence
             """,
         ),
     ),
     mutant(
         "later segments outlive a cut",
         (
-            "log/writer.py",
+            "log/changes.py",
             """
-            self._delete_later_segments(cut)
+            unlink_if_there(files, folder / store_name(first_index))
             """,
             """
             pass
@@ -225,18 +207,21 @@ MUTANTS = [
     mutant(
         "recovery truncates at the first bad checksum",
         (
-            "log/recovery.py",
+            "log/analysis.py",
             """
-            raise self._refuse(path, index.end_position, f"{failure}, in what was synced")
+            plan.add(Verdict.REFUSED, store.path, what, failure.position, offset=offset)
+            return
             """,
             """
-            pass
+            found.is_torn = True
+            return
             """,
         ),
         (
-            "log/recovery.py",
+            "log/analysis.py",
             """
-            raise self._refuse(path, index.end_position, f"the log is not what {mark} says")
+            plan.add(Verdict.REFUSED, store.path, what, index.end_position, offset=offset)
+            return
             """,
             """
             pass
@@ -247,14 +232,8 @@ MUTANTS = [
         "index trusted over the store",
         (
             "log/format.py",
-            """
-            if len(view) < _TRAILER.size or not _is_sealed(view):
-                return None
-            """,
-            """
-            if len(view) < _TRAILER.size:
-                return None
-            """,
+            "if len(entries) != count * ENTRY_BYTES or crc32c(entries) != crc:",
+            "if len(entries) != count * ENTRY_BYTES:",
         ),
     ),
     mutant(
@@ -281,10 +260,11 @@ MUTANTS = [
             """,
         ),
         (
-            "log/recovery.py",
+            "log/walking.py",
             """
             header.index != tip.index + 1
             or header.chain != tip.chain
+            or header.base_offset != tip.next_offset
             """,
             """
             False
@@ -330,13 +310,11 @@ MUTANTS = [
         (
             "raft/hard_state.py",
             """
-            self._sequence += 1
-            for place in (0, 1):
-                self._write(place)
+            self._file.save(_pack(members))
             """,
             """
-            self._sequence += 1
-            self._write(self._sequence % 2)
+            self._file._sequence += 1
+            self._file._write(self._file._sequence % 2 * 4096, _pack(members))
             """,
         ),
     ),
@@ -344,14 +322,19 @@ MUTANTS = [
         "both hard-state copies in one write",
         (
             "raft/hard_state.py",
+            "from proglog.log.twin import TwinFile, read_twin",
+            "from proglog.log import twin\nfrom proglog.log.twin import TwinFile, read_twin",
+        ),
+        (
+            "raft/hard_state.py",
             """
-            self._file.pwritev([packed], place * _BLOCK_BYTES)
-            self._file.fdatasync()
+            self._file.save(_pack(members))
             """,
             """
-            self._file.pwritev([packed], place * _BLOCK_BYTES)
-            if place:
-                self._file.fdatasync()
+            self._file._sequence += 1
+            copy = twin._pack(HARD_STATE, self._file._sequence, _pack(members))
+            self._file._file.pwritev([copy + copy], 0)
+            self._file._file.fdatasync()
             """,
         ),
     ),
@@ -363,7 +346,7 @@ MUTANTS = [
             await self._log.run_job(lambda: self._hard_state.save(hard_state), urgent=True)
             """,
             """
-            self._hard_state.hard_state = hard_state
+            self._hard_state._members.update(hard_state._asdict())
             """,
         ),
     ),
@@ -375,14 +358,17 @@ MUTANTS = [
             if ready.hard_state is not None:
                 await self._save(ready.hard_state)
             await self._make_room(ready)
-            if self._closed:
-                return
-            self._do_durable(ready, ready.messages_after_persist)
             """,
             """
             await self._make_room(ready)
-            if self._closed:
-                return
+            """,
+        ),
+        (
+            "raft/driver.py",
+            """
+            self._do_durable(ready, ready.messages_after_persist)
+            """,
+            """
             self._do_durable(ready, ready.messages_after_persist)
             if ready.hard_state is not None:
                 await self._save(ready.hard_state)
@@ -392,13 +378,15 @@ MUTANTS = [
     mutant(
         "a snapshot is named before it is synced",
         (
-            "log/snapshot.py",
+            "log/twin.py",
             """
             file.pwritev([data], 0)
             file.fdatasync()
             """,
             """
             file.pwritev([data], 0)
+            if not path.name.startswith("snapshot-"):
+                file.fdatasync()
             """,
         ),
     ),
@@ -408,19 +396,29 @@ MUTANTS = [
             "log/log.py",
             """
             segment.pin()
+            try:
             """,
             """
-            segment._pins += 0
+            file = segment.open()
+            try:
             """,
         ),
         (
             "log/log.py",
             """
-            lambda: segment.file.pread(size, position), after=segment.unpin
+            lambda: segment.read(size, position), after=lambda: self.unpin(segment)
             """,
+            # The simulated disk knows that a file is closed; a number would be of another file.
             """
-            lambda: segment.file.pread(size, position)
+            lambda: bytes(size) if file._closed else read_exactly(
+                file, segment.store_path, size, position
+            )
             """,
+        ),
+        (
+            "log/log.py",
+            "from proglog.log.reading import Damage, Reading",
+            "from proglog.log.reading import Damage, Reading, read_exactly",
         ),
     ),
     # --- clients ---

@@ -71,6 +71,7 @@ async def mending(world: World, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
         own_uuid="a",
         hand_over=world.hand_over,
         resign=world.resign,
+        spawn=asyncio.ensure_future,
     )
 
     async def mend(first: int, last: int) -> None:

@@ -157,7 +157,7 @@ class Workload:
             self._check_start(outcome)
         self._note().opened(outcome)
         self._hard_state = process.opened.hard_state
-        self._unlock = process.opened.unlock
+        self._unlock = process.opened.node.close
         self._events = _Acknowledge(self)
         self._log = process.start_log(self._events)
         self._crcs = dict(enumerate(outcome.crcs, outcome.base + 1))
