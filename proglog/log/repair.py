@@ -106,7 +106,7 @@ def _tidy(files: Files, plan: Plan) -> list[str]:
             rewrite_headers(files, found)
             done.append(f"{found.store_path.name}: the segment header is written anew")
     damaged = {entry.file for entry in plan.of(Verdict.HARMLESS)}
-    for path in plan.garbage:
+    for path in plan.worthless:
         if path in damaged:
             files.unlink(path)
             done.append(f"{path.name}: deleted, since another one stands in for it")
