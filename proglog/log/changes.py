@@ -127,5 +127,9 @@ def replace_all(
     place = Place(manifest.manifest.group, manifest.manifest.generation + 1)
     header = SegmentHeader(place, tip)
     segment = create_segment(files, folder, header, capacity=capacity, index_bytes=index_bytes)
-    manifest.save(manifest.manifest.end()._replace(generation=place.generation, base=tip))
+    try:
+        manifest.save(manifest.manifest.end()._replace(generation=place.generation, base=tip))
+    except OSError:
+        segment.retire()
+        raise
     return segment

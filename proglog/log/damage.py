@@ -7,7 +7,7 @@ from functools import partial
 
 from proglog import limits
 from proglog.batch import BatchHeader, Buffer
-from proglog.errors import RangeCorrupt
+from proglog.errors import Overloaded, RangeCorrupt, reason_of
 from proglog.log.format import Tip
 from proglog.log.log import Log
 from proglog.log.reading import Damage
@@ -17,20 +17,24 @@ from proglog.log.segment import Segment
 async def find_damage(log: Log, index: int) -> list[tuple[int, int]]:
     """Reads all of the segment that holds batch `index`, as far as it is durable, and says which
     ranges of batches (first, last) are damaged: none if the segment is dropped meanwhile, by
-    retention or with a suffix that is cut. Takes long; the loop does not wait."""
+    retention, with a suffix that is cut or by a reset. Takes long; the loop does not wait. Raises
+    Overloaded if there are no descriptors."""
     segment = log.segment_of(index)
     last = min(segment.last_index, log.durable_index)
     bad: list[int] = []
     first = segment.first_index
     while first <= last:
-        if segment.retired:
-            return []
         upto = min(first + limits.scan_batches, last)
         # Unpinned when the thread is done, not when the waiting task is, which may be cancelled.
         segment.pin()
         places = [segment.extent(index, index, 1) for index in range(first, upto + 1)]
         part = partial(_damaged, segment, first, places)
-        bad += await log.reader.run(part, after=segment.unpin)
+        try:
+            bad += await log.reader.run(part, after=partial(log.unpin, segment))
+        except OSError as error:
+            raise Overloaded(f"{segment.store_path}: {reason_of(error)}") from error
+        if segment.retired or log.is_void:
+            return []
         first = upto + 1
     ranges: list[tuple[int, int]] = []
     for number in bad:
@@ -86,19 +90,19 @@ async def mend(log: Log, batches: Sequence[tuple[BatchHeader, Buffer]]) -> None:
     try:
         await log.run_job(partial(_rewrite, segment, start, [data for _, data in batches]))
     finally:
-        segment.unpin()
+        log.unpin(segment)
 
 
 async def _chains_around(
     log: Log, segment: Segment, first: int, last: int
 ) -> tuple[int, int] | None:
     """What the batch before a range hands to the chain, and what the one behind it was given; None
-    if the segment is deleted meanwhile."""
+    if the segment is deleted meanwhile, or about to be."""
     before = await _chain_before(log, segment, first - 1)
     if first < log.first_index:
         return None
     after = await _chain_after(log, segment, last)
-    return None if first < log.first_index else (before, after)
+    return None if first < log.first_index or log.is_void else (before, after)
 
 
 async def _chain_before(log: Log, segment: Segment, index: int) -> int:

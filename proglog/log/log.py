@@ -92,6 +92,9 @@ class Log(Contents):
         self.durable_index = recovered.tip.index
         self._tip_read = ORIGIN
         """After a batch that is to be the last one, where that had to be read."""
+        self.is_void = False
+        """A reset is under way, or waits for space: of what is here files may be gone already, and
+        what the writer is asked for comes after it."""
         self._failure: BaseException | None = None
         # A write that was queued before a cut may be reported after it, when other batches have
         # taken its indexes (ABA). Each cut begins a generation; until the writer has done the
@@ -232,7 +235,9 @@ class Log(Contents):
         old.index_file = None
         # The writer gives the unused space back.
         old.capacity = old.index.end_position
-        self._stores.used(old)
+        # Until then others may be read, but this store must not be closed for them.
+        old.pin()
+        self._when_written(lambda: self.unpin(old))
         self._segments.append(new)
         self._events.sealed(self.tip)
         return new
@@ -318,6 +323,7 @@ class Log(Contents):
         segment.index.cut(tip)
         self._stores.forget(segment)
         self.tip = tip
+        self._tip_read = ORIGIN
         self.durable_index = min(self.durable_index, last_index)
         if later:
             # The newest segment's allocated index becomes the kept one's, as the writer does it.
@@ -337,20 +343,30 @@ class Log(Contents):
     def _retire_when_written(self, segments: Sequence[Segment]) -> None:
         """Lets go of segments once the writer is past them: it may still have batches to write to
         one, and a closed descriptor's number belongs to the next file that is opened."""
-        done: asyncio.Future[None] = self._loop.create_future()
 
-        def retire(done: asyncio.Future[None]) -> None:
-            # Also if the disk failed, which the owner hears of elsewhere.
-            done.exception()
+        def retire() -> None:
             for segment in segments:
                 segment.retire()
 
-        done.add_done_callback(retire)
+        self._when_written(retire)
+
+    def _when_written(self, act: Callable[[], None]) -> None:
+        """Acts once the writer is past all that it was asked for."""
+        done: asyncio.Future[None] = self._loop.create_future()
+
+        def act_now(done: asyncio.Future[None]) -> None:
+            # Also if the disk failed, which the owner hears of elsewhere.
+            done.exception()
+            act()
+
+        done.add_done_callback(act_now)
         self._writer.submit(Job(work=lambda: None, done=done))
 
     def drop_prefix(self, first_index: int) -> int:
         """Gives up the oldest segments whose batches are all below `first_index`, as far as there
         is a durable snapshot of what they built. Returns how many segments."""
+        if self.is_void:
+            return 0
         count = 0
         for segment in self._segments[:-1]:
             if segment.last_index >= first_index:
@@ -404,12 +420,16 @@ class Log(Contents):
         self._garbage.add(self._forget_snapshots(snapshots.obsolete(self._snapshots)))
 
     async def read_snapshot(self) -> Snapshot:
-        """The newest snapshot that can be read, never older than the base. Raises RangeCorrupt."""
+        """The newest snapshot that can be read, never older than the base. Raises RangeCorrupt, and
+        Overloaded if there are no descriptors."""
         damage: Damage | None = None
         for index in reversed(self.snapshot_indexes):
             path = snapshot_path(self._folder, index)
             read = partial(snapshots.read, Reading(self._files, writable=False), path)
-            snapshot = await self.reader.run(read)
+            try:
+                snapshot = await self.reader.run(read)
+            except OSError as error:
+                raise Overloaded(f"{path}: {reason_of(error)}") from error
             if isinstance(snapshot, Snapshot):
                 return snapshot
             damage = damage or snapshot
@@ -426,6 +446,7 @@ class Log(Contents):
         Raises DiskFull: then nothing else may be done but to try again.
         """
         old = self._segments
+        self.is_void = True
         done: asyncio.Future[Segment] = self._loop.create_future()
         self._generation += 1
         self._old_reports_hold_to = 0
@@ -444,6 +465,8 @@ class Log(Contents):
         self._old_reports_hold_to = _NO_CUT
         # The new segment was made of the reserved file.
         self._space.forget()
+        self.is_void = False
+        self._tip_read = ORIGIN
         self._segments = [segment]
         self._place = segment.index.place
         self._snapshots = {snapshot.tip.index}
@@ -464,8 +487,8 @@ class Log(Contents):
     async def read(self, first: int, last: int, bytes_max: int) -> Run:
         """Batches from `first` on, up to `last` and about `bytes_max` bytes, at least one.
 
-        All of first..last must be in the log. Raises RangeCorrupt; and Unavailable if they were cut
-        or the log was closed meanwhile.
+        All of first..last must be in the log. Raises RangeCorrupt; Unavailable if they were cut or
+        dropped or the log was closed meanwhile; and Overloaded if they cannot be read for now.
         """
         assert self.first_index <= first <= last <= self.tip.index
         if (newest := self.read_newest(first, last, bytes_max)) is not None:
@@ -475,23 +498,20 @@ class Log(Contents):
         on_disk = min(last, self._tail.first_index - 1)
         position, size = segment.extent(first, on_disk, bytes_max)
         cached = segment.read_cached(size, position)
-        if segment is not self._active:
-            self._stores.used(segment)
-        if cached is None:
+        if cached is not None:
+            self._used(segment)
+        else:
             generation = self._generation
             read = await self._read_from_disk(segment, size, position)
             # What was read may be of a suffix that is void now, what was not of a segment that is
             # deleted. And the log may be closed.
             gone = isinstance(read, Damage) and segment.retired
-            changed = generation != self._generation or gone
-            if changed and not self._holds(first, last):
-                raise Unavailable(f"the log was cut while batch {first} was read; read again")
-            if changed:
-                return await self.read(first, last, bytes_max)
+            if generation != self._generation or gone:
+                return await self._read_again(first, last, bytes_max)
             if isinstance(read, Damage):
                 if bytes_max > 0:
                     # Just the first batch: one bad sector is one bad batch.
-                    return await self.read(first, first, 0)
+                    return await self._read_again(first, first, 0)
                 raise segment.damaged(read, first)
             cached = read
         try:
@@ -501,11 +521,13 @@ class Log(Contents):
             if damaged is None or not first < damaged <= last:
                 raise
             # What precedes it may be whole.
-            return await self.read(first, damaged - 1, bytes_max)
+            return await self._read_again(first, damaged - 1, bytes_max)
 
-    def _holds(self, first: int, last: int) -> bool:
-        is_open = not self._active.retired
-        return is_open and self.first_index <= first <= last <= self.tip.index
+    async def _read_again(self, first: int, last: int, bytes_max: int) -> Run:
+        """As `read`, of what may not be in the log any more."""
+        if self._active.retired or not self.first_index <= first <= last <= self.tip.index:
+            raise Unavailable(f"the log was cut while batch {first} was read; read again")
+        return await self.read(first, last, bytes_max)
 
     def read_newest(self, first: int, last: int, bytes_max: int) -> Run | None:
         """As `read`, at once: None if not all of first..last, which may be none, is in memory."""
@@ -518,9 +540,23 @@ class Log(Contents):
         # before: a closed descriptor's number belongs to the next file that is opened.
         segment.pin()
         try:
-            return await self.reader.run(lambda: segment.read(size, position), after=segment.unpin)
+            read = await self.reader.run(
+                lambda: segment.read(size, position), after=lambda: self.unpin(segment)
+            )
         except OSError as error:
             raise Overloaded(f"{segment.store_path}: {reason_of(error)}") from error
+        if isinstance(read, Damage) and self.is_void:
+            raise Overloaded("a snapshot takes the place of the log just now; read again later")
+        return read
+
+    def unpin(self, segment: Segment) -> None:
+        """A thread is done with a segment that was pinned for it."""
+        segment.unpin()
+        self._used(segment)
+
+    def _used(self, segment: Segment) -> None:
+        if segment is not self._active:
+            self._stores.used(segment)
 
     # --- end -------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import threading
 from collections import OrderedDict
@@ -117,6 +118,10 @@ class Segment:
                 self.index_file = None
 
     @property
+    def is_open(self) -> bool:
+        return self._file is not None
+
+    @property
     def is_idle(self) -> bool:
         """Whether nobody reads the store just now."""
         return self._pins == 0
@@ -199,16 +204,16 @@ class OpenStores:
         self._open: OrderedDict[Segment, None] = OrderedDict()
 
     def used(self, segment: Segment) -> None:
-        """A sealed segment was read, and is open. The one not read for longest may be closed."""
-        if segment.retired:
+        """A sealed segment was read. Those not read for longest are closed, unless somebody waits
+        for them: each is looked at again when it was read."""
+        if segment.retired or not segment.is_open:
             return
         self._open[segment] = None
         self._open.move_to_end(segment)
-        if len(self._open) > limits.stores_open_max:
-            idle = next((each for each in self._open if each.is_idle), None)
-            if idle is not None:
-                del self._open[idle]
-                idle.close_store()
+        excess = len(self._open) - limits.stores_open_max
+        for idle in [each for each in self._open if each.is_idle][: max(excess, 0)]:
+            del self._open[idle]
+            idle.close_store()
 
     def forget(self, segment: Segment) -> None:
         """The segment is active again, or deleted."""
@@ -222,9 +227,14 @@ def create_segment(
     files: Files, folder: Path, header: SegmentHeader, *, capacity: int, index_bytes: int
 ) -> Segment:
     """A new, empty segment, durable. Raises OSError, also if there is no space for it."""
-    index_file = allocate(files, folder / RESERVED_INDEX, index_bytes)
-    store = allocate(files, folder / RESERVED_STORE, capacity)
-    start_segment(files, folder, store, header)
+    # Whoever has no space asks again and again: no descriptor may stay open each time.
+    with contextlib.ExitStack() as undo:
+        index_file = allocate(files, folder / RESERVED_INDEX, index_bytes)
+        undo.callback(index_file.close)
+        store = allocate(files, folder / RESERVED_STORE, capacity)
+        undo.callback(store.close)
+        start_segment(files, folder, store, header)
+        undo.pop_all()
     index = Index(header.place, header.before)
     return Segment(files, folder, index, capacity, store, index_file)
 

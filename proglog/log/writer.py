@@ -140,6 +140,7 @@ class Writer:
             case CutSuffix():
                 self._cut_suffix(operation)
             case DropPrefix():
+                assert operation.base.index > self._manifest.manifest.base.index
                 self._manifest.save(self._manifest.manifest._replace(base=operation.base))
                 self._post(_finish, operation.done, None)
             case Reset():

@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 from proglog import batch as batches
 from proglog import limits
 from proglog.batch import HEADER_BYTES, BatchHeader, Body, Buffer, Kind, ProposedBatch
-from proglog.errors import DiskFull
+from proglog.errors import DiskFull, Overloaded
 from proglog.log.format import Tip
 from proglog.log.log import Log
 from proglog.log.snapshot import Snapshot as LogSnapshot
@@ -304,11 +304,12 @@ class Driver:
             await self._with_space(lambda: self._log.make_room(HEADER_BYTES))
 
     async def _with_space(self, work: Callable[[], Awaitable[None]]) -> bool:
-        """Does it once there is space on the disk. False: this closes, and it is not done."""
+        """Does it once there are space on the disk and descriptors. False: this closes, and it is
+        not done."""
         while not self._closed:
             try:
                 await work()
-            except DiskFull:
+            except (DiskFull, Overloaded):
                 self._is_starved = True
                 await asyncio.sleep(limits.reserve_retry_seconds)
             else:
@@ -321,7 +322,8 @@ class Driver:
                 await self._save(ready.hard_state)
             await self._make_room(ready)
             if ready.truncate_from is not None and not self._may_cut(ready):
-                await self._log.prepare_cut(ready.truncate_from - 1)
+                last = ready.truncate_from - 1
+                await self._with_space(lambda: self._log.prepare_cut(last))
             if self._closed:
                 return
             self._do_durable(ready, ready.messages_after_persist)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine
 
 from proglog import limits
 from proglog.batch import HEADER_BYTES, BatchHeader, Buffer, Kind
-from proglog.errors import RangeCorrupt, Unavailable, UnknownFormat
+from proglog.errors import Overloaded, RangeCorrupt, Unavailable, UnknownFormat
 from proglog.log.format import Tip
 from proglog.log.log import Log
 from proglog.log.snapshot import Snapshot
@@ -114,6 +114,9 @@ class Applier:
                 # Other servers have what is committed: until it is mended, nothing behind it is
                 # served here.
                 self._on_damage(error)
+                await asyncio.sleep(limits.replay_retry_seconds)
+                continue
+            except Overloaded:
                 await asyncio.sleep(limits.replay_retry_seconds)
                 continue
             except Unavailable:

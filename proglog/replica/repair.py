@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 import structlog
 
 from proglog import limits
-from proglog.errors import ProglogError, RangeCorrupt, Unavailable
+from proglog.errors import Overloaded, ProglogError, RangeCorrupt, Unavailable
 from proglog.log.damage import find_damage, mend
 from proglog.log.log import Log
 from proglog.raft.driver import ReceivedBatch
@@ -69,10 +69,17 @@ class Repair:
             for tip in self._log.sealed_tips():
                 await asyncio.sleep(limits.scrub_pause_seconds)
                 if self._log.first_index <= tip.index <= self._applier.commit_index:
-                    for first, _last in await find_damage(self._log, tip.index):
-                        self._suspects.add(first)
-                        self._found.set()
+                    await self._scrub(tip.index)
             await asyncio.sleep(limits.scrub_pause_seconds)
+
+    async def _scrub(self, index: int) -> None:
+        try:
+            damaged = await find_damage(self._log, index)
+        except Overloaded:
+            return  # In the next round.
+        for first, _last in damaged:
+            self._suspects.add(first)
+            self._found.set()
 
     async def run(self) -> None:
         """Mends what is reported, for ever."""
@@ -172,8 +179,8 @@ class Repair:
             run = await self._log.read(first, last, limits.read_bytes_max)
         except RangeCorrupt as error:
             self.report(error)
-        except Unavailable:
-            # A snapshot replaced the log: the peer asks somebody else.
+        except (Unavailable, Overloaded):
+            # As where a snapshot replaced the log: the peer asks somebody else.
             return
         else:
             self._exchange.answer_fetch(peer, run.data)

@@ -372,6 +372,8 @@ class Workload:
         if self._chance.random() < 0.5:
             await asyncio.sleep(0)
             self._log.ask_for_room(3000)
+            # Retention looks now and then, whatever else is under way.
+            self._log.drop_prefix(self._log.tip.index)
         try:
             await resetting
         except DiskFull:
