@@ -11,8 +11,9 @@ from cyclopts import Parameter
 
 from proglog.cli.parameters import Json
 from proglog.cli.units import counted, format_bytes
-from proglog.errors import ConfigurationError
+from proglog.errors import ConfigurationError, CorruptionError
 from proglog.log.names import GROUPS
+from proglog.log.plan import Verdict
 from proglog.log.repair import Allow
 from proglog.log.repair import repair as repair_log
 from proglog.log.verify import Report
@@ -81,7 +82,16 @@ def repair(
             _print_json({"folder": folder, "done": done})
         else:
             print(*(f"{folder}: {step}" for step in done), sep="\n")
+    if directory not in _logs(directory):
+        _refuse_lost(verify_node(directory))
     return 0
+
+
+def _refuse_lost(node: NodeReport) -> None:
+    """Whose a directory is can be told by no repair."""
+    for entry in node.entries:
+        if entry.verdict is Verdict.REFUSED:
+            raise CorruptionError(str(entry), file=entry.file, position=entry.position)
 
 
 def _logs(directory: Path) -> list[Path]:

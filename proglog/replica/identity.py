@@ -291,7 +291,8 @@ def _look_at_node(files: Files, data_dir: Path) -> list[Entry]:
     try:
         check_seal(files, folder, DEFAULT_GROUP, identity)
     except (ConfigurationError, CorruptionError) as error:
-        damage = Damage(folder / HARD_STATE, 0, str(error))
+        path = folder / HARD_STATE
+        damage = Damage(path, 0, str(error).removeprefix(f"{path} "))
         entries.append(_entry(damage, Verdict.REFUSED, ""))
     return entries
 

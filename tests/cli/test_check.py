@@ -190,3 +190,15 @@ def test_a_repair_without_write_access_says_so(folder: Path, option: str) -> Non
         assert ran.stderr.count("\n") == 1
         assert str(copy) in ran.stderr
         assert {each.name: each.read_bytes() for each in copy.iterdir()} == before
+
+
+def test_a_directory_that_lost_its_node_file_is_not_called_repaired(
+    data_dir: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The node does not start, whatever becomes of its log."""
+    (data_dir / "node").write_bytes(bytes(8192))
+    assert run(["repair", str(data_dir)]) == FAILED
+    said = capsys.readouterr()
+    assert said.out == f"{folder}: nothing to repair\n"
+    assert f"{data_dir / 'node'} at 0" in said.err
+    assert run(["verify", str(data_dir)]) == FAILED
