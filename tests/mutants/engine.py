@@ -37,7 +37,9 @@ CHECKS: dict[str, tuple[str, ...]] = {
     "lost blocks": ("-m", "tests.log.crash", *SEED, "lost blocks"),
 }
 MATRIX: dict[str, tuple[str, ...]] = {"matrix": (*PYTEST, "tests/log/test_matrix.py")}
-"""For what only `verify` and `repair` do."""
+"""For what only `verify` and `repair` do, and for damage smaller than a block."""
+RECOVERY: dict[str, tuple[str, ...]] = {"recovery": (*PYTEST, "tests/log/test_recovery.py")}
+"""For what loses nothing, but lets a log grow and its starts take longer."""
 
 MUTANTS = [
     # --- the survivors of the review ---
@@ -444,9 +446,12 @@ MUTANTS = [
         ),
     ),
 ]
-OFFLINE = {"verify does not look into sealed segments"} | {
-    each.name for each in MUTANTS if any(edit.file.endswith("repair.py") for edit in each.edits)
+BY_MATRIX = {
+    "an index is believed whatever its checksum",
+    "verify does not look into sealed segments",
+    *(each.name for each in MUTANTS if any(edit.file.endswith("repair.py") for edit in each.edits)),
 }
+BY_RECOVERY = {"the newest snapshot is the obsolete one"}
 
 
 class Verdict(NamedTuple):
@@ -460,8 +465,11 @@ class Verdict(NamedTuple):
 def run(each: Mutant | None, seconds: float) -> Verdict:
     """Runs the checks on the mutant (None: on the code as it is) until one of them fails."""
     began = _cpu()
-    offline = each is None or each.name in OFFLINE
-    checks = {**MATRIX, **CHECKS} if offline else CHECKS
+    checks = CHECKS
+    if each is None or each.name in BY_MATRIX:
+        checks = {**MATRIX, **checks}
+    if each is None or each.name in BY_RECOVERY:
+        checks = {**RECOVERY, **checks}
     with tempfile.TemporaryDirectory() as folder:
         shutil.copytree(ROOT / "proglog", Path(folder) / "proglog")
         shutil.copytree(ROOT / "tests", Path(folder) / "tests")

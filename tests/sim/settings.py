@@ -121,6 +121,8 @@ class Settings:
                 "inflight_bytes_max": chance.choice((2_000, limits.inflight_bytes_max)),
                 "answer_seconds_max": chance.choice((1.0, 30.0)),
                 "write_group_bytes_max": chance.choice((300, limits.write_group_bytes_max)),
+                # By a chance of its own, so that the worlds of old seeds stay what they were.
+                "stores_open_max": random.Random(f"{seed}/stores").choice((1, 3, 32)),
             },
             latency_seconds=chance.choice((0.0003, 0.001, 0.01)),
             buffer_bytes=chance.choice((100, 64 * KiB)),
