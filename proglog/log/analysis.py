@@ -237,8 +237,6 @@ class _Analysis:
         for damage in damages:
             if usable:
                 plan.add_damage(Verdict.HARMLESS, damage, "the log or another one stands in for it")
-                # At once, for the replay may write another one of that name.
-                plan.worthless.append(damage.path)
             else:
                 plan.add_damage(Verdict.REFUSED, damage, "and no other snapshot will do")
         if not usable and not damages:

@@ -20,7 +20,7 @@ from proglog.log.format import Tip
 from proglog.log.gaps import Lost, give_up, read_leniently
 from proglog.log.index import Index
 from proglog.log.manifest import Change, Manifest
-from proglog.log.names import ASIDE, index_name
+from proglog.log.names import ASIDE, index_name, snapshot_path
 from proglog.log.plan import Entry, Found, Plan, Verdict
 from proglog.log.reading import CheckedFile, Damage, Reading
 from proglog.log.recovery import recover, rewrite_headers
@@ -106,7 +106,8 @@ def _tidy(files: Files, plan: Plan) -> list[str]:
             rewrite_headers(files, found)
             done.append(f"{found.store_path.name}: the segment header is written anew")
     damaged = {entry.file for entry in plan.of(Verdict.HARMLESS)}
-    for path in plan.worthless:
+    for at in naming.snapshots(files.listdir(plan.folder)):
+        path = snapshot_path(plan.folder, at)
         if path in damaged:
             files.unlink(path)
             done.append(f"{path.name}: deleted, since another one stands in for it")

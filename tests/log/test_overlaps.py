@@ -111,7 +111,7 @@ def _no_space_for_stores() -> Callable[[Disk, str], None]:
 async def test_a_snapshot_that_replaces_a_damaged_one_stays(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A start deletes the damaged one; and at leisure, perhaps much later, what was dropped."""
+    """What a start deletes at leisure, perhaps much later, has no name that is used again."""
     async with Engine(folder) as engine:
         await engine.fill(30)
         await engine.all_durable()
