@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from time import perf_counter
 
@@ -31,8 +33,10 @@ from proglog.log.names import DEFAULT_GROUP, group_folder, index_name, store_nam
 from proglog.log.operations import Group
 from proglog.log.recovery import Recovered, recover
 from proglog.log.snapshot import Snapshot
+from proglog.peers.peers import Peers
 from proglog.ports import Offload, Ports, RealFiles, ThreadWorker
 from proglog.raft.config import RaftConfig
+from proglog.replica.identity import open_node
 from proglog.replica.replica import Replica, open_replica
 from scripts.bench.servers import ROOT
 
@@ -187,46 +191,50 @@ async def _nobody(address: str, factory: object) -> None:
     raise OSError(f"{address} is nobody")
 
 
-async def _replica(folder: Path) -> Replica:
+@asynccontextmanager
+async def _replica(data_dir: Path) -> AsyncIterator[Replica]:
+    ports = Ports()
+    directory = await open_node(data_dir, node_name="", ports=ports)
+    peers = Peers(connect=_nobody, chance=random.Random(1), clock=ports.clock, rpc_addr="")
     replica = await open_replica(
         "default",
-        folder,
-        node_name="",
+        directory,
         rpc_addr="",
         bootstrap=True,
         config=CONFIG,
         raft_config=RaftConfig(),
-        ports=Ports(),
+        ports=ports,
         observer=_Unobserved(),
-        connect=_nobody,
+        peers=peers,
     )
     await replica.wait_ready()
-    return replica
+    try:
+        yield replica
+    finally:
+        await replica.close()
+        peers.close()
+        directory.close()
 
 
-async def fill_by_producers(folder: Path) -> dict[str, float]:
+async def fill_by_producers(data_dir: Path) -> dict[str, float]:
     """A batch of each of many producers, over some hundred segments."""
-    replica = await _replica(folder)
     body = batches.encode([b"x"])
-    waiting = []
-    for number in range(1, PRODUCERS + 1):
-        waiting.append(await replica.propose(ProposedBatch(body, number, 0)))
-        if len(waiting) == _INFLIGHT:
+    async with _replica(data_dir) as replica:
+        for first in range(1, PRODUCERS + 1, _INFLIGHT):
+            numbers = range(first, first + _INFLIGHT)
+            waiting = [await replica.propose(ProposedBatch(body, each, 0)) for each in numbers]
             await asyncio.gather(*waiting)
-            waiting.clear()
-    await asyncio.gather(*waiting)
-    await replica.close()
     return {}
 
 
-async def measure_producers(folder: Path) -> dict[str, float]:
+async def measure_producers(data_dir: Path) -> dict[str, float]:
     """Memory that opening takes, before anything is served."""
     before = _memory_bytes()
-    replica = await _replica(folder)
-    after = _memory_bytes()
-    segments = len(replica.log.segment_facts())
-    size = sum(path.stat().st_size for path in folder.glob("snapshot-*"))
-    await replica.close()
+    async with _replica(data_dir) as replica:
+        after = _memory_bytes()
+        segments = len(replica.log.segment_facts())
+        folder = group_folder(data_dir, DEFAULT_GROUP)
+        size = sum(path.stat().st_size for path in folder.glob("snapshot-*"))
     return {
         "memory_mb": (after - before) / 1e6,
         "segments": segments,
@@ -280,9 +288,8 @@ async def many_segments(folder: Path) -> tuple[dict[str, float], dict[str, float
 async def many_producers(folder: Path) -> dict[str, float]:
     """Opening a log that many producers have written to."""
     with tempfile.TemporaryDirectory(dir=folder) as own:
-        log = group_folder(Path(own), DEFAULT_GROUP)
-        await _process("fill", log)
-        return await _process("producers", log)
+        await _process("fill", Path(own) / "data")
+        return await _process("producers", Path(own) / "data")
 
 
 if __name__ == "__main__":

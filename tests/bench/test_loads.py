@@ -18,7 +18,7 @@ from proglog.cli import bench
 from proglog.cli.bench import Check, concurrently, one_at_a_time, percentile, values_of
 from proglog.config import Address
 from proglog.errors import ConfigurationError, CorruptionError
-from scripts.bench import node, workloads
+from scripts.bench import node, segments, workloads
 from scripts.bench.cluster import Witness
 from scripts.bench.opening import opening
 from scripts.bench.report import Report, Row
@@ -235,3 +235,19 @@ def test_the_command_measures_a_node_of_its_own_and_leaves_nothing(tmp_path: Pat
     with contextlib.suppress(subprocess.TimeoutExpired):
         wrong = subprocess.run([*command, "--tasks", "0"], cwd=ROOT, check=False, timeout=60)
         assert wrong.returncode == 2
+
+
+async def test_many_segments_open_with_few_descriptors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segments, "SEGMENTS", 300)
+    made = await asyncio.to_thread(segments.make_segments, tmp_path / "log", 300)
+    opened = await asyncio.to_thread(segments.measure_opening, tmp_path / "log")
+    assert made.index == 300 * 8
+    assert opened["descriptors"] < 100
+
+
+async def test_many_producers_leave_two_snapshots(tmp_path: Path) -> None:
+    figures = await segments.many_producers(tmp_path)
+    assert figures["segments"] > 50
+    assert figures["memory_mb"] < 20
