@@ -53,6 +53,9 @@ class File(Protocol):
     def pread_cached(self, size: int, position: int) -> bytes | None:
         """Like `pread`, but None where that would wait for the disk."""
 
+    def read_ahead(self, size: int, position: int) -> None:
+        """Says that these bytes will be read next: the disk begins, and nobody waits for it."""
+
     def fdatasync(self) -> None:
         """Makes all that was written durable."""
 
@@ -213,6 +216,9 @@ class RealFile:
                 return None
             raise
         return bytes(buffer) if count == size else None
+
+    def read_ahead(self, size: int, position: int) -> None:
+        os.posix_fadvise(self._descriptor, position, size, os.POSIX_FADV_WILLNEED)
 
     def fdatasync(self) -> None:
         os.fdatasync(self._descriptor)

@@ -110,4 +110,6 @@ class Window:
             if isinstance(data, Damage):
                 return data
             self._data, self._from, at = data, position, 0
+            # While these bytes are checked the disk reads the next ones.
+            self._store.file.read_ahead(limits.walk_window_bytes, position + len(data))
         return memoryview(self._data)[at:]

@@ -51,6 +51,9 @@ class SimFile:
         data = self._inode.cached.read(size, position)
         return data if len(data) == size else None
 
+    def read_ahead(self, size: int, position: int) -> None:
+        """The disk is as quick as any other."""
+
     def fdatasync(self) -> None:
         self._perform(Kind.SYNC)
 

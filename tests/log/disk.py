@@ -45,6 +45,9 @@ class DiskFile:
         self._disk.fail("fdatasync")
         self._file.fdatasync()
 
+    def read_ahead(self, size: int, position: int) -> None:
+        self._file.read_ahead(size, position)
+
     def reserve(self, size: int) -> None:
         if size > self._file.size():
             self._disk.fail("reserve")
