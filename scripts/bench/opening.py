@@ -66,6 +66,8 @@ async def opening(folder: Path, records: int, batch_records: int, runs: int) -> 
         for run in range(runs):
             copy = Path(own) / str(run)
             await asyncio.to_thread(shutil.copytree, data, copy / "data")
+            # kill -9 leaves little that is not on the disk; a copy all.
+            await asyncio.to_thread(os.sync)
             opened.append(await _open(copy, records))
         return opened
 
