@@ -15,7 +15,7 @@ INSTALLED := $(VENV)/.installed
 ARGS ?=
 
 # A variable given on the command line would otherwise reach every recipe's environment.
-unexport PYTHON VENV ARGS
+unexport PYTHON VENV ARGS JOBS
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -44,8 +44,11 @@ run: install  ## start a node: data in ./data, gRPC and HTTP on 127.0.0.1:8400
 judges: install
 	@scripts/judges.sh $(VENV)/judges curl redis-server serf
 
+# Processes that share the tests.
+JOBS ?= 2
+
 test: judges  ## run the whole test suite
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 
 check: install  ## lint, format, types, who imports whom, freshness of generated code
 	$(BIN)/ruff check .
