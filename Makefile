@@ -13,6 +13,8 @@ INSTALLED := $(VENV)/.installed
 
 # Arguments for the commands: make run ARGS="--data-dir /srv/log", make test ARGS="tests/cli -x"
 ARGS ?=
+# Processes that share the tests.
+JOBS ?= 2
 
 # A variable given on the command line would otherwise reach every recipe's environment.
 unexport PYTHON VENV ARGS JOBS
@@ -43,9 +45,6 @@ run: install  ## start a node: data in ./data, gRPC and HTTP on 127.0.0.1:8400
 # Programs that PyPI does not have. Where one cannot be had, the tests that need it say so.
 judges: install
 	@scripts/judges.sh $(VENV)/judges curl redis-server serf
-
-# Processes that share the tests.
-JOBS ?= 2
 
 test: judges  ## run the whole test suite
 	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
