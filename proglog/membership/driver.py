@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,10 @@ def network(config: MembershipConfig, keyring: Keyring) -> Transport:
     """The transport of a real node."""
     timeout_s = config.timing.stream_timeout_s
     return NetworkTransport(config.bind_host, config.bind_port, keyring, timeout_s)
+
+
+class _Unreadable(ConfigurationError):
+    """The disk has lost the file."""
 
 
 class Membership:
@@ -457,12 +462,12 @@ class Membership:
 
     async def _load_snapshot(self) -> Snapshot | None:
         path = self._config.snapshot_path
-        content = await self._load(path, limits.snapshot_bytes_max)
-        if path is None or content is None:
+        if path is None:
             return None
         try:
-            return decode_snapshot(content)
-        except MalformedMessage as error:
+            content = await self._load(path, limits.snapshot_bytes_max)
+            return None if content is None else decode_snapshot(content)
+        except (MalformedMessage, _Unreadable) as error:
             # A hint that is broken is no hint.
             self._keeper.failed(path, error)
             return None
@@ -473,7 +478,8 @@ class Membership:
         try:
             return None if path is None else await self._keeper.load(path, size_max)
         except OSError as error:
-            raise ConfigurationError(f"cannot read {path}: {error}") from error
+            kind = _Unreadable if error.errno == errno.EIO else ConfigurationError
+            raise kind(f"cannot read {path}: {error}") from error
 
     def _save_snapshot(self) -> None:
         if self._snapshot_timer is not None:
