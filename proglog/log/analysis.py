@@ -68,30 +68,43 @@ def analyse(
     OSError only where there are no descriptors.
     """
     reading = Reading(files, writable=False)
-    analysis = _Analysis(files, folder, reading, thorough, replay or NoReplay())
-    plan = analysis.run(group, begun, with_hard_state=with_hard_state)
+    analysis = _Analysis(
+        files,
+        folder,
+        reading,
+        thorough=thorough,
+        with_hard_state=with_hard_state,
+        replay=replay or NoReplay(),
+    )
+    plan = analysis.run(group, begun)
     plan.unforgotten = reading.unforgotten
     return plan
 
 
 class _Analysis:
     def __init__(
-        self, files: Files, folder: Path, reading: Reading, thorough: bool, replay: Replay
+        self,
+        files: Files,
+        folder: Path,
+        reading: Reading,
+        *,
+        thorough: bool,
+        with_hard_state: bool,
+        replay: Replay,
     ) -> None:
         self._files = files
         self._folder = folder
         self._reading = reading
         self._thorough = thorough
-        self._with_hard_state = True
+        self._with_hard_state = with_hard_state
         self._replay = replay
         self._names = files.listdir(folder)
         self._plan: Plan
 
-    def run(self, group: int, begun: Manifest | None, *, with_hard_state: bool) -> Plan:
+    def run(self, group: int, begun: Manifest | None) -> Plan:
         firsts = naming.stores(self._names)
         manifest, state = self._manifest_state(group, firsts)
         manifest = begun or manifest
-        self._with_hard_state = with_hard_state
         plan = self._plan = Plan(folder=self._folder, manifest=manifest, manifest_state=state)
         self._look_at_manifest(group)
         self._look_at_worthless(firsts)
@@ -103,16 +116,16 @@ class _Analysis:
             self._look_at_reset()
         elif live:
             self._look_at_segments(live)
-        is_new = not live and self._may_be_new(with_hard_state)
-        self._look_at_hard_state(with_hard_state=with_hard_state, is_new=is_new)
+        is_new = not live and self._may_be_new()
+        self._look_at_hard_state(is_new=is_new)
         if not live and not is_new and not is_reset:
             plan.add(Verdict.REFUSED, self._folder, "the log's segments are lost")
         self._look_at_end()
         return plan
 
-    def _may_be_new(self, with_hard_state: bool) -> bool:
+    def _may_be_new(self) -> bool:
         """Whether the directory is that of a first start, perhaps an interrupted one."""
-        unused = not with_hard_state or naming.HARD_STATE not in self._names
+        unused = not self._with_hard_state or naming.HARD_STATE not in self._names
         return unused and not naming.snapshots(self._names) and not self._plan.manifest.base.index
 
     # --- manifest --------------------------------------------------------------------------------
@@ -130,9 +143,7 @@ class _Analysis:
     def _inferred(self, group: int, firsts: list[int]) -> Manifest:
         """What the manifest must have said of where the log begins. A change that was under way is
         forgotten: the log is as if it had not begun, which nobody was told of yet."""
-        if not firsts:
-            return Manifest(group)
-        header = self._any_header(firsts[0])
+        header = self._any_header(firsts[0]) if firsts else None
         if header is None:
             return Manifest(group)
         return Manifest(header.place.group, header.place.generation, header.before)
@@ -177,9 +188,9 @@ class _Analysis:
         old = [at for at in naming.snapshots(self._names) if at < base]
         garbage += [snapshot_path(self._folder, at) for at in old]
 
-    def _look_at_hard_state(self, *, with_hard_state: bool, is_new: bool) -> None:
+    def _look_at_hard_state(self, *, is_new: bool) -> None:
         path = self._folder / naming.HARD_STATE
-        if not with_hard_state or is_new:
+        if not self._with_hard_state or is_new:
             return
         if naming.HARD_STATE not in self._names:
             # An empty log without it is a first start that was interrupted. Anything more has voted
@@ -207,18 +218,14 @@ class _Analysis:
 
     # --- snapshots -------------------------------------------------------------------------------
 
-    def _newest_snapshot(self) -> int:
-        return max(naming.snapshots(self._names), default=0)
-
     def _look_at_snapshots(self) -> None:
         plan, base = self._plan, self._plan.manifest.base.index
         damages: list[Damage] = []
         kept: list[int] = []
         # Those of what a repair cuts off are put aside with it.
         aside = plan.manifest.change is Change.CUT_ASIDE
-        last = plan.manifest.tip.index if aside else self._newest_snapshot()
-        for at in sorted(naming.snapshots(self._names), reverse=True):
-            if not base <= at <= last:
+        for at in reversed(naming.snapshots(self._names)):
+            if at < base or (aside and at > plan.manifest.tip.index):
                 continue
             # Those that are not read may stand in for the newest, should that be damaged one day.
             if plan.snapshot is not None and not self._thorough:
@@ -274,7 +281,7 @@ class _Analysis:
 
     def _look_at_segments(self, live: list[int]) -> None:
         plan, manifest = self._plan, self._plan.manifest
-        if manifest.change in {Change.CUT, Change.CUT_ASIDE}:
+        if manifest.is_cutting:
             # An empty segment that begins with the cut is kept, as the writer keeps it.
             plan.later = [first for first in live if first > max(manifest.tip.index + 1, live[0])]
             live = [first for first in live if first not in plan.later]
@@ -458,10 +465,8 @@ class _Analysis:
             plan.segments.append(found)
             marks = self._read_marks(store)
             plan.mark = marks[0] if marks else None
-            snapshot_at = plan.snapshot.tip.index if plan.snapshot is not None else 0
-            commit = max(plan.mark.commit if plan.mark is not None else 0, snapshot_at)
-            self._replay.begin(plan.snapshot, commit)
-            if plan.manifest.change in {Change.CUT, Change.CUT_ASIDE}:
+            self._replay.begin(plan.snapshot, plan.commit)
+            if plan.manifest.is_cutting:
                 self._walk_to_cut(store, found)
             elif plan.mark is not None:
                 self._walk_marked(store, found, plan.mark)

@@ -38,11 +38,6 @@ def seal(magic: bytes, payload: bytes) -> bytes:
     return _HEAD.pack(magic, VERSION, 0, length, 0, crc) + payload
 
 
-def length_of(head: Buffer) -> int:
-    """What an envelope that begins so says of its length; nothing vouches for it yet."""
-    return int(_HEAD.unpack_from(head)[3]) if len(head) >= HEAD_BYTES else 0
-
-
 def unseal(data: Buffer, magic: bytes, path: Path) -> bytes | None:
     """The payload of the envelope at the start of `data`; None if it is damaged.
 

@@ -43,6 +43,11 @@ class Manifest(NamedTuple):
     tip: Tip = ORIGIN
     position: int = 0
 
+    @property
+    def is_cutting(self) -> bool:
+        """Whether what follows `tip` is void."""
+        return self.change in {Change.CUT, Change.CUT_ASIDE}
+
     def end(self) -> Manifest:
         """With the change done."""
         return self._replace(change=Change.NONE, tip=ORIGIN, position=0)

@@ -129,6 +129,12 @@ class Plan:
         return (entry for entry in self.entries if entry.verdict in verdicts)
 
     @property
+    def commit(self) -> int:
+        """Batches up to here are committed, by what the newest mark and snapshot say."""
+        marked = self.mark.commit if self.mark is not None else 0
+        return max(marked, self.snapshot.tip.index if self.snapshot is not None else 0)
+
+    @property
     def tip(self) -> Tip:
         """After the last batch that is known."""
         return self.segments[-1].index.last if self.segments else self.manifest.base

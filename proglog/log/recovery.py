@@ -131,14 +131,12 @@ class _Recovery:
                 f"{plan.unforgotten}: its file system keeps files in memory, so that what was read "
                 "at this start may not be what a disk has"
             )
-        hints = [plan.snapshot.tip.index if plan.snapshot is not None else 0]
-        hints.append(plan.mark.commit if plan.mark is not None else 0)
         return Recovered(
             manifest=manifest,
             segments=segments,
             snapshot=plan.snapshot,
             snapshot_indexes=plan.snapshot_indexes,
-            commit_hint=max(hints),
+            commit_hint=plan.commit,
             mark_sequence=sequence,
             garbage=plan.garbage,
             notes=self._notes,
@@ -212,7 +210,7 @@ class _Recovery:
         _write_headers(store, found)
         commit = plan.mark.commit if plan.mark is not None else 0
         sequence = plan.mark.sequence if plan.mark is not None else 0
-        if plan.manifest.change in {Change.CUT, Change.CUT_ASIDE}:
+        if plan.manifest.is_cutting:
             self._finish_cut(segment, aside=plan.manifest.change is Change.CUT_ASIDE)
             sequence = changes.end_store(
                 store, index.last, index.end_position, sequence=sequence, commit=commit

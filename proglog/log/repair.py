@@ -136,10 +136,6 @@ class _Repair:
         self._folder = plan.folder
         self._reading = Reading(files, writable=True)
 
-    @property
-    def _is_cutting(self) -> bool:
-        return self._plan.manifest.change in {Change.CUT, Change.CUT_ASIDE}
-
     def _ends(self) -> list[tuple[Found, Tip | None]]:
         """The segments, and the tips at which they must end: those before the next ones."""
         segments = self._plan.segments
@@ -150,7 +146,7 @@ class _Repair:
     def _active_end(self) -> tuple[Tip, int] | None:
         """Where the active segment must end, at least, if that is known."""
         manifest, mark = self._plan.manifest, self._plan.mark
-        if self._is_cutting:
+        if self._plan.manifest.is_cutting:
             return manifest.tip, manifest.position
         return (mark.tip, mark.position) if mark is not None else None
 
@@ -175,11 +171,11 @@ class _Repair:
             for found, end in damaged:
                 if found is plan.segments[-1]:
                     done += self._give_up_in(found, _empty_index(found), self._active_end())
-                elif not self._is_cutting:
+                elif not self._plan.manifest.is_cutting:
                     done += self._give_up_in_sealed(manifest, found, end)
         finally:
             manifest.close()
-        if self._is_cutting:
+        if self._plan.manifest.is_cutting:
             done += _start(self._files, self._folder)
         self._check_again(done)
         return done

@@ -12,6 +12,7 @@ from proglog import batch as batches
 from proglog.batch import BatchHeader, Kind, decode_all
 from proglog.config import LogConfig
 from proglog.log import format as fmt
+from proglog.log.envelope import HEAD_BYTES
 from proglog.log.format import ORIGIN, Mark, Tip
 from proglog.log.log import Log
 from proglog.log.operations import Group, Job
@@ -245,6 +246,11 @@ class Engine:
 
 def _wait(released: threading.Event) -> None:
     assert released.wait(5)
+
+
+def length_of(head: bytes) -> int:
+    """What an envelope that begins so says of its length (DESIGN.md, "Envelope")."""
+    return int.from_bytes(head[12:16], "little") if len(head) >= HEAD_BYTES else 0
 
 
 def marks_of(path: Path) -> list[Mark]:

@@ -20,7 +20,7 @@ from proglog.log.format import Mark, Place, SegmentHeader, Summary, Tip
 from proglog.log.index import Index
 from proglog.log.manifest import Change, Manifest
 from proglog.log.snapshot import Snapshot
-from tests.log.support import build, tip_after
+from tests.log.support import build, length_of, tip_after
 
 U64 = st.integers(0, 2**64 - 1)
 U32 = st.integers(0, 2**32 - 1)
@@ -48,7 +48,7 @@ def flips(data: bytes) -> list[bytes]:
 @given(st.binary(max_size=100), st.binary(max_size=20))
 def test_an_envelope_round_trips_whatever_follows_it(payload: bytes, following: bytes) -> None:
     packed = seal(b"PROGTEST", payload)
-    assert len(packed) == HEAD_BYTES + len(payload) == envelope.length_of(packed)
+    assert len(packed) == HEAD_BYTES + len(payload) == length_of(packed)
     assert unseal(packed + following, b"PROGTEST", PATH) == payload
     assert unseal(memoryview(packed), b"PROGTEST", PATH) == payload
     assert unseal(packed, b"PROGMORE", PATH) is None
@@ -173,7 +173,7 @@ FORMATS: dict[str, tuple[bytes, Callable[[Buffer, Path], object]]] = {
         fmt.pack_segment_header(SegmentHeader(PLACE, TIP)),
         fmt.parse_segment_header,
     ),
-    "mark": (MARK[: envelope.length_of(MARK)], fmt.parse_mark),
+    "mark": (MARK[: length_of(MARK)], fmt.parse_mark),
     "index": (_an_index(), fmt.parse_index),
     "snapshot": (snapshots.pack(Snapshot(TIP, b"state")), snapshots.parse),
     "manifest": (

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import pytest
 
 from proglog.log import format as fmt
-from proglog.log.envelope import HEAD_BYTES, length_of
+from proglog.log.envelope import HEAD_BYTES
 from proglog.log.names import store_name
 from proglog.log.repair import Allow
 from proglog.log.twin import PLACES
@@ -27,6 +27,7 @@ from tests.log.crash.budget import SCALE
 from tests.log.damaged import BLOCK_BYTES, Blocks, Outcome, Served, agree, start
 from tests.log.damaged import FilesWithBadBlocks as Files
 from tests.log.small import CONFIG, FOLDER, small
+from tests.log.support import length_of
 
 ACTIVE = store_name(9)
 MARKED_BYTES = fmt.MARK_POSITIONS[0] + 96
