@@ -7,7 +7,7 @@ import copy
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from proglog import limits
 from proglog.config import Address
@@ -30,7 +30,7 @@ class Names:
         looking = self._looking.get(address)
         if looking is None:
             looking = asyncio.get_running_loop().create_task(self._look(address))
-            looking.add_done_callback(_forget)
+            looking.add_done_callback(forget_failure)
             self._looking[address] = looking
         if address not in self._found:
             # Not cancelled with whoever waits: the answer is of use the next time.
@@ -52,8 +52,8 @@ class Names:
         self._found[address] = places
 
 
-def _forget(task: asyncio.Task[None]) -> None:
-    """Its failure is told to whoever waits, if anybody still does."""
+def forget_failure(task: asyncio.Task[Any]) -> None:
+    """It is told to whoever waits, if anybody still does; asyncio need not speak of it."""
     if not task.cancelled():
         task.exception()
 

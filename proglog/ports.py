@@ -21,7 +21,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
@@ -31,6 +31,9 @@ from proglog import limits
 from proglog.batch import Buffer
 
 T = TypeVar("T")
+
+TEMPORARY = ".tmp"
+"""Ends the name of a file that is not renamed to its own yet; worthless."""
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _LIBC.mmap.restype = ctypes.c_void_p
@@ -112,6 +115,35 @@ class Files(Protocol):
     def lock(self, folder: Path, *, shared: bool = False) -> Callable[[], None]:
         """Locks a folder, against all other locks or, if `shared`, all that are not shared, and
         returns the release. It needs no write access. Raises BlockingIOError, FileNotFoundError."""
+
+
+def write_whole(files: Files, path: Path, data: Buffer) -> None:
+    """Replaces a file so that after a crash it is either the old one or the new one, whole.
+
+    May wait for the disk. Raises OSError: then the old one stands.
+    """
+    write_parts(files, path, (data,))
+
+
+def write_parts(files: Files, path: Path, parts: Iterable[Buffer]) -> None:
+    """As `write_whole`, of what is not in memory at once: `parts` follow one another."""
+    temporary = path.with_name(path.name + TEMPORARY)
+    if files.exists(temporary):
+        files.unlink(temporary)
+    file = files.create(temporary)
+    position = 0
+    try:
+        for part in parts:
+            file.pwritev([part], position)
+            position += len(part)
+        file.fdatasync()
+    except OSError:
+        file.close()
+        files.unlink(temporary)
+        raise
+    file.close()
+    files.rename(temporary, path)
+    files.sync_directory(path.parent)
 
 
 class Worker(Protocol):

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from proglog.ports import TEMPORARY
+
 GROUPS = "groups"
 """In a node's directory: the logs, each in a folder that is named by its number."""
 DEFAULT_GROUP = 2
@@ -15,8 +17,6 @@ HARD_STATE = "hard-state"
 """Belongs to `proglog.raft`."""
 RESERVED_STORE = "reserved.store"
 RESERVED_INDEX = "reserved.index"
-TEMPORARY = ".tmp"
-"""Ends the name of a file that is not renamed to its own yet; worthless."""
 ASIDE = "aside-"
 """Begins the name of what was cut off and is kept for people."""
 

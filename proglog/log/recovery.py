@@ -30,8 +30,7 @@ from proglog.log.segment import (
 )
 from proglog.log.snapshot import Snapshot
 from proglog.log.tail import TailEntry
-from proglog.log.twin import write_whole
-from proglog.ports import File, Files
+from proglog.ports import File, Files, write_whole
 
 
 @dataclass(slots=True, kw_only=True)

@@ -24,10 +24,9 @@ from proglog.log.names import ASIDE, index_name, snapshot_path
 from proglog.log.plan import Entry, Found, Plan, Verdict
 from proglog.log.reading import CheckedFile, Damage, Reading
 from proglog.log.recovery import recover, rewrite_headers
-from proglog.log.twin import write_whole
 from proglog.log.verify import analyse_thoroughly, locked
 from proglog.log.walking import walk_store
-from proglog.ports import Files, RealFiles
+from proglog.ports import Files, RealFiles, write_parts, write_whole
 
 
 class Allow(enum.Enum):
@@ -287,20 +286,11 @@ class _Repair:
     def _copy_aside(self, store: CheckedFile, index: Index) -> str:
         """Keeps what follows the last batch of `index`, in pieces, since it may be large."""
         name = f"{ASIDE}repair-{index.last.index + 1:020d}"
-        temporary = self._folder / (name + naming.TEMPORARY)
-        if self._files.exists(temporary):
-            self._files.unlink(temporary)
-        file = self._files.create(temporary)
-        try:
-            start, stop = index.end_position, store.file.size()
-            for at in range(start, stop, limits.walk_window_bytes):
-                size = min(limits.walk_window_bytes, stop - at)
-                file.pwritev([read_leniently(store, size, at)], at - start)
-            file.fdatasync()
-        finally:
-            file.close()
-        self._files.rename(temporary, self._folder / name)
-        self._files.sync_directory(self._folder)
+        start, stop, window = index.end_position, store.file.size(), limits.walk_window_bytes
+        pieces = (
+            read_leniently(store, min(window, stop - at), at) for at in range(start, stop, window)
+        )
+        write_parts(self._files, self._folder / name, pieces)
         return name
 
 

@@ -18,8 +18,7 @@ from proglog.log.envelope import HEAD_BYTES, SNAPSHOT, seal, unseal
 from proglog.log.format import Tip
 from proglog.log.names import snapshot_name, snapshot_path
 from proglog.log.reading import Damage, Reading
-from proglog.log.twin import write_whole
-from proglog.ports import Files
+from proglog.ports import Files, write_whole
 
 _HEAD = struct.Struct("<QQQQIIQ")
 HEAD_SIZE = HEAD_BYTES + _HEAD.size

@@ -8,14 +8,16 @@ has been answered to nobody, and may be finished; but it must not be undone late
 
 from __future__ import annotations
 
+import json
 import struct
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from proglog.batch import Buffer
+from proglog.errors import UnknownFormat
 from proglog.log.envelope import HEAD_BYTES, seal, unseal
 from proglog.log.reading import Damage, Reading
-from proglog.ports import File, Files
+from proglog.ports import File, Files, write_whole
 
 BLOCK_BYTES = 4096
 PLACES = (0, BLOCK_BYTES)
@@ -107,22 +109,17 @@ class TwinFile:
         self._file.close()
 
 
-def write_whole(files: Files, path: Path, data: Buffer) -> None:
-    """Replaces a file so that after a crash it is either the old one or the new one, whole.
+# --- a payload of named members ------------------------------------------------------------------
 
-    Raises OSError: then the old one stands.
-    """
-    temporary = path.with_name(path.name + ".tmp")
-    if files.exists(temporary):
-        files.unlink(temporary)
-    file = files.create(temporary)
-    try:
-        file.pwritev([data], 0)
-        file.fdatasync()
-    except OSError:
-        file.close()
-        files.unlink(temporary)
-        raise
-    file.close()
-    files.rename(temporary, path)
-    files.sync_directory(path.parent)
+
+def pack_members(members: dict[str, Any]) -> bytes:
+    """As JSON in ASCII, keys sorted."""
+    return json.dumps(members, separators=(",", ":"), sort_keys=True).encode("ascii")
+
+
+def parse_members(payload: bytes, path: Path) -> dict[str, Any]:
+    """All members, also those that a newer version added: they are kept. Raises UnknownFormat."""
+    members: dict[str, Any] = json.loads(payload)
+    if members["journal"]:
+        raise UnknownFormat.of(path, f"2 with journal {members['journal']}")
+    return members

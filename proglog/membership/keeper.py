@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from proglog.ports import Files
+from proglog.ports import Files, write_whole
 
 
 class Keeper:
@@ -46,7 +46,7 @@ class Keeper:
             path = next(iter(self._waiting))
             content = self._waiting.pop(path)
             try:
-                await asyncio.to_thread(self._replace, path, content)
+                await asyncio.to_thread(write_whole, self._files, path, content)
             except OSError as error:
                 self.failed(path, error)
         self._writer = None
@@ -59,17 +59,3 @@ class Keeper:
             return file.pread(min(file.size(), size_max), 0)
         finally:
             file.close()
-
-    def _replace(self, path: Path, content: bytes) -> None:
-        """All or nothing: a crash leaves the old file or the new one."""
-        temporary = path.with_name(path.name + ".new")
-        if self._files.exists(temporary):
-            self._files.unlink(temporary)
-        file = self._files.create(temporary)
-        try:
-            file.pwritev([content], 0)
-            file.fdatasync()
-        finally:
-            file.close()
-        self._files.rename(temporary, path)
-        self._files.sync_directory(path.parent)

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
+from proglog.dialling import forget_failure
+
 _T = TypeVar("_T")
 
 
@@ -34,7 +36,7 @@ async def first_of(
     finally:
         for task in begun:
             task.cancel()
-            task.add_done_callback(_forget)
+            task.add_done_callback(forget_failure)
     return begun[0].result()
 
 
@@ -49,9 +51,3 @@ def _take(
         if task is not winner and task.done() and task.exception() is None:
             undo(task.result())
     return winner.result()
-
-
-def _forget(task: asyncio.Task[_T]) -> None:
-    """Its failure was not asked for."""
-    if not task.cancelled():
-        task.exception()

@@ -10,17 +10,16 @@ know any more: it must not start.
 
 from __future__ import annotations
 
-import json
 import random
 import uuid
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from proglog.errors import CorruptionError, UnknownFormat
+from proglog.errors import CorruptionError
 from proglog.log.envelope import HARD_STATE
 from proglog.log.names import HARD_STATE as FILE_NAME
 from proglog.log.reading import Reading
-from proglog.log.twin import TwinFile, read_twin
+from proglog.log.twin import TwinFile, pack_members, parse_members, read_twin
 from proglog.ports import Files
 from proglog.raft.messages import HardState
 
@@ -63,7 +62,7 @@ class HardStateFile:
                 file=path,
                 position=state.damages[0].position,
             )
-        self._members = _parse(state.payload, path)
+        self._members = parse_members(state.payload, path)
         self._file = TwinFile(files, path, HARD_STATE, state)
 
     @property
@@ -88,7 +87,7 @@ class HardStateFile:
         if not files.exists(path):
             return None
         payload = read_twin(Reading(files, writable=False), path, HARD_STATE).payload
-        return None if payload is None else _seal(_parse(payload, path))
+        return None if payload is None else _seal(parse_members(payload, path))
 
     @staticmethod
     def create(
@@ -103,7 +102,7 @@ class HardStateFile:
             "term": hard_state.term,
             "voted_for": hard_state.voted_for,
         }
-        TwinFile.create(files, folder / FILE_NAME, HARD_STATE, _pack(members)).close()
+        TwinFile.create(files, folder / FILE_NAME, HARD_STATE, pack_members(members)).close()
         return HardStateFile(files, folder)
 
     def save(self, hard_state: HardState, cluster_id: str | None = None) -> None:
@@ -111,23 +110,11 @@ class HardStateFile:
         members = {**self._members, "term": hard_state.term, "voted_for": hard_state.voted_for}
         if cluster_id is not None:
             members["cluster"] = cluster_id
-        self._file.save(_pack(members))
+        self._file.save(pack_members(members))
         self._members = members
 
     def close(self) -> None:
         self._file.close()
-
-
-def _pack(members: dict[str, Any]) -> bytes:
-    return json.dumps(members, separators=(",", ":"), sort_keys=True).encode("ascii")
-
-
-def _parse(payload: bytes, path: Path) -> dict[str, Any]:
-    """All members, also those that a newer version added: they are kept. Raises UnknownFormat."""
-    members: dict[str, Any] = json.loads(payload)
-    if members["journal"]:
-        raise UnknownFormat.of(path, f"2 with journal {members['journal']}")
-    return members
 
 
 def _seal(members: dict[str, Any]) -> Seal:

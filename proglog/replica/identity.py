@@ -12,20 +12,19 @@ state, which says what a server promised, then this file, which the next start c
 
 from __future__ import annotations
 
-import json
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from proglog.errors import ConfigurationError, CorruptionError, DiskFull, UnknownFormat
+from proglog.errors import ConfigurationError, CorruptionError, DiskFull
 from proglog.log.envelope import NODE
 from proglog.log.names import DEFAULT_GROUP, GROUPS, HARD_STATE, group_folder
 from proglog.log.plan import Entry, Verdict
 from proglog.log.reading import Damage, Reading
 from proglog.log.segment import REFUSALS
-from proglog.log.twin import TwinFile, TwinState, read_twin
+from proglog.log.twin import TwinFile, TwinState, pack_members, parse_members, read_twin
 from proglog.ports import Files, Offload, Ports, RealFiles
 from proglog.raft.hard_state import HardStateFile, Identity, Seal, new_id
 
@@ -77,7 +76,7 @@ class NodeDirectory:
             self._lives = True
 
     def _save(self, members: dict[str, Any]) -> None:
-        self._file.save(_pack(members))
+        self._file.save(pack_members(members))
         self._members = members
 
     def close(self) -> None:
@@ -143,13 +142,13 @@ def _open_locked(
             "name": node_name or socket.gethostname(),
             "uuid": new_id(ports.random),
         }
-        file = TwinFile.create(files, path, NODE, _pack(members))
+        file = TwinFile.create(files, path, NODE, pack_members(members))
         return NodeDirectory(data_dir, members, file, unlock)
     if state.payload is None:
         raise CorruptionError(
             f"{state.damages[0]}; {LOST}", file=path, position=state.damages[0].position
         )
-    members = _parse(state.payload, path)
+    members = parse_members(state.payload, path)
     if node_name not in {"", members["name"]}:
         raise ConfigurationError(
             f"{data_dir} belongs to node {members['name']}, not {node_name}: "
@@ -165,18 +164,6 @@ def _read(files: Files, data_dir: Path) -> TwinState | None:
     if not files.exists(path) and not files.exists(data_dir / GROUPS):
         return None
     return read_twin(Reading(files, writable=False), path, NODE)
-
-
-def _pack(members: dict[str, Any]) -> bytes:
-    return json.dumps(members, separators=(",", ":"), sort_keys=True).encode("ascii")
-
-
-def _parse(payload: bytes, path: Path) -> dict[str, Any]:
-    """All members, also those that a newer version added: they are kept. Raises UnknownFormat."""
-    members: dict[str, Any] = json.loads(payload)
-    if members["journal"]:
-        raise UnknownFormat.of(path, f"2 with journal {members['journal']}")
-    return members
 
 
 def _refuse_inside_of_a_log(files: Files, data_dir: Path) -> None:
@@ -282,7 +269,7 @@ def _look_at_node(files: Files, data_dir: Path) -> list[Entry]:
         return []
     if state.payload is None:
         return [_entry(damage, Verdict.REFUSED, LOST) for damage in state.damages]
-    members = _parse(state.payload, path)
+    members = parse_members(state.payload, path)
     entries = [
         _entry(damage, Verdict.REWRITTEN, "the other copy is whole") for damage in state.damages
     ]

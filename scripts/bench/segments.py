@@ -21,7 +21,7 @@ import uvloop
 
 from proglog import batch as batches
 from proglog import limits
-from proglog.batch import Kind, ProposedBatch
+from proglog.batch import BatchHeader, Body, Kind, ProposedBatch
 from proglog.cli.bench import percentile
 from proglog.config import LogConfig
 from proglog.log import format as fmt
@@ -48,6 +48,19 @@ _INFLIGHT = 200
 _SECONDS_MAX = 120
 
 
+def _following(tip: Tip, body: Body) -> tuple[BatchHeader, bytes]:
+    """The header of the batch after `tip`."""
+    return batches.build(
+        body,
+        kind=Kind.DATA,
+        index=tip.index + 1,
+        term=1,
+        base_offset=tip.next_offset,
+        timestamp=1,
+        chain_crc=tip.chain,
+    )
+
+
 def make_segments(folder: Path, count: int) -> Tip:
     """Sealed segments and an empty active one, with a snapshot of what they built, as a node would
     have left them; the tip at the end."""
@@ -58,15 +71,7 @@ def make_segments(folder: Path, count: int) -> Tip:
         index = Index(place, tip)
         store = bytearray(fmt.pack_preamble(SegmentHeader(place, tip)))
         for _ in range(_BATCHES):
-            header, packed = batches.build(
-                body,
-                kind=Kind.DATA,
-                index=tip.index + 1,
-                term=1,
-                base_offset=tip.next_offset,
-                timestamp=1,
-                chain_crc=tip.chain,
-            )
+            header, packed = _following(tip, body)
             store += packed + body.data
             index.append(header)
             tip = index.last
@@ -131,15 +136,7 @@ class Appends:
         until = loop.time() + seconds
         while loop.time() < until:
             tip = log.tip
-            header, packed = batches.build(
-                body,
-                kind=Kind.DATA,
-                index=tip.index + 1,
-                term=1,
-                base_offset=tip.next_offset,
-                timestamp=1,
-                chain_crc=tip.chain,
-            )
+            header, packed = _following(tip, body)
             await log.make_room(header.size)
             began = perf_counter()
             log.append(header, (packed, body.data))

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from proglog.log.reading import Damage, Reading
-from proglog.log.twin import BLOCK_BYTES, PLACES, TwinFile, TwinState, read_twin, write_whole
+from proglog.log.twin import BLOCK_BYTES, PLACES, TwinFile, TwinState, read_twin
+from proglog.ports import write_whole
 from proglog.simulation.disk import Kind, PowerCut, SimDisk
 from proglog.simulation.files import SimFiles
 from tests.log.damaged import Blocks, FilesWithBadBlocks

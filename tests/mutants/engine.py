@@ -121,20 +121,24 @@ MUTANTS = [
     mutant(
         "a file is renamed before it is synced",
         (
-            "log/twin.py",
+            "ports.py",
             """
-            file.pwritev([data], 0)
+            for part in parts:
+                file.pwritev([part], position)
+                position += len(part)
             file.fdatasync()
             """,
             """
-            file.pwritev([data], 0)
+            for part in parts:
+                file.pwritev([part], position)
+                position += len(part)
             """,
         ),
     ),
     mutant(
         "a replaced file's name is not synced",
         (
-            "log/twin.py",
+            "ports.py",
             """
             files.rename(temporary, path)
             files.sync_directory(path.parent)

@@ -310,11 +310,11 @@ MUTANTS = [
         (
             "raft/hard_state.py",
             """
-            self._file.save(_pack(members))
+            self._file.save(pack_members(members))
             """,
             """
             self._file._sequence += 1
-            self._file._write(self._file._sequence % 2 * 4096, _pack(members))
+            self._file._write(self._file._sequence % 2 * 4096, pack_members(members))
             """,
         ),
     ),
@@ -322,17 +322,20 @@ MUTANTS = [
         "both hard-state copies in one write",
         (
             "raft/hard_state.py",
-            "from proglog.log.twin import TwinFile, read_twin",
-            "from proglog.log import twin\nfrom proglog.log.twin import TwinFile, read_twin",
+            "from proglog.log.twin import TwinFile, pack_members, parse_members, read_twin",
+            (
+                "from proglog.log import twin\n"
+                "from proglog.log.twin import TwinFile, pack_members, parse_members, read_twin"
+            ),
         ),
         (
             "raft/hard_state.py",
             """
-            self._file.save(_pack(members))
+            self._file.save(pack_members(members))
             """,
             """
             self._file._sequence += 1
-            copy = twin._pack(HARD_STATE, self._file._sequence, _pack(members))
+            copy = twin._pack(HARD_STATE, self._file._sequence, pack_members(members))
             self._file._file.pwritev([copy + copy], 0)
             self._file._file.fdatasync()
             """,
@@ -378,13 +381,17 @@ MUTANTS = [
     mutant(
         "a snapshot is named before it is synced",
         (
-            "log/twin.py",
+            "ports.py",
             """
-            file.pwritev([data], 0)
+            for part in parts:
+                file.pwritev([part], position)
+                position += len(part)
             file.fdatasync()
             """,
             """
-            file.pwritev([data], 0)
+            for part in parts:
+                file.pwritev([part], position)
+                position += len(part)
             if not path.name.startswith("snapshot-"):
                 file.fdatasync()
             """,
