@@ -176,14 +176,20 @@ class Forming:
         if member.tags["uuid"] == self._own:
             return member.name == self._membership.local.name
         try:
-            server, holds = await self._identify(member.tags.get("rpc_addr", ""))
+            _, holds = await self._ask_who(member)
         except ProglogError:
-            server, holds = None, ""
-        if server is None or (server.uuid, server.name) != (member.tags["uuid"], member.name):
             self._silent[member.name] = self._silent.get(member.name, 0) + 1
             return False
         self._silent.pop(member.name, None)
         return not holds  # One that has promised itself to others is not to be had.
+
+    async def _ask_who(self, member: Member) -> tuple[Server, str]:
+        """Who answers where a member says that it is, and what that one holds: it must be this
+        member, which perhaps says nothing of an address. Raises ProglogError."""
+        server, holds = await self._identify(member.tags.get("rpc_addr", ""))
+        if (server.uuid, server.name) != (member.tags["uuid"], member.name):
+            raise ChangeRefused(f"{server.name} answers at the address of {member.name}")
+        return server, holds
 
     def _others(self) -> str:
         """Whom this node sees that waits for something else: most often a slip of the operator."""
@@ -230,13 +236,10 @@ class Forming:
         _logger.info("a cluster was formed", cluster=cluster_id, servers=len(servers))
 
     async def _promise_of(self, member: Member, cluster_id: str, uuids: Sequence[str]) -> Server:
-        rpc_addr = member.tags["rpc_addr"]
         if member.tags["uuid"] == self._own:
-            return Server(self._own, member.name, rpc_addr)
-        server, _ = await self._identify(rpc_addr)
-        if (server.uuid, server.name) != (member.tags["uuid"], member.name):
-            raise ChangeRefused(f"{server.name} answers at the address of {member.name}")
-        await self._ask(rpc_addr, cluster_id, uuids)
+            return Server(self._own, member.name, member.tags["rpc_addr"])
+        server, _ = await self._ask_who(member)
+        await self._ask(member.tags["rpc_addr"], cluster_id, uuids)
         return server
 
     # --- promising -------------------------------------------------------------------------------
@@ -255,7 +258,7 @@ class Forming:
     async def _ask_whether_it_stands(self, coordinator: Member, cluster_id: str) -> None:
         """Lets go of a promise where the coordinator has given up."""
         before = self._promises
-        server, holds = await self._identify(coordinator.tags["rpc_addr"])
+        server, holds = await self._identify(coordinator.tags.get("rpc_addr", ""))
         if server.uuid != coordinator.tags["uuid"]:
             raise ChangeRefused(f"{server.name} answers at the address of {coordinator.name}")
         # Promised anew meanwhile: what was answered is from before.

@@ -264,6 +264,21 @@ async def test_members_that_nobody_runs_hold_up_nobody(monkeypatch: pytest.Monke
     assert await formed(world, monkeypatch) == ["a", "b", "c"]
 
 
+@pytest.mark.parametrize(("asks", "mute"), [("c", "a"), ("a", "b")])
+async def test_a_promise_to_a_member_that_tells_no_address_is_waited_for(
+    asks: str, mute: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World("abc")
+    world.see("abc")
+    await world.nodes[asks].adopt_cluster(forming.cluster_of(f"uuid-{name}" for name in "abc"))
+    told = world.nodes[mute].member()
+    del told.tags["rpc_addr"]
+    monkeypatch.setattr(world.nodes[mute], "member", lambda: told)
+    with pytest.raises(ChangeRefused, match="nobody answers"):
+        await world.form(asks)
+    assert not world.began
+
+
 async def test_it_says_what_it_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World("abc")
     world.see("ab")
