@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from proglog.batch import Buffer
+from proglog.batch import Buffer, parse_header
+from proglog.errors import OffsetOutOfRange, RecordLost
 
 
 class Appended(NamedTuple):
@@ -78,3 +80,16 @@ class Description:
     leader_addr: str
     term: int
     commit_index: int
+
+
+def check_holds(chunk: Chunk, offset: int, describe: Callable[[], Description]) -> None:
+    """That a chunk, as it was read from an offset on, begins with the batch of the record there.
+
+    Raises OffsetOutOfRange where the log ends before it, RecordLost where a repair gave it up.
+    """
+    following = parse_header(chunk.data).base_offset if chunk.data else chunk.next_offset
+    if following > offset:
+        raise RecordLost.of(offset, following)
+    if not chunk.data:
+        bounds = describe()
+        raise OffsetOutOfRange.of(offset, bounds.earliest, bounds.next)

@@ -19,14 +19,14 @@ from proglog.batch import ProposedBatch, Record, decode_all
 from proglog.client.backend import At, Start, log_closed, to_timeout
 from proglog.client.client import Log
 from proglog.config import LogConfig
-from proglog.errors import EarlierRefused, OffsetOutOfRange, ProglogError, RecordLost
+from proglog.errors import EarlierRefused, ProglogError
 from proglog.peers.peers import Peers
 from proglog.ports import Ports
 from proglog.raft.config import RaftConfig
 from proglog.replica.identity import NodeDirectory, open_node
 from proglog.replica.logs import DEFAULT
 from proglog.replica.replica import Replica, open_replica
-from proglog.types import Appended, Chunk, Description
+from proglog.types import Appended, Chunk, Description, check_holds
 
 
 @asynccontextmanager
@@ -163,13 +163,9 @@ class LocalBackend:
     async def read(self, offset: int) -> Record:
         self._check_open()
         chunk = await self._replica.read(offset, 1)
-        for batch in decode_all(chunk.data):
-            if batch.base_offset <= offset:
-                return batch[offset - batch.base_offset]
-            raise RecordLost.of(offset, batch.base_offset)
-        if chunk.next_offset > offset:
-            raise RecordLost.of(offset, chunk.next_offset)
-        raise OffsetOutOfRange.of(offset, self._replica.earliest, self._replica.next_offset)
+        check_holds(chunk, offset, self._replica.describe)
+        batch, *_ = decode_all(chunk.data)
+        return batch[offset - batch.base_offset]
 
     async def describe(self) -> Description:
         return self._replica.describe()

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from proglog import batch, limits
 from proglog.batch import Codec, ProposedBatch, Record, RecordBatch, RecordHeaders
-from proglog.errors import OffsetOutOfRange, OutcomeUnknown, Overloaded, RecordLost
+from proglog.errors import OutcomeUnknown, Overloaded
 from proglog.observability.metrics import Metrics
+from proglog.types import check_holds
 
 if TYPE_CHECKING:
     from proglog.replica.replica import Replica
@@ -76,12 +77,8 @@ async def _decode(header: batch.BatchHeader, body: batch.Buffer) -> RecordBatch:
 
 async def read_one(replica: Replica, offset: int, metrics: Metrics) -> Record:
     """The record at `offset`. Raises OffsetOutOfRange and others."""
-    cursor = Cursor(replica, offset, metrics)
-    batches = await cursor.step()
-    following = batches[0].base_offset if batches else cursor.offset
-    if following > offset:
-        raise RecordLost.of(offset, following)
-    if not batches:
-        description = replica.describe()
-        raise OffsetOutOfRange.of(offset, description.earliest, description.next)
-    return batches[0][0]
+    chunk = await replica.read(offset, 1)
+    metrics.consumed(len(chunk.data))
+    check_holds(chunk, offset, replica.describe)
+    header, body = next(iter(batch.walk(chunk.data)))
+    return (await _decode(header, body))[offset - header.base_offset]

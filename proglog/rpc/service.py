@@ -19,9 +19,9 @@ from grpclib.exceptions import GRPCError
 from proglog import batch, limits
 from proglog._generated.log import v1
 from proglog.batch import ProposedBatch, RecordBatch
-from proglog.errors import InvalidRequest, OffsetOutOfRange, ProglogError, RecordLost
+from proglog.errors import InvalidRequest, ProglogError
 from proglog.rpc.calls import Call
-from proglog.types import Appended, Chunk, Description, ServerInfo
+from proglog.types import Appended, Chunk, Description, ServerInfo, check_holds
 from proglog.wire import BadMessage, ProduceBatch
 
 
@@ -120,16 +120,9 @@ class LogService:
         request: v1.ConsumeRequest = await call.request()
         log = self._logs.get(request.log)
         chunk = await log.read(request.offset, 1)
-        if chunk.next_offset <= request.offset:
-            bounds = log.describe()
-            raise OffsetOutOfRange.of(request.offset, bounds.earliest, bounds.next)
-        for records in await _decoded(chunk):
-            if records.base_offset <= request.offset < records.next_offset:
-                found = records.between(request.offset, request.offset + 1)
-                await call.send_messages(_responses(found))
-                return
-            raise RecordLost.of(request.offset, records.base_offset)
-        raise RecordLost.of(request.offset, chunk.next_offset)
+        check_holds(chunk, request.offset, log.describe)
+        records, *_ = await _decoded(chunk)
+        await call.send_messages(_responses(records.between(request.offset, request.offset + 1)))
 
     async def consume_stream(self, call: Call) -> None:
         request: v1.ConsumeRequest = await call.request()
