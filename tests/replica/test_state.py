@@ -18,12 +18,12 @@ from proglog.log.format import ORIGIN
 from proglog.log.names import snapshot_path
 from proglog.log.reading import Reading
 from proglog.log.snapshot import Snapshot, read, write
-from proglog.log.twin import BLOCK_BYTES, TwinFile
+from proglog.log.twin import BLOCK_BYTES, TwinFile, pack_members
 from proglog.ports import Ports, RealFiles
 from proglog.raft.configuration import Configuration, Server
 from proglog.raft.hard_state import HardStateFile, Identity, Seal
 from proglog.raft.messages import HardState
-from proglog.replica import commands, identity, sections
+from proglog.replica import commands, sections
 from proglog.replica.commands import SetStart
 from proglog.replica.identity import open_node_directory
 from proglog.replica.settings import Settings
@@ -255,7 +255,7 @@ def _node() -> bytes:
         "name": "n1",
         "uuid": UUIDS[0],
     }
-    packed = identity._pack(members)
+    packed = pack_members(members)
     return _twin(Path("/d/node"), lambda files, path: TwinFile.create(files, path, NODE, packed))
 
 
