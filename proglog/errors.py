@@ -377,6 +377,9 @@ class UnknownFormat(_Definite):
     """A file is whole, but of a version that is not known here: nothing was touched. Facts: file,
     version."""
 
+    exit_status = 3
+    """Of a program that ends for it."""
+
     @classmethod
     def of(cls, path: Path, version: str) -> UnknownFormat:
         return cls(

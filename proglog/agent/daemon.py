@@ -54,7 +54,8 @@ async def _run(config: NodeConfig, announce: Callable[[Node], None]) -> int:
     # Asked now, not before: the disk may fail while the last batches are written.
     if not node.failure.done():
         return 0
-    return 3 if isinstance(node.failure.exception(), UnknownFormat) else 1
+    error = node.failure.exception()
+    return error.exit_status if isinstance(error, UnknownFormat) else 1
 
 
 def _tell(failure: asyncio.Future[None]) -> None:

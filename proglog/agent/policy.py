@@ -18,7 +18,6 @@ from proglog.types import ServerInfo
 
 ROLE = "proglog"
 """The tag `role` of our members; others, such as stock Serf agents, are listed and ignored."""
-_GONE = {Status.FAILED, Status.LEFT}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +101,9 @@ def in_reach(servers: Sequence[ServerInfo], members: Sequence[Member]) -> list[S
     return [
         server
         for server in servers
-        if server.is_leader or not said.get(server.uuid) or said[server.uuid] - _GONE
+        if server.is_leader
+        or server.uuid not in said
+        or not all(status.gone for status in said[server.uuid])
     ]
 
 

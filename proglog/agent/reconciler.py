@@ -20,7 +20,7 @@ from proglog.agent.policy import (
     server_of,
 )
 from proglog.errors import ProglogError
-from proglog.membership import CLUSTER_TAG, Member, Membership, NameConflict, NodeRefused, Status
+from proglog.membership import CLUSTER_TAG, Member, Membership, NameConflict, NodeRefused
 from proglog.raft.configuration import Server
 from proglog.replica.replica import Replica
 
@@ -98,7 +98,7 @@ class Reconciler:
             uuid = member.tags.get("uuid", "")
             if member.tags.get("role") != ROLE or server_of(status.configuration, member) is None:
                 continue  # Whatever it says of a server's uuid, it is not that server.
-            if member.status in {Status.FAILED, Status.LEFT}:
+            if member.status.gone:
                 self._gone_since.setdefault(uuid, now)
             else:
                 self._gone_since.pop(uuid, None)

@@ -7,8 +7,6 @@ import sys
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C."""
-UNKNOWN_FORMAT = 3
-"""Exit status where a file is of a version that is not known here; nothing was changed."""
 
 
 def main() -> int:

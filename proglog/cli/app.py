@@ -10,7 +10,7 @@ from cyclopts import App, CycloptsError
 from cyclopts.config import Env
 
 import proglog
-from proglog.cli import INTERRUPTED, UNKNOWN_FORMAT
+from proglog.cli import INTERRUPTED
 from proglog.cli.config_file import config_file
 from proglog.errors import ConfigurationError, ProglogError, UnknownFormat
 
@@ -59,7 +59,7 @@ def run(tokens: Sequence[str]) -> int:
     except ConfigurationError as error:
         return _fail(error, MISUSED)
     except UnknownFormat as error:
-        return _fail(error, UNKNOWN_FORMAT)
+        return _fail(error, error.exit_status)
     except BrokenPipeError:
         # Who read our output is gone; nothing more may be written to it, at exit neither.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

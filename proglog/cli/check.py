@@ -76,13 +76,14 @@ def repair(
             "--give-up-damaged and --cut-damaged exclude each other: choose one", setting="repair"
         )
     allow = Allow.GIVE_UP if give_up_damaged else Allow.CUT if cut_damaged else Allow.NOTHING
-    for folder in _logs(directory):
+    logs = _logs(directory)
+    for folder in logs:
         done = repair_log(folder, allow=allow, guard=why_not_given_up)
         if json:
             _print_json({"folder": folder, "done": done})
         else:
             print(*(f"{folder}: {step}" for step in done), sep="\n")
-    if directory not in _logs(directory):
+    if directory not in logs:
         _refuse_lost(verify_node(directory))
     return 0
 

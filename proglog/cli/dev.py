@@ -15,7 +15,7 @@ from pathlib import Path
 from proglog.cli.connection import run_on_loop
 from proglog.client.admin import Cluster
 from proglog.config import RPC_PORT_DEFAULT, Address, join_addresses
-from proglog.errors import ConfigurationError, ProglogError
+from proglog.errors import ConfigurationError, ProglogError, reason_of
 from proglog.ports import stop_with_parent
 
 _COLOURS = (36, 33, 35, 32, 34, 31)
@@ -71,7 +71,7 @@ def _why_taken(address: Address, kind: socket.SocketKind) -> str:
         try:
             probe.bind(address)
         except OSError as error:
-            return error.strerror or str(error)
+            return reason_of(error)
     return ""
 
 

@@ -46,15 +46,13 @@ class Answers:
         if self.has_failed:
             first, *_ = [answer.exception() for answer, _ in self._expected]
             assert first is not None, "it failed"
-            if isinstance(first, ProglogError):
-                first.facts = first.facts | {"appended": str(self._appended)}
+            self._add_fact(first)
             raise first
 
     def note(self, error: Exception) -> None:
         """Says in an error that ended the call early how many records are in the log before it."""
         error.add_note(f"records appended: {self._appended}")
-        if isinstance(error, ProglogError):
-            error.facts = error.facts | {"appended": str(self._appended)}
+        self._add_fact(error)
 
     def cancel(self) -> None:
         """Nobody asks any more."""
@@ -73,6 +71,10 @@ class Answers:
             self._ranges[-1] = range(self._ranges[-1].start, first + count)
         else:
             self._ranges.append(range(first, first + count))
+
+    def _add_fact(self, error: BaseException) -> None:
+        if isinstance(error, ProglogError):
+            error.facts = error.facts | {"appended": str(self._appended)}
 
     @property
     def _appended(self) -> int:

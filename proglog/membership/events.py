@@ -14,6 +14,10 @@ class Status(enum.StrEnum):
     LEFT = "left"
     FAILED = "failed"
 
+    @property
+    def gone(self) -> bool:
+        return self in {Status.FAILED, Status.LEFT}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:

@@ -51,7 +51,7 @@ class MemberRecord:
 
     @property
     def gone(self) -> bool:
-        return self.status in {Status.FAILED, Status.LEFT}
+        return self.status.gone
 
     def view(self) -> Member:
         return Member(

@@ -51,8 +51,7 @@ class NodeDirectory:
     @property
     def identity(self) -> Identity:
         """Who the node is. Without a cluster id it belongs to none yet."""
-        members = self._members
-        return Identity(members["cluster_id"], members["uuid"], members["name"])
+        return _identity(self._members)
 
     @property
     def incarnation(self) -> int:
@@ -156,6 +155,10 @@ def _open_locked(
             setting="node-name",
         )
     return NodeDirectory(data_dir, members, TwinFile(files, path, NODE, state), unlock)
+
+
+def _identity(members: dict[str, Any]) -> Identity:
+    return Identity(members["cluster_id"], members["uuid"], members["name"])
 
 
 def _read(files: Files, data_dir: Path) -> TwinState | None:
@@ -273,10 +276,9 @@ def _look_at_node(files: Files, data_dir: Path) -> list[Entry]:
     entries = [
         _entry(damage, Verdict.REWRITTEN, "the other copy is whole") for damage in state.damages
     ]
-    identity = Identity(members["cluster_id"], members["uuid"], members["name"])
     folder = group_folder(data_dir, DEFAULT_GROUP)
     try:
-        check_seal(files, folder, DEFAULT_GROUP, identity)
+        check_seal(files, folder, DEFAULT_GROUP, _identity(members))
     except (ConfigurationError, CorruptionError) as error:
         path = folder / HARD_STATE
         damage = Damage(path, 0, str(error).removeprefix(f"{path} "))

@@ -439,7 +439,7 @@ class Replica:
     def _cannot_apply(self, error: RangeCorrupt) -> None:
         """What is committed cannot be read. Another server has it, if there is one."""
         self.damaged(error)
-        if self.leadership.servers and len(self.leadership.servers) == 1:
+        if len(self.leadership.servers) == 1:
             raise CorruptionError(
                 f"{error}. No snapshot holds what it built, and no other server has it: "
                 "proglog repair --give-up-damaged gives it up",
