@@ -1,7 +1,7 @@
 """The few doors to the world: files, the disk's threads, the wall clock and chance.
 
 Everything else (time, timers, sockets) is reached through the running asyncio loop. Each port has
-its real implementation here and an in-memory double in `proglog.simulation`, so that a whole node
+its real implementation here and an in-memory double in `tests/doubles`, so that a whole node
 runs in one simulated event loop.
 """
 

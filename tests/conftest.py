@@ -12,8 +12,8 @@ import pytest
 import uvloop
 from blockbuster import BlockBusterFunction, blockbuster_ctx
 
-from proglog.simulation.loop import SimLoop
 from tests import judges
+from tests.doubles.loop import SimLoop
 
 # File calls that blockbuster does not know and that this project makes: on a worker thread only.
 DISK_CALLS = (

@@ -9,8 +9,8 @@ import weakref
 
 import pytest
 
+from proglog.aio.news import News
 from proglog.errors import Unavailable
-from proglog.news import News
 
 
 async def test_all_who_wait_are_woken_in_their_order():

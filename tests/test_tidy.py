@@ -170,7 +170,7 @@ def test_every_module_is_used() -> None:
     unused = {
         module
         for module in modules - used
-        if not module.startswith("proglog.simulation.") and not module.endswith(".__main__")
+        if not module.startswith("tests.doubles.") and not module.endswith(".__main__")
     }
     assert unused == set()
 

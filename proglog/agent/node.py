@@ -31,7 +31,6 @@ from proglog.agent.forming import Forming
 from proglog.agent.policy import misses_somebody
 from proglog.agent.reconciler import Reconciler
 from proglog.config import Address, NodeConfig
-from proglog.dialling import Names, dial
 from proglog.errors import ConfigurationError, why_not_bound
 from proglog.gateway.health import Probes
 from proglog.gateway.server import Gateway
@@ -44,6 +43,7 @@ from proglog.membership import (
     Timing,
     decode_key,
 )
+from proglog.net.dialling import Names, dial
 from proglog.observability.metrics import Metrics
 from proglog.peers.peers import Peers
 from proglog.ports import Ports

@@ -18,9 +18,10 @@ from grpclib.metadata import USER_AGENT, decode_bin_value, decode_grpc_message
 from h2.errors import ErrorCodes
 from h2.exceptions import ProtocolError
 
-from proglog import errors, http2, limits, wire
+from proglog import errors, limits, wire
 from proglog.client.channel import Connection
 from proglog.errors import OutcomeUnknown, ProglogError
+from proglog.grpc import http2
 
 _CODEC = wire.Codec()
 _PREFIX = struct.Struct(">BI")

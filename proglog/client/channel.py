@@ -14,11 +14,12 @@ from grpclib.config import Configuration
 from h2.events import Event
 from hyperframe.frame import GoAwayFrame
 
-from proglog import http2, limits
+from proglog import limits
 from proglog.client.backend import log_closed
 from proglog.config import Address
-from proglog.dialling import dial
 from proglog.errors import Overloaded, ProglogError, Unauthenticated, Unavailable, reason_of
+from proglog.grpc import http2
+from proglog.net.dialling import dial
 
 _CONFIGURATION = Configuration(
     _keepalive_time=limits.client_keepalive_seconds,

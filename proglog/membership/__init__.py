@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 from proglog.membership.address import Address
+from proglog.membership.codec.keyring import decode_key, encode_key
 from proglog.membership.config import CLUSTER_TAG, MembershipConfig, Timing
-from proglog.membership.driver import Membership, MembershipStatistics
+from proglog.membership.driver.driver import Membership, MembershipStatistics
+from proglog.membership.driver.subscription import Subscription
 from proglog.membership.errors import (
     BindFailed,
     EventTooLarge,
@@ -35,9 +37,6 @@ from proglog.membership.events import (
     Status,
     UserEvent,
 )
-from proglog.membership.keyring import decode_key, encode_key
-from proglog.membership.memory import MemoryNetwork
-from proglog.membership.subscription import Subscription
 
 __all__ = [
     "CLUSTER_TAG",
@@ -60,7 +59,6 @@ __all__ = [
     "MembershipConfig",
     "MembershipError",
     "MembershipStatistics",
-    "MemoryNetwork",
     "NameConflict",
     "NodeRefused",
     "NotRunning",

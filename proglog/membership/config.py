@@ -8,7 +8,7 @@ from typing import Any
 
 from proglog.errors import ConfigurationError
 from proglog.membership import limits
-from proglog.membership.serf_messages import encode_tags
+from proglog.membership.codec.serf_messages import encode_tags
 
 CLUSTER_TAG = "cluster_name"
 """A node whose tag of this name differs from ours is of another cluster, and no member of ours. One

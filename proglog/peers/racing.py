@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
-from proglog.dialling import forget_failure
+from proglog.net.dialling import forget_failure
 
 _T = TypeVar("_T")
 

@@ -14,12 +14,12 @@ from typing import NamedTuple, Protocol
 
 from proglog import batch as batches
 from proglog import limits
+from proglog.aio.news import News
 from proglog.batch import HEADER_BYTES, BatchHeader, Body, Buffer, Kind, ProposedBatch
 from proglog.errors import DiskFull, Overloaded
 from proglog.log.format import Tip
 from proglog.log.log import Log
 from proglog.log.snapshot import Snapshot as LogSnapshot
-from proglog.news import News
 from proglog.ports import Clock
 from proglog.raft.configuration import Change, Configuration
 from proglog.raft.core import Raft

@@ -6,13 +6,13 @@ import asyncio
 from collections.abc import Callable, Coroutine
 
 from proglog import limits
+from proglog.aio.news import News
 from proglog.batch import HEADER_BYTES, BatchHeader, Buffer, Kind
 from proglog.errors import Overloaded, RangeCorrupt, Unavailable, UnknownFormat
 from proglog.log.format import Tip
 from proglog.log.log import Log
 from proglog.log.snapshot import Snapshot
 from proglog.log.tail import Run
-from proglog.news import News
 from proglog.replica.snapshots import Snapshots
 from proglog.replica.state import ReplicatedState
 from proglog.replica.waiters import CommitWaiters

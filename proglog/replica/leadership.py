@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import structlog
 
+from proglog.aio.news import News
 from proglog.errors import NotLeader, ProglogError, Unavailable
-from proglog.news import News
 from proglog.raft.configuration import Configuration
 from proglog.raft.messages import Role, SoftState
 from proglog.types import ServerInfo

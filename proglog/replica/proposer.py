@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Callable
 
 from proglog import limits
+from proglog.aio.news import News
 from proglog.batch import HEADER_BYTES, Codec, ProposedBatch, check_body, check_frame
 from proglog.errors import EarlierRefused, NotLeader, OffsetMismatch
 from proglog.log.log import Log
-from proglog.news import News
 from proglog.ports import Clock, Offload
 from proglog.raft.driver import Driver
 from proglog.replica.applier import Applier

@@ -15,6 +15,7 @@ from dataclasses import replace
 import structlog
 
 from proglog import limits
+from proglog.aio.tasks import Tasks
 from proglog.batch import ProposedBatch, data_only
 from proglog.config import LogConfig
 from proglog.errors import (
@@ -53,7 +54,6 @@ from proglog.replica.proposer import Proposer
 from proglog.replica.repair import Repair
 from proglog.replica.retention import Retention
 from proglog.replica.state import ReplicatedState
-from proglog.replica.tasks import Tasks
 from proglog.replica.waiters import CommitWaiters
 from proglog.types import Appended, Chunk, ClusterStatus, Description, ServerInfo
 

@@ -31,7 +31,7 @@ from h2.exceptions import H2Error
 
 from proglog import errors, limits, wire
 from proglog.batch import Buffer
-from proglog.http2 import ReceiveBuffer, Stream
+from proglog.grpc.http2 import ReceiveBuffer, Stream
 
 log = logging.getLogger(__name__)
 

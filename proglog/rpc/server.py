@@ -7,8 +7,8 @@ import asyncio
 from grpclib.config import Configuration
 from grpclib.health.check import ServiceStatus
 
-from proglog import http2
 from proglog.errors import ProglogError, Unavailable
+from proglog.grpc import http2
 from proglog.rpc.calls import Calls
 from proglog.rpc.cluster import Cluster, ClusterService
 from proglog.rpc.health import ServerCodec, with_health_and_reflection

@@ -11,7 +11,7 @@ from crc32c import crc32c
 from proglog.cli.app import run
 from proglog.log.names import index_name, store_name
 from proglog.log.verify import verify
-from proglog.simulation.disk import SimDisk
+from tests.doubles.disk import SimDisk
 from tests.log.small import FOLDER, small
 from tests.log.support import flip
 from tests.log.test_verify import readable_for_all

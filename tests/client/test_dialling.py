@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from proglog import dialling, limits
+from proglog import limits
 from proglog.config import Address
+from proglog.net import dialling
 
 ADDRESS = Address("node", 8400)
 

@@ -25,8 +25,8 @@ from proglog.errors import (
     ProglogError,
     Unavailable,
 )
-from proglog.simulation.loop import run
 from tests.client.fake import FakeBackend
+from tests.doubles.loop import run
 
 SEEDS = 100
 FOR_NOW = [NotLeader("no"), Unavailable("draining"), Overloaded("busy")]

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from proglog.membership.address import Address
-from proglog.membership.snapshot import Snapshot, encode_snapshot
+from proglog.membership.codec.snapshot import Snapshot, encode_snapshot
 from tests.cluster.harness import ROOT
 from tests.ports import free_port, is_free
 from tests.waiting import DEADLINE_SECONDS

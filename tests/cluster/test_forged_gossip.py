@@ -12,11 +12,12 @@ import pytest
 import proglog
 from proglog._generated.log import v1
 from proglog.cli import cluster as cluster_commands
-from proglog.membership import limits, packets
+from proglog.membership import limits
 from proglog.membership.address import Address
-from proglog.membership.keyring import Keyring
-from proglog.membership.messages import OURS, Alive, Dead, encode_message
-from proglog.membership.serf_messages import encode_tags
+from proglog.membership.codec import packets
+from proglog.membership.codec.keyring import Keyring
+from proglog.membership.codec.messages import OURS, Alive, Dead, encode_message
+from proglog.membership.codec.serf_messages import encode_tags
 from tests.cluster.harness import Processes, Server, processes
 from tests.waiting import meanwhile, until
 

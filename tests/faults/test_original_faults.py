@@ -38,9 +38,9 @@ from proglog.replica.replica import Replica
 from proglog.replica.retention import Retention
 from proglog.rpc import service
 from proglog.rpc.server import RpcServer
-from proglog.simulation.disk import SimDisk
-from proglog.simulation.files import SimFile, SimFiles
-from proglog.simulation.worker import SimWorker
+from tests.doubles.disk import SimDisk
+from tests.doubles.files import SimFile, SimFiles
+from tests.doubles.worker import SimWorker
 from tests.replica.support import CONFIG, Node, descriptors, log_in, outcomes, proposed
 from tests.waiting import DEADLINE_SECONDS, meanwhile
 

@@ -24,8 +24,8 @@ from proglog.log.recovery import Recovered, recover
 from proglog.log.repair import Allow, repair
 from proglog.log.verify import Report, verify
 from proglog.ports import File, Ports
-from proglog.simulation.disk import SimDisk
-from proglog.simulation.files import SimFiles
+from tests.doubles.disk import SimDisk
+from tests.doubles.files import SimFiles
 from tests.opening import open_directory
 
 BLOCK_BYTES = 4096

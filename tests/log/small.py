@@ -16,10 +16,10 @@ from proglog.log.operations import Group
 from proglog.ports import Offload, Ports
 from proglog.raft.messages import HardState
 from proglog.replica.state import ReplicatedState
-from proglog.simulation.disk import SimDisk
-from proglog.simulation.files import SimFiles
-from proglog.simulation.loop import SimClock, run
-from proglog.simulation.worker import SimWorker
+from tests.doubles.disk import SimDisk
+from tests.doubles.files import SimFiles
+from tests.doubles.loop import SimClock, run
+from tests.doubles.worker import SimWorker
 from tests.opening import open_directory
 
 DATA_DIR = Path("/data")

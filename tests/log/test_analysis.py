@@ -21,7 +21,7 @@ from proglog.log.snapshot import Snapshot, write
 from proglog.log.twin import TwinFile, read_twin
 from proglog.log.verify import verify
 from proglog.replica.state import ReplicatedState
-from proglog.simulation.disk import PowerCut, SimDisk
+from tests.doubles.disk import PowerCut, SimDisk
 from tests.log.damaged import FilesWithBadBlocks as Files
 from tests.log.damaged import Served, agree, start
 from tests.log.small import CONFIG, FOLDER, small

@@ -22,7 +22,7 @@ from proglog.log.envelope import HEAD_BYTES
 from proglog.log.names import store_name
 from proglog.log.repair import Allow
 from proglog.log.twin import PLACES
-from proglog.simulation.disk import SimDisk
+from tests.doubles.disk import SimDisk
 from tests.log.crash.budget import SCALE
 from tests.log.damaged import BLOCK_BYTES, Blocks, Outcome, Served, agree, start
 from tests.log.damaged import FilesWithBadBlocks as Files

@@ -10,8 +10,8 @@ import pytest
 
 from proglog.log.reading import CheckedFile, Damage, Reading
 from proglog.ports import RealFiles
-from proglog.simulation.disk import Kind, SimDisk
-from proglog.simulation.files import SimFiles
+from tests.doubles.disk import Kind, SimDisk
+from tests.doubles.files import SimFiles
 from tests.log.damaged import Blocks, FilesWithBadBlocks
 
 FOLDER = Path("/d")

@@ -12,7 +12,7 @@ from proglog.log import names as naming
 from proglog.log.names import index_name, store_name
 from proglog.log.repair import Allow, repair
 from proglog.log.verify import verify
-from proglog.simulation.disk import PowerCut, SimDisk
+from tests.doubles.disk import PowerCut, SimDisk
 from tests.log.damaged import Blocks, Served, agree, readable, start
 from tests.log.damaged import FilesWithBadBlocks as Files
 from tests.log.small import CONFIG, FOLDER, small

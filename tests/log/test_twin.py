@@ -10,8 +10,8 @@ import pytest
 from proglog.log.reading import Damage, Reading
 from proglog.log.twin import BLOCK_BYTES, PLACES, TwinFile, TwinState, read_twin
 from proglog.ports import write_whole
-from proglog.simulation.disk import Kind, PowerCut, SimDisk
-from proglog.simulation.files import SimFiles
+from tests.doubles.disk import Kind, PowerCut, SimDisk
+from tests.doubles.files import SimFiles
 from tests.log.damaged import Blocks, FilesWithBadBlocks
 
 FOLDER = Path("/d")

@@ -5,26 +5,26 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from proglog.membership import packets
 from proglog.membership.address import Address
-from proglog.membership.config import Timing
-from proglog.membership.events import (
-    Event,
-    Status,
-)
-from proglog.membership.keyring import Keyring
-from proglog.membership.messages import (
+from proglog.membership.codec import packets
+from proglog.membership.codec.keyring import Keyring
+from proglog.membership.codec.messages import (
     OURS,
     Alive,
     Type,
     encode_message,
 )
-from proglog.membership.outbox import OpenExchange, Report, SendPacket
-from proglog.membership.serf import Serf
-from proglog.membership.serf_messages import (
+from proglog.membership.codec.serf_messages import (
     encode_serf,
     encode_tags,
 )
+from proglog.membership.config import Timing
+from proglog.membership.events import (
+    Event,
+    Status,
+)
+from proglog.membership.serf.serf import Serf
+from proglog.membership.swim.outbox import OpenExchange, Report, SendPacket
 from tests.membership.test_messages import parse
 
 PLAIN = Keyring((), bytes)

@@ -24,7 +24,6 @@ from proglog.membership import (
     MemberJoined,
     Membership,
     MembershipConfig,
-    MemoryNetwork,
     NodeRefused,
     NotRunning,
     Query,
@@ -34,12 +33,13 @@ from proglog.membership import (
     UserEvent,
     limits,
 )
-from proglog.membership.keyring import Keyring, decode_keyring
-from proglog.membership.messages import Ack, Ping
-from proglog.membership.snapshot import Snapshot, decode_snapshot, encode_snapshot
-from proglog.membership.streams import StreamDecoder, encode_stream
+from proglog.membership.codec.keyring import Keyring, decode_keyring
+from proglog.membership.codec.messages import Ack, Ping
+from proglog.membership.codec.snapshot import Snapshot, decode_snapshot, encode_snapshot
+from proglog.membership.codec.streams import StreamDecoder, encode_stream
 from proglog.ports import Ports
-from proglog.simulation.loop import run
+from tests.doubles.gossip import MemoryNetwork
+from tests.doubles.loop import run
 from tests.ports import free_port
 from tests.waiting import until
 

@@ -14,10 +14,10 @@ import pytest
 import uvloop
 
 from proglog.client.admin import Cluster
-from proglog.membership import packets
 from proglog.membership.address import Address
-from proglog.membership.keyring import Keyring
-from proglog.membership.messages import (
+from proglog.membership.codec import packets
+from proglog.membership.codec.keyring import Keyring
+from proglog.membership.codec.messages import (
     OURS,
     Alive,
     IndirectPing,
@@ -28,7 +28,7 @@ from proglog.membership.messages import (
     Type,
     encode_message,
 )
-from proglog.membership.serf_messages import (
+from proglog.membership.codec.serf_messages import (
     QueryFlag,
     QueryMessage,
     RelayDestination,
@@ -36,8 +36,8 @@ from proglog.membership.serf_messages import (
     SerfType,
     encode_serf,
 )
-from proglog.membership.streams import PushPull, encode_stream
-from proglog.membership.wire import encode
+from proglog.membership.codec.streams import PushPull, encode_stream
+from proglog.membership.codec.wire import encode
 from tests.cluster.harness import Server
 from tests.membership.stock import Agent
 from tests.membership.test_driver import config, running

@@ -12,11 +12,20 @@ from typing import Any
 import pytest
 import uvloop
 
-from proglog.membership import MemberFailed, Membership, Status, limits, packets
+from proglog.membership import MemberFailed, Membership, Status, limits
 from proglog.membership.address import Address
-from proglog.membership.keyring import Keyring
-from proglog.membership.messages import OURS, Alive, Dead, NodeState, State, Type, encode_message
-from proglog.membership.serf_messages import (
+from proglog.membership.codec import packets
+from proglog.membership.codec.keyring import Keyring
+from proglog.membership.codec.messages import (
+    OURS,
+    Alive,
+    Dead,
+    NodeState,
+    State,
+    Type,
+    encode_message,
+)
+from proglog.membership.codec.serf_messages import (
     JoinIntent,
     LeaveIntent,
     QueryMessage,
@@ -24,8 +33,8 @@ from proglog.membership.serf_messages import (
     UserEventMessage,
     encode_serf,
 )
-from proglog.membership.snapshot import decode_snapshot
-from proglog.membership.streams import PushPull, encode_stream
+from proglog.membership.codec.snapshot import decode_snapshot
+from proglog.membership.codec.streams import PushPull, encode_stream
 from tests.membership.core import Core, alive
 from tests.membership.test_driver import PLAIN, address, config, running, statuses
 from tests.ports import free_port

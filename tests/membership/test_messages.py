@@ -11,12 +11,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proglog.membership import limits, messages, packets, serf_messages, streams, wire
+from proglog.membership import limits
 from proglog.membership.address import Address, split_host_port
-from proglog.membership.errors import MalformedMessage
-from proglog.membership.keyring import Keyring
-from proglog.membership.messages import OURS, Alive, Dead, Nack, NodeState, Ping, Suspect, Versions
-from proglog.membership.serf_messages import (
+from proglog.membership.codec import messages, packets, serf_messages, streams, wire
+from proglog.membership.codec.keyring import Keyring
+from proglog.membership.codec.messages import (
+    OURS,
+    Alive,
+    Dead,
+    Nack,
+    NodeState,
+    Ping,
+    Suspect,
+    Versions,
+)
+from proglog.membership.codec.serf_messages import (
     JoinIntent,
     KeptEvents,
     QueryMessage,
@@ -24,6 +33,7 @@ from proglog.membership.serf_messages import (
     SerfType,
     UserEventMessage,
 )
+from proglog.membership.errors import MalformedMessage
 
 GOLDEN: dict[str, bytes] = {
     name: bytes.fromhex(data)

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proglog.membership import limits, lzw, packets, streams, wire
-from proglog.membership.errors import KeyRefused, MalformedMessage
-from proglog.membership.keyring import Keyring, decode_key, decode_keyring, encode_keyring
-from proglog.membership.messages import (
+from proglog.membership import limits
+from proglog.membership.codec import lzw, packets, streams, wire
+from proglog.membership.codec.keyring import Keyring, decode_key, decode_keyring, encode_keyring
+from proglog.membership.codec.messages import (
     OURS,
     Ack,
     Compressed,
@@ -25,6 +25,7 @@ from proglog.membership.messages import (
     Type,
     encode_message,
 )
+from proglog.membership.errors import KeyRefused, MalformedMessage
 from tests.membership.go_lzw import compress
 from tests.membership.test_messages import GOLDEN, PLAIN, SECRET, keyring
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from proglog.membership import limits
-from proglog.membership.awareness import Awareness
-from proglog.membership.broadcast import BroadcastQueue, retransmit_limit
-from proglog.membership.lamport import LamportClock, RecentPast
-from proglog.membership.suspicion import Suspicion
-from proglog.membership.timers import PauseClock, Timers
+from proglog.membership.serf.lamport import LamportClock, RecentPast
+from proglog.membership.swim.awareness import Awareness
+from proglog.membership.swim.broadcast import BroadcastQueue, retransmit_limit
+from proglog.membership.swim.suspicion import Suspicion
+from proglog.membership.swim.timers import PauseClock, Timers
 
 
 def test_retransmits_grow_with_the_logarithm_of_the_cluster() -> None:

@@ -8,27 +8,13 @@ import pytest
 
 from proglog.membership import limits
 from proglog.membership.address import Address
-from proglog.membership.errors import (
-    EventTooLarge,
-    MalformedMessage,
-    NotRunning,
-    TagsTooLarge,
-)
-from proglog.membership.events import (
-    MemberLeaving,
-    MemberLeft,
-    Query,
-    Status,
-    UserEvent,
-)
-from proglog.membership.filters import is_asked
-from proglog.membership.messages import (
+from proglog.membership.codec.messages import (
     Ack,
     Dead,
     Ping,
     Type,
 )
-from proglog.membership.serf_messages import (
+from proglog.membership.codec.serf_messages import (
     JoinIntent,
     LeaveIntent,
     QueryFlag,
@@ -42,8 +28,22 @@ from proglog.membership.serf_messages import (
     UserEventMessage,
     encode_serf,
 )
-from proglog.membership.streams import PushPull
-from proglog.membership.wire import encode, pack
+from proglog.membership.codec.streams import PushPull
+from proglog.membership.codec.wire import encode, pack
+from proglog.membership.errors import (
+    EventTooLarge,
+    MalformedMessage,
+    NotRunning,
+    TagsTooLarge,
+)
+from proglog.membership.events import (
+    MemberLeaving,
+    MemberLeft,
+    Query,
+    Status,
+    UserEvent,
+)
+from proglog.membership.serf.filters import is_asked
 from tests.membership.core import US, Core, alive
 
 

@@ -19,7 +19,7 @@ from proglog.membership.events import (
     Status,
     UserEvent,
 )
-from proglog.membership.suspicion import suspicion_timeout
+from proglog.membership.swim.suspicion import suspicion_timeout
 from tests.membership.world import Faults, SimNode, World, halves
 
 LAN = Timing.lan()

@@ -6,17 +6,7 @@ import pytest
 
 from proglog.membership import limits
 from proglog.membership.address import Address
-from proglog.membership.errors import (
-    MalformedMessage,
-)
-from proglog.membership.events import (
-    MemberFailed,
-    MemberJoined,
-    MemberUpdated,
-    NameConflict,
-    Status,
-)
-from proglog.membership.messages import (
+from proglog.membership.codec.messages import (
     OURS,
     Ack,
     Alive,
@@ -28,12 +18,22 @@ from proglog.membership.messages import (
     Suspect,
     Versions,
 )
-from proglog.membership.serf_messages import (
+from proglog.membership.codec.serf_messages import (
     LeaveIntent,
     encode_tags,
 )
-from proglog.membership.streams import PushPull
-from proglog.membership.suspicion import suspicion_timeout
+from proglog.membership.codec.streams import PushPull
+from proglog.membership.errors import (
+    MalformedMessage,
+)
+from proglog.membership.events import (
+    MemberFailed,
+    MemberJoined,
+    MemberUpdated,
+    NameConflict,
+    Status,
+)
+from proglog.membership.swim.suspicion import suspicion_timeout
 from tests.membership.core import US, Core, alive
 
 

@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 
 from proglog.membership import limits
 from proglog.membership.address import Address
+from proglog.membership.codec.keyring import Keyring
+from proglog.membership.codec.streams import StreamDecoder, StreamMessage, encode_stream
 from proglog.membership.config import Timing
 from proglog.membership.errors import MalformedMessage
 from proglog.membership.events import Event, MemberFailed, MemberReaped, Status
-from proglog.membership.keyring import Keyring
-from proglog.membership.outbox import OpenExchange, Report, SendPacket
-from proglog.membership.serf import Phase, Serf
-from proglog.membership.streams import StreamDecoder, StreamMessage, encode_stream
-from proglog.membership.timers import PauseClock
+from proglog.membership.serf.serf import Phase, Serf
+from proglog.membership.swim.outbox import OpenExchange, Report, SendPacket
+from proglog.membership.swim.timers import PauseClock
 
 KEY = bytes(range(32))
 

@@ -16,9 +16,9 @@ from proglog.log.reading import Reading
 from proglog.log.twin import TwinFile, read_twin
 from proglog.raft.hard_state import FILE_NAME, HardStateFile, Identity
 from proglog.raft.messages import HardState
-from proglog.simulation.disk import SimDisk
-from proglog.simulation.files import SimFiles
-from proglog.simulation.inode import Kind
+from tests.doubles.disk import SimDisk
+from tests.doubles.files import SimFiles
+from tests.doubles.inode import Kind
 from tests.log.damaged import Blocks, FilesWithBadBlocks
 
 FOLDER = Path("/d")

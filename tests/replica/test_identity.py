@@ -20,10 +20,10 @@ from proglog.ports import Ports, RealFiles
 from proglog.raft.hard_state import FILE_NAME as HARD_STATE
 from proglog.replica.identity import FILE_NAME, NodeReport, open_node_directory, verify_node
 from proglog.replica.opening import Opened, open_log
-from proglog.simulation import crash
-from proglog.simulation.disk import PowerCut, SimDisk
-from proglog.simulation.files import SimFiles
-from proglog.simulation.worker import SimWorker
+from tests.doubles import crash
+from tests.doubles.disk import PowerCut, SimDisk
+from tests.doubles.files import SimFiles
+from tests.doubles.worker import SimWorker
 from tests.replica.support import Clock, Node, log_in
 
 DATA_DIR = Path("/data")

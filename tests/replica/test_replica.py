@@ -11,6 +11,7 @@ import pytest
 from crc32c import crc32c
 
 from proglog import limits
+from proglog.aio.tasks import Tasks
 from proglog.batch import Kind, decode_all
 from proglog.errors import (
     InvalidBatch,
@@ -22,7 +23,6 @@ from proglog.errors import (
 from proglog.log.snapshot import Snapshot
 from proglog.replica import commands
 from proglog.replica.commands import SetStart
-from proglog.replica.tasks import Tasks
 from tests.replica.support import START_MS, Node, outcomes, proposed
 from tests.waiting import DEADLINE_SECONDS, until
 

@@ -28,8 +28,8 @@ from proglog.replica.commands import SetStart
 from proglog.replica.identity import open_node_directory
 from proglog.replica.settings import Settings
 from proglog.replica.state import ReplicatedState
-from proglog.simulation.disk import SimDisk
-from proglog.simulation.files import SimFiles
+from tests.doubles.disk import SimDisk
+from tests.doubles.files import SimFiles
 from tests.log.support import build
 from tests.replica.support import Node, outcomes, proposed
 from tests.waiting import DEADLINE_SECONDS

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from crc32c import crc32c
 
-from proglog.simulation.disk import SimDisk
+from tests.doubles.disk import SimDisk
 
 DATA_DIR = Path("/data")
 FOLDER = DATA_DIR / "groups" / f"{2:016x}"

@@ -12,9 +12,9 @@ import random
 from typing import TYPE_CHECKING, NamedTuple
 
 from proglog.errors import ProglogError
-from proglog.simulation import crash
-from proglog.simulation.disk import SimDisk
-from proglog.simulation.inode import Kind
+from tests.doubles import crash
+from tests.doubles.disk import SimDisk
+from tests.doubles.inode import Kind
 from tests.sim.disks import FOLDER, PREAMBLE_BYTES
 from tests.sim.node import SimNode
 from tests.sim.processes import Gone, Process

@@ -20,13 +20,13 @@ from proglog.raft.core import Raft
 from proglog.raft.messages import Message, Role
 from proglog.replica.identity import open_node
 from proglog.replica.replica import Replica, open_replica
-from proglog.simulation import crash
-from proglog.simulation.disk import SimDisk
-from proglog.simulation.files import SimFiles
-from proglog.simulation.inode import Operation
-from proglog.simulation.loop import SimClock
-from proglog.simulation.worker import SimWorker
 from proglog.types import Appended
+from tests.doubles import crash
+from tests.doubles.disk import SimDisk
+from tests.doubles.files import SimFiles
+from tests.doubles.inode import Operation
+from tests.doubles.loop import SimClock
+from tests.doubles.worker import SimWorker
 from tests.sim.disks import DATA_DIR, FOLDER, Promise, read_batches, read_promise
 from tests.sim.oracle import Known, Oracle, Violation, require
 from tests.sim.processes import Process, is_power_cut

@@ -16,8 +16,8 @@ from proglog.log.reading import Damage
 from proglog.log.recovery import Recovered, recover
 from proglog.log.segment import Segment
 from proglog.raft.hard_state import HardStateFile
-from proglog.simulation import crash
-from proglog.simulation.files import SimFiles
+from tests.doubles import crash
+from tests.doubles.files import SimFiles
 from tests.sim.disks import FOLDER, PREAMBLE_BYTES, position_of_newest_mark, read_batches
 from tests.sim.oracle import Violation, require
 

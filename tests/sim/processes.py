@@ -1,6 +1,6 @@
 """Processes of a simulated world: what they run, how they are killed, stopped and continued.
 
-Which process code belongs to is a context variable, as the host is in `proglog.simulation.network`:
+Which process code belongs to is a context variable, as the host is in `tests.doubles.network`:
 tasks, timers and callbacks inherit it. So all that a process has under way can be found and taken
 away between two callbacks, which is what `kill -9` does, or held back, which is what SIGSTOP does.
 """
@@ -13,9 +13,9 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context, ContextVar, copy_context
 from typing import Any, TypeVar
 
-from proglog.simulation.disk import PowerCut
-from proglog.simulation.loop import SimLoop
-from proglog.simulation.network import on_host
+from tests.doubles.disk import PowerCut
+from tests.doubles.loop import SimLoop
+from tests.doubles.network import on_host
 
 T = TypeVar("T")
 

@@ -20,8 +20,8 @@ from proglog.errors import OffsetOutOfRange, ProglogError
 from proglog.raft.configuration import Server
 from proglog.raft.hard_state import FILE_NAME
 from proglog.replica.replica import Replica
-from proglog.simulation.inode import Operation
 from proglog.types import Appended
+from tests.doubles.inode import Operation
 from tests.sim import faults as nemesis
 from tests.sim.clients import Comparer, Consumer, Linearizer, Producer
 from tests.sim.disks import FOLDER, read_batches

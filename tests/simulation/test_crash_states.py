@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from proglog.simulation import crash, inode
-from proglog.simulation.disk import SimDisk
-from proglog.simulation.files import SimFiles
-from proglog.simulation.inode import Fate, Kind, Torn
+from tests.doubles import crash, inode
+from tests.doubles.disk import SimDisk
+from tests.doubles.files import SimFiles
+from tests.doubles.inode import Fate, Kind, Torn
 
 A, B = Path("/d/a"), Path("/d/b")
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from proglog.simulation.disk import PowerCut, SimDisk
-from proglog.simulation.files import SimFiles
-from proglog.simulation.inode import Kind
+from tests.doubles.disk import PowerCut, SimDisk
+from tests.doubles.files import SimFiles
+from tests.doubles.inode import Kind
 
 A = Path("/d/a")
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from proglog.ports import File, Files, RealFiles
-from proglog.simulation.disk import SimDisk
-from proglog.simulation.files import SimFiles
+from tests.doubles.disk import SimDisk
+from tests.doubles.files import SimFiles
 from tests.filesystems import has_page_cache
 
 names = st.sampled_from(["a", "b", "c", "folder/a"])

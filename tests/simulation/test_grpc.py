@@ -9,8 +9,8 @@ from grpclib.const import Cardinality, Handler
 from grpclib.encoding.base import CodecBase
 from grpclib.server import Server, Stream
 
-from proglog.simulation.loop import run
-from proglog.simulation.network import on_host
+from tests.doubles.loop import run
+from tests.doubles.network import on_host
 
 
 class Raw(CodecBase):

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from proglog.simulation.loop import Deadlock, SimClock, SimLoop, TraceHash, run
-from proglog.simulation.worker import SimWorker
+from tests.doubles.loop import Deadlock, SimClock, SimLoop, TraceHash, run
+from tests.doubles.worker import SimWorker
 
 
 def loop_now() -> float:
@@ -133,7 +133,7 @@ def test_the_seed_decides_everything() -> None:
 
 def test_hash_seeds_change_nothing() -> None:
     program = (
-        "from tests.simulation.test_loop import race; from proglog.simulation.loop import run;"
+        "from tests.simulation.test_loop import race; from tests.doubles.loop import run;"
         "print(run(race(), seed=9, shuffle=True))"
     )
     outputs = {

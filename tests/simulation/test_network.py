@@ -8,9 +8,9 @@ from typing import Any, cast
 
 import pytest
 
-from proglog.simulation.loop import SimLoop, run
-from proglog.simulation.network import SimNetwork, on_host
-from proglog.simulation.transports import SimTransport
+from tests.doubles.loop import SimLoop, run
+from tests.doubles.network import SimNetwork, on_host
+from tests.doubles.transports import SimTransport
 
 
 def network() -> SimNetwork:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from proglog.simulation.disk import Lost, Sigbus, SimDisk
-from proglog.simulation.files import SimFile, SimFiles
-from proglog.simulation.inode import FOLIO_PAGES, PAGE_BYTES, Kind
+from tests.doubles.disk import Lost, Sigbus, SimDisk
+from tests.doubles.files import SimFile, SimFiles
+from tests.doubles.inode import FOLIO_PAGES, PAGE_BYTES, Kind
 
 A, B = Path("/d/a"), Path("/d/b")
 OLD = b"." * (32 * PAGE_BYTES)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from proglog.log import format as fmt
 from proglog.log import names as naming
-from proglog.simulation.inode import PAGE_BYTES, Fate, Kind, Operation, Torn
+from tests.doubles.inode import PAGE_BYTES, Fate, Kind, Operation, Torn
 
 PARTS = (
     "header",

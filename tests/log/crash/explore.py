@@ -16,10 +16,10 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from proglog.errors import ProglogError, RangeCorrupt
-from proglog.simulation import crash
-from proglog.simulation.crash import Plan
-from proglog.simulation.disk import SimDisk
-from proglog.simulation.inode import Kind, Operation
+from tests.doubles import crash
+from tests.doubles.crash import Plan
+from tests.doubles.disk import SimDisk
+from tests.doubles.inode import Kind, Operation
 from tests.log.crash import node
 from tests.log.crash.adversity import PREAMBLE, Tally, met_by
 from tests.log.crash.history import Claim, Expectation, Outcome, exactly

@@ -18,9 +18,9 @@ from typing import NamedTuple
 
 from proglog.log import format as fmt
 from proglog.log import names as naming
-from proglog.simulation import crash
-from proglog.simulation.disk import Lost, SimDisk
-from proglog.simulation.inode import PAGE_BYTES, Kind
+from tests.doubles import crash
+from tests.doubles.disk import Lost, SimDisk
+from tests.doubles.inode import PAGE_BYTES, Kind
 from tests.log.crash import node
 from tests.log.crash.adversity import Access, Tally, access, numbered, part_of
 from tests.log.crash.explore import Explorer, Failure, Tolerance, open_once

@@ -21,10 +21,10 @@ from proglog.ports import Offload, Ports
 from proglog.raft.messages import HardState
 from proglog.replica.opening import Opened
 from proglog.replica.state import ReplicatedState
-from proglog.simulation.disk import Faults, SimDisk
-from proglog.simulation.files import SimFiles
-from proglog.simulation.loop import SimClock
-from proglog.simulation.worker import SimWorker
+from tests.doubles.disk import Faults, SimDisk
+from tests.doubles.files import SimFiles
+from tests.doubles.loop import SimClock
+from tests.doubles.worker import SimWorker
 from tests.log.crash.history import Outcome
 from tests.opening import open_directory
 

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import cache
 
-from proglog.simulation.loop import run
+from tests.doubles.loop import run
 from tests.log.crash.adversity import Tally
 from tests.log.crash.budget import SCALE, SUBSETS
 from tests.log.crash.explore import Explorer, Failure

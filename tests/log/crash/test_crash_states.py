@@ -13,7 +13,7 @@ from collections import Counter
 
 import pytest
 
-from proglog.simulation.inode import Kind
+from tests.doubles.inode import Kind
 from tests.log.crash.adversity import Tally
 from tests.log.crash.budget import SCALE
 from tests.log.crash.runs import HOW, SEEDS, explored, workload

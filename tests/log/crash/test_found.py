@@ -23,11 +23,11 @@ from proglog.log.space import Space
 from proglog.log.twin import TwinState
 from proglog.ports import File
 from proglog.raft.messages import HardState
-from proglog.simulation import crash
-from proglog.simulation.disk import SimDisk
-from proglog.simulation.files import SimFile, SimFiles
-from proglog.simulation.inode import Kind
-from proglog.simulation.loop import run
+from tests.doubles import crash
+from tests.doubles.disk import SimDisk
+from tests.doubles.files import SimFile, SimFiles
+from tests.doubles.inode import Kind
+from tests.doubles.loop import run
 from tests.log.crash import node
 from tests.log.crash.explore import open_once
 

@@ -16,8 +16,8 @@ import pytest
 from proglog.errors import CorruptionError, ProglogError, RangeCorrupt
 from proglog.log.names import store_name
 from proglog.raft.messages import HardState
-from proglog.simulation.disk import SimDisk
-from proglog.simulation.loop import run
+from tests.doubles.disk import SimDisk
+from tests.doubles.loop import run
 from tests.log.crash import node
 from tests.log.crash.budget import SCALE
 from tests.log.crash.history import Outcome

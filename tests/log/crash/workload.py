@@ -19,9 +19,9 @@ from proglog.log.log import Log
 from proglog.log.snapshot import Snapshot
 from proglog.raft.hard_state import HardStateFile
 from proglog.raft.messages import HardState
-from proglog.simulation.disk import Recording, SimDisk
-from proglog.simulation.files import SimFiles
-from proglog.simulation.inode import Kind
+from tests.doubles.disk import Recording, SimDisk
+from tests.doubles.files import SimFiles
+from tests.doubles.inode import Kind
 from tests.log.crash import node
 from tests.log.crash.adversity import Access, access, numbered
 from tests.log.crash.history import History, Outcome

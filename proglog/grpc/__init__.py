@@ -1,0 +1,1 @@
+"""What grpclib and h2 lack."""

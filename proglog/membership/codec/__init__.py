@@ -1,0 +1,1 @@
+"""The messages of memberlist and Serf as bytes, and their encryption."""

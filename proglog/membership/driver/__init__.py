@@ -1,0 +1,1 @@
+"""What joins the cores to an asyncio program: its clock, sockets and files."""

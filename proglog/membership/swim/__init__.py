@@ -1,0 +1,1 @@
+"""Who is there: SWIM as memberlist speaks it, with Lifeguard. It waits for nothing."""

@@ -1,0 +1,1 @@
+"""Addresses, and how a connection to one is made."""
