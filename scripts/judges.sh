@@ -32,7 +32,8 @@ wrap() {
     for program in "$folder"/root/usr/*bin/"$1"; do :; done
     printf '#!/bin/sh\nLD_LIBRARY_PATH="%s" exec "%s" "$@"\n' "$libraries" "$program" >"$folder/bin/$1"
     chmod +x "$folder/bin/$1"
-    "$folder/bin/$1" --version 2>&1 >/dev/null || { rm "$folder/bin/$1"; return 1; }
+    "$folder/bin/$1" --version 2>&1 >/dev/null || "$folder/bin/$1" version 2>&1 >/dev/null ||
+        { rm "$folder/bin/$1"; return 1; }
 }
 
 missing=

@@ -47,6 +47,14 @@ def test_in_ci_a_missing_judge_is_a_failure(bare: Path, monkeypatch: pytest.Monk
         judges.program("serf")
 
 
+def test_ci_does_without_a_program_that_debian_may_not_have(
+    bare: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PROGLOG_ALL_JUDGES", "1")
+    with pytest.raises(pytest.skip.Exception, match="cfssl is missing"):
+        judges.program("cfssl")
+
+
 def test_what_is_installed_is_used_as_it_is(bare: Path) -> None:
     (bare / "serf").symlink_to(bare / "sh")
     get("serf")
