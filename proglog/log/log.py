@@ -179,6 +179,11 @@ class Log(Contents):
         while not is_there():
             await self._space.wait(size, self._active)
 
+    @property
+    def is_refused_room(self) -> bool:
+        """Whether the disk had no space when it was asked last."""
+        return self._space.is_refused
+
     def ask_for_room(self, size: int) -> None:
         """Has space allocated for `size` bytes, unless that is under way or was just refused."""
         self._space.ask(size, self._active)

@@ -31,6 +31,8 @@ class Space:
         """Whether the reserved files were taken after those under way were asked for."""
         self._refused_at = -limits.reserve_retry_seconds
         self._refusal = ""
+        self.is_refused = False
+        """Whether the newest answer is that there is no space."""
         self._failure: BaseException | None = None
         self._changed: asyncio.Future[None] = self._loop.create_future()
         self.reserved: Reserved | None = None
@@ -88,7 +90,7 @@ class Space:
     # --- answers ---------------------------------------------------------------------------------
 
     def granted(self, reserved: Reserved, active: Segment) -> None:
-        self._asking = False
+        self._asking = self.is_refused = False
         if self._taken_since:
             # It grew the file that became the active segment meanwhile; another one is to be made.
             reserved.store.close()
@@ -112,6 +114,7 @@ class Space:
 
     def refused(self, error: OSError) -> None:
         self._asking = False
+        self.is_refused = True
         self._refused_at = self._loop.time()
         self._refusal = (
             f"no room for another segment in {self._folder}: {reason_of(error)}. What is "
