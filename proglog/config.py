@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -66,7 +67,23 @@ class Address(NamedTuple):
     @property
     def is_loopback(self) -> bool:
         """Whether only this machine can reach it."""
-        return self.host in {"localhost", "::1"} or self.host.startswith("127.")
+        literal = self.literal
+        return self.host == "localhost" or (literal is not None and literal.is_loopback)
+
+    @property
+    def is_unspecified(self) -> bool:
+        """Whether it means every address of a machine: one can listen there, and reach nobody."""
+        literal = self.literal
+        return literal is not None and literal.is_unspecified
+
+    @property
+    def literal(self) -> IPv4Address | IPv6Address | None:
+        """The host as an IP address; None for a name."""
+        try:
+            address = ip_address(self.host)
+        except ValueError:
+            return None
+        return getattr(address, "ipv4_mapped", None) or address
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
@@ -155,7 +172,10 @@ class NodeConfig:
         node_name: the node's name in the cluster; empty is the name that the data directory
             belongs to, or the host's for a new one.
         cluster_name: that of all nodes of the cluster; gossip of another name is refused.
-        bind_addr: where gossip listens; its host is where the RPC port listens as well.
+        bind_addr: where gossip listens; its host is where the RPC port listens as well. [::] is
+            every address of the machine, of IPv4 too.
+        advertise_addr: what other nodes and clients are told instead of the RPC port's address: a
+            name, which they resolve whenever they dial, or an IP address. Port 0 is the RPC port.
         rpc_port: gRPC and HTTP, told apart by the first bytes. 0 takes a free port.
         http_addr: HTTP alone; None turns this listener off. Port 0 takes a free port.
         http_hosts: names besides loopback that plain HTTP answers to (the Host header).
@@ -176,6 +196,7 @@ class NodeConfig:
     node_name: str = ""
     cluster_name: str = CLUSTER_NAME_DEFAULT
     bind_addr: Address = BIND_ADDR_DEFAULT
+    advertise_addr: Address | None = None
     rpc_port: int = RPC_PORT_DEFAULT
     http_addr: Address | None = HTTP_ADDR_DEFAULT
     http_hosts: tuple[str, ...] = ()
@@ -203,6 +224,7 @@ class NodeConfig:
             f"1 to 64 {_CHARACTERS}",
         )
         _require(0 <= self.rpc_port <= 65535, "rpc-port", self.rpc_port, "0 to 65535")
+        self._check_what_is_told()
         _require(
             not (self.bootstrap and self.bootstrap_expect),
             "bootstrap-expect",
@@ -239,6 +261,30 @@ class NodeConfig:
                 self.http_addr,
                 "another address than that of the RPC port, which answers HTTP anyway",
             )
+
+    def _check_what_is_told(self) -> None:
+        """What reaches nobody, or whoever asks, would be in the configuration for good."""
+        told = self.advertise_addr
+        if told is not None:
+            _require(
+                not told.is_unspecified,
+                "advertise-addr",
+                told.host,
+                "the name or the address by which other nodes reach this one",
+            )
+            return
+        _require(
+            not self.bind_addr.is_unspecified,
+            "bind-addr",
+            self.bind_addr,
+            "advertise-addr with it, as others cannot be told to dial every address: give the name "
+            "or the address by which they reach this node",
+        )
+
+    def told_addr(self, rpc_port: int) -> Address:
+        """What others are told, where the RPC port is this one."""
+        told = self.advertise_addr or Address(self.bind_addr.host, rpc_port)
+        return told if told.port else Address(told.host, rpc_port)
 
     @property
     def begins_alone(self) -> bool:

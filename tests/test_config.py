@@ -86,6 +86,9 @@ def test_a_wrong_log_setting_is_named(wrong: dict[str, Any]) -> None:
         {"rpc_port": 65536},
         {"drain_seconds": -1},
         {"http_addr": Address("127.0.0.1", 8400)},
+        {"bind_addr": Address("0.0.0.0", 8401)},
+        {"bind_addr": Address("::", 8401)},
+        {"advertise_addr": Address("::ffff:0.0.0.0", 8401)},
         {"start_join_addrs": ("a:1", "b")},
         {"start_join_addrs": ("a:0",)},
         {"start_join_addrs": (":1",)},
@@ -103,6 +106,24 @@ def _key(name: str) -> str:
     """What an operator calls a setting."""
     keys = {"drain_seconds": "drain-timeout", "retention_seconds": "retention-time"}
     return keys.get(name, name.removesuffix("_seconds").replace("_", "-"))
+
+
+def test_what_others_are_told() -> None:
+    everywhere = Address("::", 8401)
+    assert NodeConfig(bind_addr=Address("a", 1)).told_addr(7) == Address("a", 7)
+    for told, expected in (("b", "b:7"), ("b:9", "b:9"), ("[::1]", "[::1]:7")):
+        config = NodeConfig(bind_addr=everywhere, advertise_addr=Address.parse(told, port=0))
+        assert str(config.told_addr(7)) == expected
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1"])
+def test_loopback(host: str) -> None:
+    assert Address(host, 1).is_loopback
+
+
+@pytest.mark.parametrize("host", ["127.example.com", "10.0.0.1", "::", "0.0.0.0", "127"])
+def test_what_is_not_loopback(host: str) -> None:
+    assert not Address(host, 1).is_loopback
 
 
 def test_the_defaults_are_right() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from proglog import limits
 from proglog.agent.forming import Forming
-from proglog.agent.policy import in_reach, may_leave
+from proglog.agent.policy import in_reach, may_leave, refuse_unreachable
 from proglog.agent.reconciler import Reconciler
 from proglog.client.admin import Cluster
 from proglog.client.network import NetworkBackend
@@ -58,9 +58,9 @@ class ClusterAdmin:
     async def add(self, rpc_addr: str) -> None:
         """Asks the node at an address who it is, and adds it as a learner; or, where gossip has
         done so before, sees to it that it gets its vote."""
-        members, cluster_id = self._replica.members, self._replica.identity.cluster_id
+        members = self._replica.members
         await members.turn()
-        await members.add(await identify(rpc_addr, cluster_id), by_operator=True)
+        await members.add(await newcomer(rpc_addr, self._replica), by_operator=True)
 
     async def remove(self, name: str) -> None:
         """Removes a server, if those that are left answer and are a quorum."""
@@ -112,6 +112,14 @@ async def identify(rpc_addr: str, cluster_id: str) -> Server:
     return server
 
 
+async def newcomer(rpc_addr: str, replica: Replica) -> Server:
+    """Asks as `identify` does whom to add. Raises ChangeRefused as well if the others could not
+    reach it there: who is in the configuration is dialled by all of them."""
+    server = await identify(rpc_addr, replica.identity.cluster_id)
+    refuse_unreachable(replica.leadership.configuration, server)
+    return server
+
+
 async def ask_identity(rpc_addr: str) -> tuple[Server, str]:
     """Asks the node at an address who it is, and to which cluster it belongs or has promised itself
     ("": none). Gossip and operators only say whom to ask.
@@ -123,6 +131,8 @@ async def ask_identity(rpc_addr: str) -> tuple[Server, str]:
         address = Address.parse(rpc_addr, "rpc_addr")
     except ConfigurationError as error:
         raise InvalidRequest(str(error)) from None
+    if address.is_unspecified:
+        raise InvalidRequest(f"rpc_addr is {address}: nobody can be reached at every address")
     backend = NetworkBackend([address], "", None)
     try:
         async with asyncio.timeout(limits.identify_seconds_max):

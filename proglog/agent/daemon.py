@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import resource
 import signal
 from collections.abc import Callable
@@ -12,12 +13,17 @@ from typing import Any
 import structlog
 import uvloop
 
+import proglog
 from proglog.agent.node import Node
 from proglog.config import NodeConfig
 from proglog.errors import ConfigurationError, ProglogError, UnknownFormat
+from proglog.net.notify import ServiceManager
 from proglog.observability import logging
 
 _logger = structlog.get_logger("node")
+
+_STARTING_SECONDS = 10.0
+"""How often a start that takes long says that it goes on."""
 
 
 def run(config: NodeConfig, announce: Callable[[Node], None]) -> int:
@@ -41,12 +47,15 @@ def _allow_many_files() -> None:
 
 
 async def _run(config: NodeConfig, announce: Callable[[Node], None]) -> int:
+    manager = ServiceManager(os.environ)
     node = Node(config)
     node.failure.add_done_callback(_tell)
-    await node.start()
+    await _start(node, config, manager)
     asked = _on_signals()
     announce(node)
+    manager.ready()
     await _first_of(asked, node.failure, node.left)
+    manager.stopping()
     if not node.failure.done():
         _logger.info("stopping", why=asked.result() if asked.done() else "the node has left")
     await _stop(node)
@@ -56,6 +65,32 @@ async def _run(config: NodeConfig, announce: Callable[[Node], None]) -> int:
         return 0
     error = node.failure.exception()
     return error.exit_status if isinstance(error, UnknownFormat) else 1
+
+
+async def _start(node: Node, config: NodeConfig, manager: ServiceManager) -> None:
+    """Starts it, however long the recovery of its log takes, and says so meanwhile."""
+    version = proglog.__version__
+    _logger.info("starting", version=version, data_dir=str(config.data_dir))
+    starting = asyncio.ensure_future(node.start())
+    while not starting.done():
+        # Twice the time: one look may come late.
+        manager.starting(2 * _STARTING_SECONDS)
+        await asyncio.wait([starting], timeout=_STARTING_SECONDS)
+        if not starting.done():
+            _logger.info("still starting: the log is recovered")
+    await starting
+    _logger.info(
+        "started",
+        version=version,
+        node=node.replica.identity.name,
+        data_dir=str(config.data_dir),
+        rpc=str(node.rpc_addr),
+        told=str(node.told_addr),
+        gossip=f"{node.membership.local.address}:{node.membership.local.port}",
+        http=str(node.http_addr),
+        earliest=node.replica.earliest,
+        next=node.replica.next_offset,
+    )
 
 
 def _tell(failure: asyncio.Future[None]) -> None:

@@ -26,6 +26,7 @@ from proglog.agent.cluster import (
     ask_promise,
     identify,
     leave_configuration,
+    newcomer,
 )
 from proglog.agent.forming import Forming
 from proglog.agent.policy import misses_somebody
@@ -44,6 +45,7 @@ from proglog.membership import (
     decode_key,
 )
 from proglog.net.dialling import Names, dial
+from proglog.net.listening import listen
 from proglog.observability.metrics import Metrics
 from proglog.peers.peers import Peers
 from proglog.ports import Ports
@@ -52,7 +54,7 @@ from proglog.raft.configuration import Server
 from proglog.replica.identity import open_node
 from proglog.replica.logs import DEFAULT, Logs
 from proglog.replica.replica import Replica, open_replica
-from proglog.rpc.mux import Mux, Routes, listen
+from proglog.rpc.mux import Mux, Routes
 from proglog.rpc.server import RpcServer
 
 _logger = structlog.get_logger("node")
@@ -80,6 +82,8 @@ class Node:
         self._tasks: set[asyncio.Task[None]] = set()
         self.rpc_addr = config.rpc_addr
         """Where gRPC and HTTP are served; with its real port once started."""
+        self.told_addr = self.rpc_addr
+        """What other nodes and clients are told, once started."""
         self.http_addr = config.http_addr
         self.peers: Peers
         self.replica: Replica
@@ -101,8 +105,10 @@ class Node:
         # The port first: it is in the way most often, and its number is part of what follows.
         listener = _listen(config.rpc_addr)
         self._parts.callback(listener.close)
+        port = listener.getsockname()[1]
         # By name, not by the address it has now: peers resolve it each time they dial.
-        self.rpc_addr = Address(config.bind_addr.host, listener.getsockname()[1])
+        self.rpc_addr = Address(config.bind_addr.host, port)
+        self.told_addr = config.told_addr(port)
         directory = await open_node(
             Path(config.data_dir), node_name=config.node_name, ports=self._ports
         )
@@ -113,7 +119,7 @@ class Node:
         self.replica = await open_replica(
             DEFAULT,
             directory,
-            rpc_addr=str(self.rpc_addr),
+            rpc_addr=str(self.told_addr),
             bootstrap=config.begins_alone,
             config=config.log,
             raft_config=RaftConfig(),
@@ -208,7 +214,7 @@ class Node:
             connect=connect,
             chance=random.Random(self._ports.random.getrandbits(64)),
             clock=self._ports.clock,
-            rpc_addr=str(self.rpc_addr),
+            rpc_addr=str(self.told_addr),
             cluster_name=self._config.cluster_name,
             incarnation=incarnation,
         )
@@ -217,11 +223,14 @@ class Node:
 
     def _make_membership(self) -> Membership:
         config = self._config
+        # Gossip carries IP addresses, so a name is no help: it is told where it listens.
+        told = config.advertise_addr
         return Membership(
             MembershipConfig(
                 name=self.replica.identity.name,
                 bind_host=config.bind_addr.host,
                 bind_port=config.bind_addr.port,
+                advertise_host=told.host if told is not None and told.literal else None,
                 tags={CLUSTER_TAG: config.cluster_name},
                 keys=self._gossip_keys,
                 snapshot_path=Path(config.data_dir) / "peers",
@@ -234,13 +243,16 @@ class Node:
     async def _identify(self, rpc_addr: str) -> Server:
         return await identify(rpc_addr, self.replica.identity.cluster_id)
 
+    async def _newcomer(self, rpc_addr: str) -> Server:
+        return await newcomer(rpc_addr, self.replica)
+
     def _make_reconciler(self) -> Reconciler:
         return Reconciler(
             self.replica,
             self.membership,
-            self._identify,
+            self._newcomer,
             cluster_name=self._config.cluster_name,
-            rpc_addr=str(self.rpc_addr),
+            rpc_addr=str(self.told_addr),
             expect=self._config.bootstrap_expect,
             dead_server_after_seconds=self._config.dead_server_after_seconds,
         )

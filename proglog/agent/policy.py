@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from proglog.config import Address
+from proglog.errors import ChangeRefused
 from proglog.membership import Member, Status
 from proglog.raft.configuration import Configuration, Server
 from proglog.raft.quorum import majority
@@ -114,6 +116,23 @@ def misses_somebody(configuration: Configuration, members: Sequence[Member], own
     uuids = {server.uuid for member in alive if (server := server_of(configuration, member))}
     missed = {server.uuid for server in configuration.servers} - uuids - {own}
     return not configuration.servers or len(alive) <= 1 or bool(missed)
+
+
+def refuse_unreachable(configuration: Configuration, server: Server) -> None:
+    """Raises ChangeRefused where a new server and the others are not all on one machine, and yet
+    one of them tells an address of loopback: there, each of them would reach itself."""
+    alone = [
+        each
+        for each in (*configuration.servers, server)
+        if each.address and Address.parse(each.address).is_loopback
+    ]
+    others = [each for each in (*configuration.servers, server) if each.address]
+    if alone and len(alone) < len(others):
+        names = ", ".join(f"{each.name} at {each.address}" for each in alone)
+        raise ChangeRefused(
+            f"{names} can be reached on its own machine only, and others are elsewhere: start it "
+            "with --advertise-addr"
+        )
 
 
 def _leaver(view: View) -> Remove | None:

@@ -7,6 +7,9 @@ import sys
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C."""
+TERMINATED = 143
+"""What a shell says after SIGTERM, and the exit status of a process whom that cannot end by itself:
+the first of a container."""
 
 
 def main() -> int:
@@ -23,6 +26,8 @@ def _main() -> int:
 
     # Before any other import, of which there are many: one of them may lose a KeyboardInterrupt.
     signal.signal(signal.SIGINT, _leave)
+    # The kernel drops a SIGTERM for the first process of a container that has no handler.
+    signal.signal(signal.SIGTERM, _end)
     if not __debug__:
         print("proglog: runs only with assertions on: without -O, PYTHONOPTIMIZE", file=sys.stderr)
         return 2
@@ -39,3 +44,13 @@ def _leave(number: int, frame: object) -> None:
     """Ctrl-C while nothing is under way, which a command's loop would know how to end."""
     del number, frame
     os._exit(INTERRUPTED)
+
+
+def _end(number: int, frame: object) -> None:
+    """SIGTERM while nothing would be lost by it: before a command's loop takes it."""
+    del number, frame
+    import signal
+
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGTERM)
+    os._exit(TERMINATED)

@@ -51,6 +51,10 @@ def _listener(text: str, port: int | None = None) -> Address:
         raise ValueError(f"{text!r} is not like host:port") from None
 
 
+def _told_address(text: str) -> Address:
+    return _listener(text, 0)
+
+
 def _server(text: str) -> Address:
     return _listener(text, RPC_PORT_DEFAULT)
 
@@ -95,6 +99,9 @@ Timestamp: TypeAlias = Annotated[int, _read(parse_timestamp, "TIME")]
 ListenAddress: TypeAlias = Annotated[Address, _read(_listener, "HOST:PORT")]
 OptionalListenAddress: TypeAlias = Annotated[
     Address | None, _read(_optional(_listener), "HOST:PORT")
+]
+OptionalToldAddress: TypeAlias = Annotated[
+    Address | None, _read(_optional(_told_address), "HOST[:PORT]")
 ]
 Server: TypeAlias = Annotated[
     Address, _read(_server, "HOST:PORT"), Parameter(env_var="PROGLOG_SERVER")

@@ -16,6 +16,7 @@ from proglog.cli.parameters import (
     OptionalDuration,
     OptionalListenAddress,
     OptionalSize,
+    OptionalToldAddress,
     Size,
     Words,
 )
@@ -36,6 +37,7 @@ def serve(
     node_name: str = _NODE.node_name,
     cluster_name: str = _NODE.cluster_name,
     bind_addr: ListenAddress = _NODE.bind_addr,
+    advertise_addr: OptionalToldAddress = _NODE.advertise_addr,
     rpc_port: int = _NODE.rpc_port,
     http_addr: OptionalListenAddress = _NODE.http_addr,
     http_hosts: Words = _NODE.http_hosts,
@@ -66,7 +68,10 @@ def serve(
     cluster_name
         Name of the cluster, the same on all its nodes. Gossip of another name is refused.
     bind_addr
-        Where gossip listens. The RPC port listens on the same host.
+        Where gossip listens. The RPC port listens on the same host; [::] is every address.
+    advertise_addr
+        Name or address by which other nodes and clients reach the RPC port; that of bind-addr
+        unless given. Names are resolved at each dial.
     rpc_port
         Port of gRPC and HTTP; 0 takes a free one.
     http_addr
@@ -107,6 +112,7 @@ def serve(
         node_name=node_name,
         cluster_name=cluster_name,
         bind_addr=bind_addr,
+        advertise_addr=advertise_addr,
         rpc_port=rpc_port,
         http_addr=http_addr,
         http_hosts=http_hosts,

@@ -15,6 +15,7 @@ from proglog.gateway.guard import Connection, Guard
 from proglog.gateway.health import Probes, metrics_handler, probe_handler
 from proglog.gateway.lifetime import Lifetime
 from proglog.gateway.v1 import V1
+from proglog.net.listening import listen
 from proglog.observability.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class Gateway:
     async def serve(self, host: str, port: int) -> tuple[str, int]:
         """Listens on an address of its own, and says which it got. Raises OSError."""
         loop = asyncio.get_running_loop()
-        listener = await loop.create_server(self.factory, host, port)
+        listener = await loop.create_server(self.factory, sock=listen(host, port))
         self._listeners.append(listener)
         bound = listener.sockets[0].getsockname()
         return bound[0], bound[1]

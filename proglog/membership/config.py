@@ -103,8 +103,9 @@ class MembershipConfig:
     """Who this node is and where it listens.
 
     Hosts may be names. `advertise_host` (default: `bind_host`) is resolved once, at the start,
-    since gossip carries IP addresses; an unspecified one (0.0.0.0) stands for the address of the
-    interface that leads out. Port 0 means any free port; `advertise_port` 0 the port bound to.
+    since gossip carries IP addresses; an unspecified one (0.0.0.0, or :: for both families) stands
+    for the address of the interface that leads out. Port 0 means any free port; `advertise_port` 0
+    the port bound to.
     """
 
     name: str

@@ -44,17 +44,6 @@ _PLAINTEXT_ANSWER = (
     b"Content-Length: 22\r\n\r\nThis port speaks TLS.\n"
 )
 _ACCEPT_RETRY_SECONDS = 0.5
-_BACKLOG = 1024
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 picks a free one. Raises OSError."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # By itself, for `create_server` turns "not known" into an OSError of a number of its own.
-    address = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)[0][4]
-    listener = socket.create_server(address, family=family, backlog=_BACKLOG)
-    listener.setblocking(False)
-    return listener
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,9 @@ from proglog.agent.policy import (
     may_leave,
     may_remove_dead,
     next_change,
+    refuse_unreachable,
 )
+from proglog.errors import ChangeRefused
 from proglog.membership import Member, Status
 from proglog.raft.configuration import Configuration, Server
 from proglog.types import ServerInfo
@@ -205,3 +207,28 @@ def test_clients_are_sent_to_servers_that_are_there(
         for server in servers(3)
     ]
     assert [server.name for server in in_reach(known, members)] == [f"n{i}" for i in found]
+
+
+@pytest.mark.parametrize(
+    ("told", "new", "alone"),
+    [
+        (["a:1", "b:1"], "c:1", ""),
+        (["127.0.0.1:1", "localhost:2"], "[::1]:3", ""),
+        (["127.0.0.1:1"], "b:1", "n0 at 127.0.0.1:1"),
+        (["a:1", "b:1"], "127.0.0.1:1", "n2 at 127.0.0.1:1"),
+        ([""], "127.0.0.1:1", ""),
+    ],
+)
+def test_who_can_be_reached_on_its_own_machine_only_is_not_added(
+    told: list[str], new: str, alone: str
+) -> None:
+    *voters, server = (
+        Server(f"uuid-{number}", f"n{number}", address)
+        for number, address in enumerate([*told, new])
+    )
+    configuration = Configuration(tuple(voters))
+    if not alone:
+        refuse_unreachable(configuration, server)
+        return
+    with pytest.raises(ChangeRefused, match=f"^{alone} can be reached on its own .*advertise-addr"):
+        refuse_unreachable(configuration, server)

@@ -54,42 +54,71 @@ def test_serve_without_any_setting(started: list[NodeConfig]) -> None:
     assert started[0].data_dir == Path("data")
 
 
-def test_every_flag_arrives(started: list[NodeConfig]) -> None:
-    flags = {
-        "--data-dir": "/srv/log",
-        "--node-name": "n1",
-        "--bind-addr": "0.0.0.0:7401",
-        "--rpc-port": "7400",
-        "--http-addr": "[::1]:7080",
-        "--http-hosts": "log.example",
-        "--segment-bytes": "64MiB",
-        "--segment-batches": "1000",
-        "--retention-bytes": "10GiB",
-        "--retention-time": "7d",
-        "--drain-timeout": "90s",
-        "--log-level": "debug",
-        "--log-format": "json",
-    }
-    assert run(["serve", *(word for flag in flags.items() for word in flag)]) == 0
-    assert started == [
-        NodeConfig(
-            data_dir=Path("/srv/log"),
-            node_name="n1",
-            bind_addr=Address("0.0.0.0", 7401),
-            rpc_port=7400,
-            http_addr=Address("::1", 7080),
-            http_hosts=("log.example",),
-            drain_seconds=90,
-            log=LogConfig(
-                segment_bytes=64 * 2**20,
-                segment_batches=1000,
-                retention_bytes=10 * 2**30,
-                retention_seconds=7 * 86400,
-            ),
-            log_level="debug",
-            log_format="json",
-        )
-    ]
+SETTINGS = {
+    "data-dir": "/srv/log",
+    "node-name": "n1",
+    "cluster-name": "c1",
+    "bind-addr": "0.0.0.0:7401",
+    "advertise-addr": "n1.example",
+    "rpc-port": "7400",
+    "http-addr": "[::1]:7080",
+    "http-hosts": "log.example",
+    "start-join-addrs": "a:8401,b:8401",
+    "bootstrap-expect": "3",
+    "gossip-keys": "MDEyMzQ1Njc4OWFiY2RlZg==",
+    "dead-server-after": "2h",
+    "segment-bytes": "64MiB",
+    "segment-batches": "1000",
+    "retention-bytes": "10GiB",
+    "retention-time": "7d",
+    "drain-timeout": "90s",
+    "log-level": "debug",
+    "log-format": "json",
+}
+READ = NodeConfig(
+    data_dir=Path("/srv/log"),
+    node_name="n1",
+    cluster_name="c1",
+    bind_addr=Address("0.0.0.0", 7401),
+    advertise_addr=Address("n1.example", 0),
+    rpc_port=7400,
+    http_addr=Address("::1", 7080),
+    http_hosts=("log.example",),
+    start_join_addrs=("a:8401", "b:8401"),
+    bootstrap_expect=3,
+    gossip_keys=("MDEyMzQ1Njc4OWFiY2RlZg==",),
+    dead_server_after_seconds=7200.0,
+    drain_seconds=90,
+    log=LogConfig(
+        segment_bytes=64 * 2**20,
+        segment_batches=1000,
+        retention_bytes=10 * 2**30,
+        retention_seconds=7 * 86400,
+    ),
+    log_level="debug",
+    log_format="json",
+)
+
+
+def test_every_setting_comes_by_flag_variable_and_file_alike(
+    started: list[NodeConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(["serve", *(f"--{key}={value}" for key, value in SETTINGS.items())]) == 0
+    file = tmp_path / "node.yaml"
+    file.write_text("".join(f'{key}: "{value}"\n' for key, value in SETTINGS.items()))
+    assert run(["serve", "--config-file", str(file)]) == 0
+    for key, value in SETTINGS.items():
+        monkeypatch.setenv(f"PROGLOG_{key.upper().replace('-', '_')}", value)
+    assert run(["serve"]) == 0
+    assert started == [READ] * 3
+
+
+def test_where_to_listen_without_what_to_tell_is_refused(
+    started: list[NodeConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["serve", "--bind-addr", "[::]:8401"]) == 2
+    assert "bind-addr is [::]:8401: expected advertise-addr with it" in capsys.readouterr().err
+    assert started == []
 
 
 @pytest.mark.parametrize(

@@ -184,6 +184,17 @@ async def test_an_unspecified_address_advertises_an_interface() -> None:
         assert a.local.address != "0.0.0.0"
 
 
+async def test_every_address_is_of_both_families() -> None:
+    async with running("a", bind_host="::") as a, running("b", bind_host="::") as b:
+        assert a.local.address != "::"
+        await b.join([f"127.0.0.1:{a.local.port}"])
+        # By datagrams too, which a probe is: nobody is suspected.
+        await until(lambda: all(len(each.members()) == 2 for each in (a, b)))
+        for each in (a, b):
+            await until(lambda node=each: node.statistics().transport.packets_received > 2)
+            assert not each.statistics().transport.packets_failed
+
+
 async def test_a_query_and_its_answers() -> None:
     async with running("a") as a, running("b") as b:
         await b.join([address(a)])

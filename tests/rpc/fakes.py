@@ -12,7 +12,8 @@ from grpclib.config import Configuration
 from proglog import batch, limits, wire
 from proglog.batch import Kind, ProposedBatch
 from proglog.errors import ChangeRefused, OffsetOutOfRange, ProglogError, UnknownLog
-from proglog.rpc.mux import Mux, Routes, listen
+from proglog.net.listening import listen
+from proglog.rpc.mux import Mux, Routes
 from proglog.rpc.server import RpcServer
 from proglog.types import Appended, Chunk, ClusterStatus, Description, ServerInfo
 

@@ -21,6 +21,7 @@ from grpclib.client import Channel
 
 from proglog import limits, wire
 from proglog._generated.log import v1
+from proglog.net.listening import listen
 from proglog.rpc import mux
 from tests import judges
 from tests.rpc.fakes import MemoryLog, Node, new_channel
@@ -163,7 +164,7 @@ def test_close_loses_no_connection_wherever_it_finds_it(new_loop, steps):
     routes = mux.Routes(grpc=asyncio.Protocol, http=asyncio.Protocol)
 
     async def work():
-        accepting = mux.Mux(mux.listen("127.0.0.1", 0), routes)
+        accepting = mux.Mux(listen("127.0.0.1", 0), routes)
         serving = asyncio.get_running_loop().create_task(accepting.serve())
         await asyncio.sleep(0.01)
         with socket.create_connection(accepting.address):
@@ -182,7 +183,7 @@ async def test_a_fault_of_the_accept_loop_ends_serve(node, monkeypatch):
     async def broken(*_):
         raise KeyError("bug")
 
-    other = mux.Mux(mux.listen("127.0.0.1", 0), node.mux._routes)
+    other = mux.Mux(listen("127.0.0.1", 0), node.mux._routes)
     monkeypatch.setattr(other, "_accept_all", broken)
     with pytest.raises(KeyError):
         await other.serve()
@@ -333,9 +334,9 @@ async def test_vanished_hosts_are_found(node):
 
 
 def test_an_address_in_use_is_an_error():
-    taken = mux.listen("127.0.0.1", 0)
+    taken = listen("127.0.0.1", 0)
     with pytest.raises(OSError, match="in use"):
-        mux.listen(*taken.getsockname())
+        listen(*taken.getsockname())
     taken.close()
 
 
@@ -344,7 +345,7 @@ async def test_a_node_is_whole_with_ipv6():
     node = Node(log)
     node.mux._listener.close()
     try:
-        node.mux._listener = mux.listen("::1", 0)
+        node.mux._listener = listen("::1", 0)
     except OSError as error:
         judges.leave_out("IPv6 is missing", error)
     node.host, node.port = node.mux.address

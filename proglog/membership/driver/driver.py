@@ -43,6 +43,7 @@ from proglog.membership.events import (
 from proglog.membership.serf.serf import CoreStatistics, Phase, Serf
 from proglog.membership.swim.outbox import OpenExchange, Report, SendPacket
 from proglog.membership.swim.timers import PauseClock
+from proglog.net.listening import EVERYWHERE
 from proglog.ports import Ports
 
 _SNAPSHOT_DELAY_S = 1.0
@@ -149,7 +150,8 @@ class Membership:
         except ExchangeFailed as error:
             raise ConfigurationError(f"gossip address to advertise: {error}") from error
         for address in found:
-            if bound.can_reach(address):
+            # What listens everywhere can be reached at an address of either family.
+            if config.bind_host == EVERYWHERE or bound.can_reach(address):
                 return address
         raise ConfigurationError(
             f"gossip address to advertise: {config.advertise_host} has no address of the family of "

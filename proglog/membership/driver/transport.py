@@ -16,6 +16,7 @@ from proglog.membership.codec.keyring import Keyring
 from proglog.membership.codec.messages import RemoteError
 from proglog.membership.codec.streams import StreamDecoder, StreamMessage, encode_stream
 from proglog.membership.errors import BindFailed, ExchangeFailed, MalformedMessage
+from proglog.net.listening import EVERYWHERE, listen, mapped, outward_host, receive, unmapped
 
 _BIND_ATTEMPTS = 8
 _READ_BYTES = 64 * limits.KiB
@@ -81,6 +82,8 @@ class NetworkTransport:
         self._serving: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
         self._silent: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
         """Those of them that have not brought a message yet, which shows that they have the key."""
+        self._maps = False
+        """Whether the datagrams' socket is of both families, and takes addresses of the newer."""
         self._dialling = asyncio.Semaphore(limits.streams_max)
         self._received = self._sent = self._failed = 0
         self._served = self._refused = self._streams_failed = 0
@@ -101,21 +104,19 @@ class NetworkTransport:
                     raise BindFailed(
                         f"cannot gossip at {wanted}: {why} another address to bind", address=wanted
                     ) from error
-        address = ipaddress.ip_address(bound[0].partition("%")[0])
-        if address.is_unspecified:
-            address = ipaddress.ip_address(_outward_host(address.version))
+        address = ipaddress.ip_address(outward_host(unmapped(bound[0])))
         return Address.unpack(address.packed, bound[1])
 
     async def _bind(self, handler: Handler) -> tuple[str, int]:
         loop = asyncio.get_running_loop()
-        infos = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
         # One address: a node advertises one, and port 0 must be the same port for both protocols.
-        family, _, _, _, place = infos[0]
-        host = str(place[0])
-        self._server = await asyncio.start_server(self._serve, host, self._port, family=family)
-        bound_host, port = self._server.sockets[0].getsockname()[:2]
+        listener = listen(self._host, self._port)
+        self._server = await asyncio.start_server(self._serve, sock=listener)
+        bound_host, port = listener.getsockname()[:2]
+        datagrams = receive(self._host, port)
+        self._maps = datagrams.family == socket.AF_INET6 and bound_host == EVERYWHERE
         self._datagrams, _ = await loop.create_datagram_endpoint(
-            lambda: _Datagrams(self, handler), local_addr=(host, port), family=family
+            lambda: _Datagrams(self, handler), sock=datagrams
         )
         return bound_host, port
 
@@ -148,7 +149,8 @@ class NetworkTransport:
             return
         self._sent += 1
         try:
-            self._datagrams.sendto(data, address)
+            host = mapped(address.host) if self._maps else address.host
+            self._datagrams.sendto(data, (host, address.port))
         except (OSError, ValueError):
             # Others say where answers go. What cannot be sent there (uvloop raises ValueError for
             # an address of another family) is lost, like any datagram, and nothing else is.
@@ -254,21 +256,7 @@ class _Datagrams(asyncio.DatagramProtocol):
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
         self._transport.count_received()
-        self._handler.on_packet(data, Address(addr[0].partition("%")[0], addr[1]))
+        self._handler.on_packet(data, Address(unmapped(addr[0]), addr[1]))
 
     def error_received(self, exc: Exception) -> None:  # noqa: ARG002  # asyncio calls it by position
         self._transport.count_failed()
-
-
-def _outward_host(version: int) -> str:
-    """The address of the interface that leads out, or loopback without one. Sends nothing:
-    connecting a datagram socket only picks a route (the target is a documentation address)."""
-    family = socket.AF_INET if version == 4 else socket.AF_INET6
-    target = "192.0.2.1" if version == 4 else "2001:db8::1"
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect((target, 9))
-        except OSError:
-            return "127.0.0.1" if version == 4 else "::1"
-        return str(probe.getsockname()[0])
