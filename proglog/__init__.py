@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         Internal,
         InvalidBatch,
         InvalidRequest,
+        LogClosed,
         NotLeader,
         OffsetMismatch,
         OffsetOutOfRange,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
         UnknownFormat,
         UnknownLog,
         UnknownProducer,
+        UsageError,
     )
     from proglog.types import Description
 
@@ -66,6 +68,7 @@ __all__ = [
     "InvalidBatch",
     "InvalidRequest",
     "Log",
+    "LogClosed",
     "NotLeader",
     "OffsetMismatch",
     "OffsetOutOfRange",
@@ -87,6 +90,7 @@ __all__ = [
     "UnknownFormat",
     "UnknownLog",
     "UnknownProducer",
+    "UsageError",
     "__version__",
     "connect",
     "open",

@@ -365,6 +365,15 @@ def why_not_bound(error: OSError) -> str:
 # --- errors that never cross the network ---------------------------------------------------------
 
 
+class UsageError(InvalidRequest):
+    """The program uses an object in a way that cannot work: it has not entered it, or uses it from
+    another event loop, or from two tasks where there is room for one."""
+
+
+class LogClosed(UsageError):
+    """The log was closed by the program."""
+
+
 class ConfigurationError(_Definite):
     """A setting, file or command line is wrong: says which, where, and what to do."""
 

@@ -23,6 +23,8 @@ header_name_bytes_max = 1024
 segment_preamble_bytes = 16 * KiB
 """Header and marks of a segment, which its batches come after."""
 segment_bytes_default = 128 * MiB
+embedded_segment_bytes_default = 16 * MiB
+"""Of a log in a program's own process: of those there may be many, and most are small."""
 segment_bytes_max = 1024 * MiB
 segment_batches_default = 50_000
 """A walk of the active segment's batches is the cost of opening after a crash: some us each."""

@@ -13,15 +13,15 @@ from typing import Literal, NamedTuple, Protocol, TypeAlias, TypeGuard
 
 from proglog import limits
 from proglog.batch import NO_TIMESTAMP, ProposedBatch, Record
-from proglog.errors import ConfigurationError, InvalidRequest
+from proglog.errors import ConfigurationError, InvalidRequest, LogClosed
 from proglog.types import Appended, Chunk, Description
 
 OFFSETS_END = 2**64
 
 
-def log_closed() -> InvalidRequest:
+def log_closed() -> LogClosed:
     """What a log that its user has closed answers to everything."""
-    return InvalidRequest("the log is closed")
+    return LogClosed("the log is closed")
 
 
 class At(NamedTuple):
@@ -53,6 +53,9 @@ class ProduceStream(Protocol):
 class Backend(Protocol):
     """Reaches one log."""
 
+    async def open(self) -> None:
+        """Makes it ready, once, on the loop that it is used from. Raises ProglogError."""
+
     async def open_produce(self) -> ProduceStream:
         """A new stream for batches. Nothing is appended if it fails. Raises ProglogError."""
 
@@ -78,6 +81,9 @@ class Backend(Protocol):
 
     async def close(self) -> None:
         """Lets go of everything."""
+
+    def abort(self) -> None:
+        """As `close`, where nobody can wait for it: its object was dropped."""
 
 
 def to_offset(offset: object) -> int:

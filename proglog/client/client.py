@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import random
 import ssl
-from collections.abc import AsyncGenerator, Iterable, Sequence
+import warnings
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sequence
 from datetime import datetime
 from types import TracebackType
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from proglog import limits
 from proglog.batch import Record, RecordBatch
@@ -27,7 +28,7 @@ from proglog.client.consumer import Consumer, OnGap
 from proglog.client.producer import Producer
 from proglog.client.retry import behind, call_until
 from proglog.client.sender import Series, Unresolved
-from proglog.errors import OffsetOutOfRange, OutcomeUnknown
+from proglog.errors import OffsetOutOfRange, OutcomeUnknown, UsageError
 from proglog.types import Description
 
 
@@ -40,6 +41,9 @@ def connect(
     tls: ssl.SSLContext | None = None,
 ) -> Log:
     """A log served by a node or a cluster; connections are made when they are needed.
+
+    Use it as `async with proglog.connect(url) as log`, or `log = await proglog.connect(url)` and
+    `await log.close()` at the end.
 
     Args:
         url: `proglog://host:port[,host:port...][/log]`: some nodes of the cluster, and which log.
@@ -62,8 +66,23 @@ def connect(
     )
 
 
+_running_loop = asyncio._get_running_loop
+"""None where no loop runs."""
+
+
+def _abandon(producer: Producer | None, backend: Backend) -> None:
+    """Ends what a log left behind that nobody holds any more."""
+    if producer is not None:
+        producer.abort()
+    backend.abort()
+
+
 class Log:
-    """An append-only log of records with dense offsets. Belongs to one event loop."""
+    """An append-only log of records with dense offsets.
+
+    It is used once it is entered, as an async context manager or by `await`, on the event loop on
+    which that was done. Used otherwise it raises UsageError, and LogClosed once it is closed.
+    """
 
     def __init__(
         self,
@@ -79,6 +98,7 @@ class Log:
         self._compress = compress
         self._idempotent = idempotent
         self._chance = chance or random.Random()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._producer: Producer | None = None
         self._closed = False
 
@@ -105,6 +125,8 @@ class Log:
         if expected_offset is not None:
             columns = [value], [key], [headers], [timestamp]
             return (await self.produce_many(*columns, expected_offset=expected_offset))[0]
+        if _running_loop() is not self._loop:
+            self._check_open()
         return await (self._producer or self._start_producer()).add(value, key, headers, timestamp)
 
     async def produce_many(
@@ -132,6 +154,7 @@ class Log:
 
         Raises ProglogError, as `produce` does, and TypeError for what is no record.
         """
+        self._check_loop()
         records = Rows(values, keys, headers, timestamps)
         expected = None if expected_offset is None else to_offset(expected_offset)
         return await (self._producer or self._start_producer()).add_many(
@@ -215,12 +238,38 @@ class Log:
     async def close(self) -> None:
         """Waits for the answers to all records accepted, then lets go of everything.
 
-        Consumers and reads of other tasks then raise InvalidRequest.
+        Consumers and reads of other tasks then raise LogClosed.
         """
         await self._close(flush=True)
 
     async def __aenter__(self) -> Self:
+        if self._closed:
+            raise log_closed()
+        if self._loop is not None:
+            raise UsageError("the log was entered before: `open` or `connect` makes another one")
+        self._loop = asyncio.get_running_loop()
+        try:
+            await self._backend.open()
+        except BaseException:
+            self._closed = True
+            raise
         return self
+
+    def __await__(self) -> Generator[Any, None, Self]:
+        """As entering; `close` is then its user's business."""
+        return self.__aenter__().__await__()
+
+    def __del__(self, _warn: Callable[..., None] = warnings.warn) -> None:
+        # `__init__` may have raised before it set anything.
+        loop = getattr(self, "_loop", None)
+        if loop is None or self._closed:
+            return
+        _warn(f"{self!r} was dropped without being closed", ResourceWarning, source=self)
+        if loop.is_closed():
+            return
+        # Its tasks and connections know nothing of this object, or it could not be dropped. The
+        # collector may run in any thread.
+        loop.call_soon_threadsafe(_abandon, self._producer, self._backend)
 
     async def __aexit__(
         self,
@@ -231,6 +280,8 @@ class Log:
         await self._close(flush=exc is None)
 
     async def _close(self, *, flush: bool) -> None:
+        if self._loop is not None and not self._closed:
+            self._check_loop()
         self._closed = True
         try:
             if self._producer is not None:
@@ -241,6 +292,17 @@ class Log:
     def _check_open(self) -> None:
         if self._closed:
             raise log_closed()
+        self._check_loop()
+
+    def _check_loop(self) -> None:
+        """Raises UsageError."""
+        if self._loop is None:
+            raise UsageError(
+                "the log was not entered: `async with proglog.connect(url) as log`, or"
+                " `log = await proglog.connect(url)`"
+            )
+        if _running_loop() is not self._loop:
+            raise UsageError("the log belongs to the event loop on which it was entered")
 
     def _start_producer(self) -> Producer:
         self._check_open()

@@ -52,6 +52,9 @@ class NetworkBackend:
         self._reading: dict[Address, Channel] = {}
         self._closed = False
 
+    async def open(self) -> None:
+        """Connections are made when a call needs one."""
+
     async def open_produce(self) -> NetworkStream:
         channel = self._channel(self._writing, 1)
         try:
@@ -88,6 +91,9 @@ class NetworkBackend:
         )
 
     async def close(self) -> None:
+        self.abort()
+
+    def abort(self) -> None:
         self._closed = True
         for channels in (self._writing, self._reading):
             for channel in channels.values():

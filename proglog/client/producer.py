@@ -74,6 +74,10 @@ class Producer:
         """Takes no more records; waits for all answers, or with `flush=False` for none."""
         await self._sender.close(flush=flush)
 
+    def abort(self) -> None:
+        """As `close` without `flush`, where nobody can wait for it."""
+        self._sender.abort()
+
     # --- records come in -------------------------------------------------------------------------
 
     def add(

@@ -236,10 +236,15 @@ class Sender:
         self.closed = self.closed or log_closed()
         self._wake.set()
         if not flush:
-            self._pump.cancel()
+            self.abort()
         await asyncio.wait([self._pump])
         if not self._pump.cancelled():
             self._pump.result()
+
+    def abort(self) -> None:
+        """As `close` without `flush`, where nobody can wait for it."""
+        self.closed = self.closed or log_closed()
+        self._pump.cancel()
 
     # --- batches go out --------------------------------------------------------------------------
 

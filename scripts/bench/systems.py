@@ -98,7 +98,7 @@ class Proglog:
     async def at(cls, addresses: Sequence[Address], *, idempotent: bool = True) -> Self:
         """A client of the nodes at some addresses."""
         url = f"proglog://{join_addresses(addresses)}"
-        log = proglog.connect(url, idempotent=idempotent)
+        log = await proglog.connect(url, idempotent=idempotent)
         try:
             await log.describe()
         except BaseException:

@@ -116,6 +116,7 @@ class FakeBackend:
         self.thrown: list[ProglogError] = []
         self.open_consumers = 0
         self.closed = False
+        self.opened = 0
 
     def append(self, proposed: ProposedBatch, *, refused: bool = False) -> Appended:
         if refused:
@@ -131,6 +132,12 @@ class FakeBackend:
     def answer(self, count: int = 1) -> None:
         for _ in range(count):
             self.streams[-1].answer_one()
+
+    async def open(self) -> None:
+        self.opened += 1
+
+    def abort(self) -> None:
+        self.closed = True
 
     async def open_produce(self) -> FakeStream:
         fault = self.open_faults.popleft() if self.open_faults else None

@@ -20,6 +20,7 @@ from proglog.client import channel
 from proglog.errors import (
     InvalidBatch,
     InvalidRequest,
+    LogClosed,
     NotLeader,
     OffsetOutOfRange,
     OutcomeUnknown,
@@ -574,7 +575,7 @@ async def test_a_connection_that_comes_after_its_log_was_closed(server, monkeypa
         await dialled.wait()
     go_on.set()
     results = await asyncio.gather(*calls, return_exceptions=True)
-    assert list(map(type, results)) == [InvalidRequest] * 2
+    assert list(map(type, results)) == [LogClosed] * 2
     await until(lambda: server.connections == 0)
     assert len(server._protocols) == 1
 

@@ -582,7 +582,7 @@ async def test_closing_does_not_wait_for_what_nobody_waits_for(backend):
 
 async def test_closing_sends_what_waits_behind_an_unknown_outcome(backend):
     backend.held = True
-    log = Log(backend, timeout_seconds=0.05)
+    log = await Log(backend, timeout_seconds=0.05)
     with pytest.raises(OutcomeUnknown):
         await log.produce(b"a")
     log._producer._timeout = 5
@@ -727,7 +727,7 @@ async def test_cancelling_produce_many_leaves_nothing_behind(log, backend, monke
 
 
 async def test_closing_sends_what_was_accepted(backend):
-    log = Log(backend)
+    log = await Log(backend)
     calls = start(log, [b"a", b"b"])
     await turns(1)
     await log.close()
@@ -763,7 +763,7 @@ async def test_leaving_by_an_exception_does_not_wait_for_answers(backend):
 async def test_closing_wakes_those_who_wait_for_room(backend, monkeypatch):
     monkeypatch.setattr(limits, "client_buffer_bytes_max", 1000)
     backend.held = True
-    log = Log(backend)
+    log = await Log(backend)
     calls = start(log, [bytes(900), bytes(800)])
     await turns()
     closing = asyncio.ensure_future(log.close())
@@ -780,7 +780,7 @@ async def test_a_fault_of_the_program_is_everybodys(backend):
         raise AssertionError("a bug")
 
     backend.open_produce = broken
-    log = Log(backend)
+    log = await Log(backend)
     with pytest.raises(AssertionError):
         await log.produce(b"a")
     with pytest.raises(AssertionError):

@@ -180,7 +180,7 @@ def test_batches_too_small_for_what_was_lost_are_not_possible() -> None:
 @pytest.fixture
 async def data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A log of 12 records, two a batch, of one producer."""
-    monkeypatch.setattr(embedded, "LogConfig", lambda: LogConfig.for_tests())
+    monkeypatch.setattr(embedded, "LogConfig", lambda **_: LogConfig.for_tests())
     async with proglog.open(tmp_path) as log:
         for number in range(0, 12, 2):
             await log.produce_many([b"value %02d" % at for at in (number, number + 1)])
