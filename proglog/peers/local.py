@@ -55,6 +55,9 @@ class Receiver(Protocol):
     def unreachable(self, peer: str) -> None:
         """What was sent to a peer in bulk may be lost, or it has no such log."""
 
+    def reconnected(self, peer: str) -> None:
+        """What is said to a peer on the control lane gets there again."""
+
     def disconnected(self, peer: str) -> None:
         """A peer has ended the control lane that it had dialled; there is no other one."""
 

@@ -81,6 +81,8 @@ class Peer:
         if lane is Lane.CONTROL:
             self._proved = address
             self.bulk.dial_soon(now=True)
+            for receiver in list(self._local.groups.values()):
+                receiver.reconnected(self.uuid)
 
     def lost(self, lane: Lane) -> None:
         """A lane has ended."""

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 import structlog
 
 from proglog import limits
+from proglog.aio.ticker import Ticker
 from proglog.peers.accepted import Accepted
 from proglog.peers.frames import Lane
 from proglog.peers.hello import Hello, Refusal
@@ -50,15 +51,18 @@ class Peers:
         self._accepted: dict[tuple[str, Lane], Accepted] = {}
         self._refused: dict[str, str] = {}
         """Why each of those that called was refused last; they call again all the time."""
-        self._beating: asyncio.TimerHandle | None = None
-        self._closed = False
+        self.ticker = Ticker(limits.tick_seconds)
+        """The one of the node: whatever else has to look at something now and then shares it."""
+        self._has_begun = self._closed = False
 
     # --- groups ----------------------------------------------------------------------------------
 
     def begin(self, home: Home) -> None:
-        """From now on others can be told who we are."""
+        """From now on others can be told who we are, by the one that speaks for this node."""
+        assert not self._has_begun, "a node is one"
+        self._has_begun = True
         self._local.home = home
-        self._beating = self._local.loop.call_later(limits.peer_beat_seconds, self._beat)
+        self.ticker.add(self._beat)
 
     def attach(self, group: int, receiver: Receiver) -> None:
         """The frames of this group go there."""
@@ -123,11 +127,13 @@ class Peers:
         if address and uuid != self._local.home.identity.uuid:
             self.peer(uuid).hint(name, address)
 
-    def _beat(self) -> None:
+    def _beat(self, _ticks: int) -> int:
         """Looks at all connections. After a stall nobody is judged before what waits is read."""
-        self._beating = self._local.loop.call_later(limits.peer_beat_seconds, self._beat)
-        if not self._local.awake.beat():
-            return
+        if self._local.awake.beat():
+            self._look()
+        return max(round(limits.peer_beat_seconds / limits.tick_seconds), 1)
+
+    def _look(self) -> None:
         for peer in list(self._peers.values()):
             peer.beat()
         for accepted in list(self._accepted.values()):
@@ -193,8 +199,7 @@ class Peers:
     def close(self) -> None:
         """Ends all connections."""
         self._closed = True
-        if self._beating is not None:
-            self._beating.cancel()
+        self.ticker.remove(self._beat)
         for peer in self._peers.values():
             peer.close()
         for accepted in [*self._strangers, *self._accepted.values()]:

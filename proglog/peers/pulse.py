@@ -14,22 +14,26 @@ class AwakeClock:
     """Time, without that in which this process stood still or its loop was held up.
 
     Meanwhile whatever the others said waits in the sockets. So a beat that comes late counts for
-    one, and judges nobody: by the next one all that waits has been read.
+    one, and judges nobody, nor do those of half a beat from then on: by the next one all that waits
+    has been read.
     """
 
     def __init__(self, time: Callable[[], float], beat_seconds: float) -> None:
         self._time = time
         self._beat_seconds = beat_seconds
         self._last = time()
+        self._judges_from = 0.0
         self.now = 0.0
         """Seconds awake, as of the last beat."""
 
     def beat(self) -> bool:
-        """To be called each `beat_seconds`. Whether it is in time."""
+        """To be called each `beat_seconds`, or sooner. Whether others can be judged now."""
         real = self._time()
         elapsed, self._last = real - self._last, real
         self.now += min(elapsed, self._beat_seconds)
-        return elapsed < 2 * self._beat_seconds
+        if elapsed >= 2 * self._beat_seconds:
+            self._judges_from = self.now + self._beat_seconds / 2
+        return self.now >= self._judges_from
 
 
 class Pulse:

@@ -45,6 +45,7 @@ from proglog.raft.messages import (
 from proglog.raft.quorum import majority
 from proglog.raft.state import State
 from proglog.raft.status import Status, status_of
+from proglog.raft.timer import ElectionTimer
 
 _RESPONSES = (AppendResponse, HeartbeatResponse, VoteResponse)
 _FROM_LEADER = (AppendRequest, Heartbeat, InstallSnapshot)
@@ -54,17 +55,15 @@ class Raft:
     """One server of one cluster."""
 
     __slots__ = (
-        "_election_ticks",
         "_follower",
         "_leader",
-        "_rng",
         "_role",
         "_seen_commit",
         "_seen_configuration",
         "_seen_hard_state",
         "_seen_soft_state",
         "_state",
-        "_timeout_ticks",
+        "_timer",
         "_votes",
         "may_campaign",
     )
@@ -96,16 +95,13 @@ class Raft:
             configurations=ConfigurationHistory(list(configurations)),
             commit=commit,
         )
-        self._rng = rng
+        self._timer = ElectionTimer(config.election_ticks, rng)
         self._follower = Follower(self._state)
         self._leader: Leader | None = None
         self._role = Role.FOLLOWER
         self._votes: dict[NodeId, bool] = {}
         self.may_campaign = True
         """Set to False while this server must not lead (a corrupt range, a full disk)."""
-        self._election_ticks: int
-        self._timeout_ticks: int
-        self._reset_election_timer()
         self._seen_hard_state = hard_state
         self._seen_soft_state = self._soft_state()
         self._seen_commit = self._state.commit
@@ -123,21 +119,33 @@ class Raft:
 
     # --- in --------------------------------------------------------------------------------------
 
-    def tick(self) -> None:
-        """One tick of time has passed. A driver that wakes late calls it once, not once for each
-        tick it missed: it could not have heard the leader in the meantime, so silence proves
-        nothing, and one election timeout too many is better than an election for nothing."""
+    def tick(self, ticks: int = 1) -> None:
+        """So much time has passed since the last call: at most one tick more than `quiet_ticks`
+        said then. A driver that wakes late tells no more than it had set out to wait: it could not
+        have heard the leader in the meantime, so silence proves nothing, and one election timeout
+        too many is better than an election for nothing."""
         if self._leader is not None:
-            if not self._leader.tick():
+            if not self._leader.tick(ticks):
                 self._become_follower(self._state.term, None)
             return
-        self._election_ticks += 1
-        # Not while a leader is heard: one that removes itself has the last word on its removal.
-        alone = self._state.leader is None and self._state.configurations.voter_ids == (
-            self._state.id,
-        )
-        if (alone or self._election_ticks >= self._timeout_ticks) and self._promotable():
+        self._timer.passed(ticks)
+        if (self._is_alone() or self._timer.left <= 0) and self._promotable():
             self._become_pre_candidate()
+
+    def _is_alone(self) -> bool:
+        # Not while a leader is heard: one that removes itself has the last word on its removal.
+        state = self._state
+        return state.leader is None and state.configurations.voter_ids == (state.id,)
+
+    def quiet_ticks(self) -> int:
+        """So many ticks will do nothing, if nothing else happens meanwhile: they may be told
+        together with the one after them. Fewer than make a heartbeat, so that little is hidden from
+        whoever looks how late it wakes."""
+        if self._leader is not None:
+            return self._leader.quiet_ticks()
+        if self._is_alone():
+            return 0
+        return min(self._state.config.heartbeat_ticks - 1, self._timer.quiet)
 
     def step(self, message: Message) -> None:
         """A message arrived. Whatever it is, it is never an error to be late, repeated or alone."""
@@ -230,9 +238,17 @@ class Raft:
         turn = others.index(state.id) if state.id in others else len(others)
         # One tick may be over in no time; by the second the others have noticed. Never later than
         # without this, or a connection that comes and goes would put the election off for ever.
-        left = min(2 + turn * config.heartbeat_ticks, self._timeout_ticks - self._election_ticks)
-        self._election_ticks = config.election_ticks
-        self._timeout_ticks = config.election_ticks + left
+        self._timer.hurry(2 + turn * config.heartbeat_ticks)
+
+    def reconnected(self, peer: NodeId) -> None:
+        """A connection to this peer is there again. A question that it has not answered is most
+        likely lost with the one before; the timeout that would ask again is not shortened.
+
+        Only pre-votes: they promise nothing, and may be asked as often as one likes.
+        """
+        voters = self._state.configurations.voter_ids
+        if self._role is Role.PRE_CANDIDATE and peer in voters and peer not in self._votes:
+            self._request_vote(peer, pre_vote=True, transfer=False)
 
     def compacted(self, index: int) -> None:
         """The driver dropped the log up to this index; it has a durable snapshot of it."""
@@ -360,15 +376,8 @@ class Raft:
         """A leader was heard of within the shortest election timeout. A leader hears itself: it
         steps down on its own when it has no quorum."""
         return self._role is Role.LEADER or (
-            self._state.leader is not None
-            and self._election_ticks < self._state.config.election_ticks
+            self._state.leader is not None and self._timer.protects
         )
-
-    def _reset_election_timer(self) -> None:
-        """A new random timeout each time: two servers that collided once part the next time."""
-        ticks = self._state.config.election_ticks
-        self._election_ticks = 0
-        self._timeout_ticks = self._rng.randrange(ticks, 2 * ticks)
 
     # --- role transitions ------------------------------------------------------------------------
 
@@ -385,14 +394,14 @@ class Raft:
         self._role = Role.FOLLOWER
         state.leader = leader
         self._votes = {}
-        self._reset_election_timer()
+        self._timer.reset()
 
     def _become_pre_candidate(self) -> None:
         """Ask first whether an election could be won (thesis section 9.6): a server that comes back
         from a partition must not depose a leader with the high term it would have collected."""
         self._role = Role.PRE_CANDIDATE
         self._state.leader = None
-        self._reset_election_timer()
+        self._timer.reset()
         self._request_votes(pre_vote=True, transfer=False)
 
     def _become_candidate(self, *, transfer: bool) -> None:
@@ -401,7 +410,7 @@ class Raft:
         state.leader = None
         state.term, state.voted_for = state.term + 1, state.id
         self._follower.new_term()
-        self._reset_election_timer()
+        self._timer.reset()
         self._request_votes(pre_vote=False, transfer=transfer)
 
     def _become_leader(self) -> None:
@@ -449,22 +458,18 @@ class Raft:
         """
         state = self._state
         self._votes = {state.id: True}
-        term = state.term + 1 if pre_vote else state.term
-        outbox = state.messages if pre_vote else state.messages_after_persist
         for voter in state.configurations.voter_ids:
             if voter != state.id:
-                outbox.append(
-                    VoteRequest(
-                        state.id,
-                        voter,
-                        term,
-                        state.log.last_index,
-                        state.log.last_term,
-                        pre_vote,
-                        transfer,
-                    )
-                )
+                self._request_vote(voter, pre_vote=pre_vote, transfer=transfer)
         self._count_votes()
+
+    def _request_vote(self, voter: NodeId, *, pre_vote: bool, transfer: bool) -> None:
+        state, log = self._state, self._state.log
+        term = state.term + 1 if pre_vote else state.term
+        outbox = state.messages if pre_vote else state.messages_after_persist
+        outbox.append(
+            VoteRequest(state.id, voter, term, log.last_index, log.last_term, pre_vote, transfer)
+        )
 
     def _on_vote_request(self, request: VoteRequest) -> None:
         """Grant by the rules of thesis section 3.4 and 3.6.1: one vote a term, and only to a log
@@ -488,7 +493,7 @@ class Raft:
         granted = may_vote and state.log.up_to_date(request.last_index, request.last_term)
         if granted and not request.pre_vote:
             state.voted_for = request.sender
-            self._reset_election_timer()
+            self._timer.reset()
         self._answer_vote(request, granted=granted)
 
     def _answer_vote(self, request: VoteRequest, *, granted: bool) -> None:
@@ -540,7 +545,7 @@ class Raft:
         if self._role is not Role.FOLLOWER:
             self._become_follower(self._state.term, leader)
         self._state.leader = leader
-        self._reset_election_timer()
+        self._timer.reset()
 
     def _on_append(self, request: AppendRequest) -> None:
         self._follow(request.sender)

@@ -76,13 +76,16 @@ class Driver:
         clock: Clock,
         events: DriverEvents,
         send: Callable[[Message], None],
+        tick_soon: Callable[[], None],
     ) -> None:
+        """`tick_soon` is called where the next `tick` must not be one that is left out."""
         self.raft = raft
         self._log = log
         self._hard_state = hard_state
         self._clock = clock
         self._events = events
         self._send = send
+        self._tick_soon = tick_soon
         self._loop = asyncio.get_running_loop()
         self._pumping = False
         self._waiting_for_disk: asyncio.Task[None] | None = None
@@ -120,10 +123,13 @@ class Driver:
 
     # --- in --------------------------------------------------------------------------------------
 
-    def tick(self) -> None:
-        if not self._is_starved:
-            self.raft.tick()
-            self.pump_soon()
+    def tick(self, ticks: int) -> int:
+        """So many ticks have passed; after how many more it must be called again."""
+        if self._is_starved:
+            return 1
+        self.raft.tick(ticks)
+        self.pump_soon()
+        return self.raft.quiet_ticks() + 1
 
     def propose(self, proposed: ProposedBatch) -> tuple[int, int]:
         """Appends a client's batch, for which there must be room: (index, term) it gets.
@@ -175,6 +181,12 @@ class Driver:
     def disconnected(self, uuid: str) -> None:
         """The connection on which a peer's heartbeats came has ended."""
         self.raft.disconnected(uuid)
+        self._tick_soon()
+
+    def reconnected(self, uuid: str) -> None:
+        """A peer can be told small things again."""
+        self.raft.reconnected(uuid)
+        self.pump_soon()
 
     def request_read(self, ticket: object) -> None:
         """Asks for a linearizable read; the ticket comes back by `reads_confirmed`."""
@@ -359,6 +371,8 @@ class Driver:
         if ready.commit is not None:
             self._log.set_commit(ready.commit)
             self._events.committed(ready.commit)
+            # The followers are told by the next tick, if no append does so before.
+            self._tick_soon()
         if ready.reads:
             self._events.reads_confirmed(ready.reads)
 

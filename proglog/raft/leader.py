@@ -67,22 +67,22 @@ class Leader:
 
     # --- time ------------------------------------------------------------------------------------
 
-    def tick(self) -> bool:
+    def tick(self, ticks: int) -> bool:
         """False: no quorum was heard of for an election timeout, and this leadership is over.
 
         A leader that is cut off would otherwise keep its clients waiting, and keep a server that
         hears only it from voting for a leader that a majority hears (thesis section 6.2).
         """
         config = self._state.config
-        self._now += 1
-        self._quorum_ticks += 1
+        self._now += ticks
+        self._quorum_ticks += ticks
         if self._quorum_ticks >= config.election_ticks:
             self._quorum_ticks = 0
             if not self._heard_quorum():
                 return False
-        self._tick_transfer()
-        self._tick_snapshots()
-        self._heartbeat_ticks += 1
+        self._tick_transfer(ticks)
+        self._tick_snapshots(ticks)
+        self._heartbeat_ticks += ticks
         if self._heartbeat_ticks >= config.heartbeat_ticks:
             self._start_round()
             self._hand_over()
@@ -97,10 +97,21 @@ class Leader:
             peer.checked()
         return heard >= majority(len(voters))
 
-    def _tick_snapshots(self) -> None:
+    def quiet_ticks(self) -> int:
+        """See `Raft.quiet_ticks`. How long a snapshot or a transfer may take is seen with the next
+        heartbeat."""
+        if any(self._has_commit_to_tell(peer) for peer in self.peers.values()):
+            return 0
+        config = self._state.config
+        return min(
+            config.heartbeat_ticks - self._heartbeat_ticks - 1,
+            config.election_ticks - self._quorum_ticks - 1,
+        )
+
+    def _tick_snapshots(self, ticks: int) -> None:
         for peer in self.peers.values():
             if peer.flow is Flow.SNAPSHOT:
-                peer.snapshot_ticks += 1
+                peer.snapshot_ticks += ticks
                 if peer.snapshot_ticks >= self._state.config.snapshot_ticks_max:
                     # The message that it is done may be lost: ask. If it has nothing, it says so.
                     peer.become_probe(peer.snapshot_index + 1)
@@ -126,8 +137,11 @@ class Leader:
         """A commit index travels with the next append; if there is none, with the next tick, so
         that readers of followers need not wait for a heartbeat."""
         for peer in self.peers.values():
-            if peer.commit_sent < min(peer.match, self._state.commit):
+            if self._has_commit_to_tell(peer):
                 self._send_heartbeat(peer)
+
+    def _has_commit_to_tell(self, peer: Progress) -> bool:
+        return peer.commit_sent < min(peer.match, self._state.commit)
 
     def on_heartbeat_response(self, response: HeartbeatResponse) -> None:
         peer = self.peers[response.sender]
@@ -361,9 +375,9 @@ class Leader:
         best = max(voters, key=lambda p: (p.active, p.match), default=None)
         return None if best is None else best.id
 
-    def _tick_transfer(self) -> None:
+    def _tick_transfer(self, ticks: int) -> None:
         if self.transferee is not None:
-            self._transfer_ticks += 1
+            self._transfer_ticks += ticks
             if self._transfer_ticks >= self._state.config.election_ticks:
                 self.transferee = None
 

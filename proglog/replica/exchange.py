@@ -145,6 +145,10 @@ class Exchange:
         if not self._closed:
             self.driver.unreachable(peer)
 
+    def reconnected(self, peer: str) -> None:
+        if not self._closed:
+            self.driver.reconnected(peer)
+
     def disconnected(self, peer: str) -> None:
         if not self._closed:
             self.driver.disconnected(peer)

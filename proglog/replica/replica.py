@@ -90,6 +90,7 @@ class Replica:
         self._tasks = Tasks(self.failed)
         self._adopted = self.identity.cluster_id
         self._applier = self._make_applier(opened)
+        self._ticker = peers.ticker
         peers.begin(self)
         self.exchange = self._make_exchange(peers)
         self.leadership = Leadership(
@@ -123,8 +124,9 @@ class Replica:
         )
         self._committed_at_start = self._driver.raft.status().commit
         self.committed(self._committed_at_start)
-        for work in (self._tick(), self._retain(), self.repair.run(), self.repair.scrub()):
+        for work in (self._retain(), self.repair.run(), self.repair.scrub()):
             self._tasks.spawn(work)
+        self._ticker.add(self._tick)
 
     def _make_applier(self, opened: Opened) -> Applier:
         return Applier(
@@ -172,6 +174,7 @@ class Replica:
             clock=self._ports.clock,
             events=self,
             send=self.exchange.send,
+            tick_soon=self._ticker.soon,
         )
 
     def _make_raft(
@@ -192,18 +195,16 @@ class Replica:
         """Who this server is. Without a cluster id it belongs to none yet."""
         return self._node.identity
 
-    async def _tick(self) -> None:
-        due = self._loop.time()
-        while True:
-            # At a steady pace, not so long after the last one: timers are late by a millisecond or
-            # two, and thirty of them make an election timeout. But however late this wakes, it is
-            # one tick: see Raft.tick.
-            due = max(due + limits.tick_seconds, self._loop.time())
-            await asyncio.sleep(due - self._loop.time())
-            self._driver.tick()
+    def _tick(self, ticks: int) -> int:
+        try:
+            left = self._driver.tick(ticks)
             self._waiters.expire(self._loop.time())
             self.members.promote()
             self._look_at_fitness()
+        except BaseException as error:
+            self.failed(error)
+            raise
+        return left
 
     def _look_at_fitness(self) -> None:
         now = self._loop.time()
@@ -532,6 +533,7 @@ class Replica:
     async def _close_once(self) -> None:
         await self.hand_over()
         self._end(Unavailable("the node is stopping"))
+        self._ticker.remove(self._tick)
         await self._tasks.end()
         self.exchange.close()
         await self._driver.close()

@@ -38,6 +38,7 @@ class Receiver:
         self.received: list[tuple[str, int, bytes]] = []
         self.unreachables: list[str] = []
         self.disconnections: list[str] = []
+        self.reconnections: list[str] = []
         self.ended: list[str] = []
 
     def receive(self, peer: str, type_: int, payload: memoryview) -> None:
@@ -47,6 +48,9 @@ class Receiver:
 
     def unreachable(self, peer: str) -> None:
         self.unreachables.append(peer)
+
+    def reconnected(self, peer: str) -> None:
+        self.reconnections.append(peer)
 
     def disconnected(self, peer: str) -> None:
         self.disconnections.append(peer)

@@ -68,6 +68,16 @@ async def opened(peers: Peers, network: Network) -> tuple[Wire, Wire]:
     return control, bulk
 
 
+async def test_logs_are_told_when_a_peer_can_be_told_small_things_again(
+    peers: Peers, network: Network, receiver: Receiver
+) -> None:
+    control, _ = await opened(peers, network)
+    assert receiver.reconnections == ["them"]
+    control.abort()
+    await asyncio.sleep(limits.voter_redial_seconds_max)
+    assert receiver.reconnections == ["them", "them"]
+
+
 async def answering(wire: Wire, seconds: float) -> None:
     """The other end says that it lives."""
     for _ in range(round(seconds / 0.2)):

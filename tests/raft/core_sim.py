@@ -100,6 +100,8 @@ class Swarm:
             promotion_lag_entries_max=rng.choice((1, 10, 1000)),
         )
         self.disconnect_every_ms = sometimes(0.5, 20, 2000)
+        self.reconnect_every_ms = sometimes(0.5, 5, 500)
+        self.sleeps = rng.random() < 0.7
 
 
 class Node:
@@ -217,14 +219,15 @@ class Cluster:
         node.start(self.swarm.config, random.Random(f"{self.seed}/{node.id}/{node.life}"))
         life = node.life
 
-        def tick() -> None:
+        def tick(ticks: int) -> None:
             if node.life != life or not node.up:
                 return
             if node.paused is None:
-                self.act(node, lambda raft: raft.tick())
-            self.after(node.tick_ms, tick)
+                self.act(node, lambda raft: raft.tick(ticks))
+            quiet = node.raft.quiet_ticks() if node.raft and self.swarm.sleeps else 0
+            self.after((quiet + 1) * node.tick_ms, lambda: tick(quiet + 1))
 
-        self.after(self.faults.uniform(0, node.tick_ms), tick)
+        self.after(self.faults.uniform(0, node.tick_ms), lambda: tick(1))
 
     # --- time ------------------------------------------------------------------------------------
 
@@ -540,6 +543,7 @@ class Cluster:
         self._every(swarm.stray_append_every_ms, work, self._work_stray_append)
         self._every(swarm.unreachable_every_ms, work, self._work_unreachable)
         self._every(swarm.disconnect_every_ms, work, self._work_disconnect)
+        self._every(swarm.reconnect_every_ms, work, self._work_reconnect)
 
     def _living(self) -> list[Node]:
         return [n for n in self.nodes.values() if n.up]
@@ -689,6 +693,12 @@ class Cluster:
 
     def _disconnected(self, node: Node, peer: str) -> None:
         self.act(node, lambda raft: raft.disconnected(peer))
+
+    def _work_reconnect(self) -> None:
+        """A connection is there again, though it was never lost."""
+        if living := self._living():
+            peer = self.work.choice(list(self.nodes))
+            self.act(self.work.choice(living), lambda raft: raft.reconnected(peer))
 
     def _work_unreachable(self) -> None:
         """The bulk connection is lost, or the driver says so for nothing."""

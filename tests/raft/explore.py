@@ -64,7 +64,7 @@ class Bounds(NamedTuple):
 # --- copies and keys -----------------------------------------------------------------------------
 
 TIMERS = {
-    *("_rng", "_election_ticks", "_timeout_ticks", "_now", "_heartbeat_ticks", "_quorum_ticks"),
+    *("_timer", "_now", "_heartbeat_ticks", "_quorum_ticks"),
     *(
         "_transfer_ticks",
         "catch_up",

@@ -162,7 +162,7 @@ class Scenario:
     def do_timeout(self, name: str) -> None:
         """Its election timeout passes in silence."""
         raft = self._raft(name)
-        raft._election_ticks = raft._timeout_ticks
+        raft._timer.elapsed = raft._timer.timeout
         raft.tick()
 
     def do_disconnected(self, name: str, peer: str) -> None:
@@ -172,7 +172,7 @@ class Scenario:
     def do_silence(self, *names: str) -> None:
         """They have not heard a leader for the shortest election timeout: they protect none."""
         for name in names:
-            self._raft(name)._election_ticks = 10
+            self._raft(name)._timer.elapsed = 10
 
     def do_tick(self, name: str, ticks: str = "1") -> None:
         for _ in range(int(ticks)):

@@ -29,6 +29,7 @@ from proglog.raft import (
     VoteRequest,
     VoteResponse,
 )
+from proglog.raft.timer import ElectionTimer
 
 SERVERS = {x: Server(x, x) for x in "abcde"}
 
@@ -104,8 +105,7 @@ def test_follower_starts_an_election_after_a_random_timeout_in_T_to_2T():
     seen = set()
     for seed in range(200):
         raft = make()
-        raft._rng = random.Random(seed)
-        raft._reset_election_timer()
+        raft._timer = ElectionTimer(10, random.Random(seed))
         ticks = 0
         while raft.status().role is Role.FOLLOWER:
             raft.tick()
@@ -119,7 +119,7 @@ def test_the_timeout_is_drawn_again_at_every_reset():
     timeouts = set()
     for _ in range(100):
         raft.step(Heartbeat("b", "a", 1, 0, 1))
-        timeouts.add(raft._timeout_ticks)
+        timeouts.add(raft._timer.timeout)
     assert len(timeouts) == 10
 
 
@@ -154,7 +154,7 @@ def test_votes_are_requested_only_after_the_own_vote_is_durable():
 
 def test_pre_vote_changes_neither_term_nor_vote_on_either_side():
     raft = make()
-    raft._election_ticks = 100
+    raft._timer.elapsed = 100
     raft.tick()
     readys = drain(raft)
     assert all(r.hard_state is None for r in readys)
@@ -252,6 +252,84 @@ def test_a_connection_that_comes_and_goes_does_not_put_off_an_election():
         raft.disconnected("b")
         raft.tick()
     assert raft.status().role is Role.PRE_CANDIDATE
+
+
+def test_a_pre_candidate_asks_again_who_is_reached_again_and_has_not_answered():
+    raft = make(voters="abcde", terms=(1,))
+    raft._timer.elapsed = raft._timer.timeout
+    raft.tick()
+    (asked, *_) = sent(drain(raft), VoteRequest)
+    left = raft._timer.left
+    raft.step(VoteResponse("b", "a", 2, True, True))
+    for peer in "bcx":
+        raft.reconnected(peer)
+    assert sent(drain(raft)) == [asked._replace(to="c")]
+    assert raft._timer.left == left
+    raft.step(VoteResponse("d", "a", 2, True, True))
+    assert raft.status().role is Role.CANDIDATE
+    drain(raft)
+    raft.reconnected("e")
+    assert not drain(raft), "a vote is asked for once"
+
+
+def test_nobody_asks_again_without_having_asked():
+    for raft in (follow_of_b(), elect(make("a"))):
+        drain(raft)
+        raft.reconnected("b")
+        assert not sent(drain(raft), VoteRequest)
+
+
+def follow_of_b() -> Raft:
+    raft = make(terms=(1,))
+    raft.step(Heartbeat("b", "a", 1, 0, 1))
+    return raft
+
+
+# --- ticks that are left out ---------------------------------------------------------------------
+
+
+def run_for(raft: Raft, ticks: int, *, sleeps: bool) -> list[tuple[int, Role, list[object]]]:
+    """What a server does, and at which tick, left alone for as long as it may be."""
+    done, now = [], 0
+    while now < ticks:
+        step = raft.quiet_ticks() + 1 if sleeps else 1
+        now += step
+        raft.tick(step)
+        if messages := sent(drain(raft)):
+            done.append((now, raft.status().role, messages))
+    return done
+
+
+@pytest.mark.parametrize("heartbeat_ticks", [1, 2, 5])
+@pytest.mark.parametrize("what", ["follower", "leader", "learner", "alone"])
+def test_ticks_that_are_left_out_would_have_done_nothing(what: str, heartbeat_ticks: int):
+    def server() -> Raft:
+        if what == "leader":
+            return elect(make(heartbeat_ticks=heartbeat_ticks, terms=(1,)))
+        if what == "learner":
+            return make("d", learners="d", heartbeat_ticks=heartbeat_ticks)
+        return make(voters="a" if what == "alone" else "abc", heartbeat_ticks=heartbeat_ticks)
+
+    assert run_for(server(), 60, sleeps=True) == run_for(server(), 60, sleeps=False)
+
+
+def test_an_idle_server_is_left_alone_for_a_heartbeat():
+    leader, follower = elect(make(heartbeat_ticks=5)), make(heartbeat_ticks=5)
+    follower.tick()
+    assert leader.quiet_ticks() == follower.quiet_ticks() == 4
+    leader.step(AppendResponse("b", "a", 1, 1))
+    drain(leader)
+    assert leader.quiet_ticks() == 0, "that it is committed is told with the next tick"
+
+
+def test_ticks_before_a_leader_was_heard_do_not_count():
+    raft = make(terms=(1,), heartbeat_ticks=5)
+    raft.tick(5)
+    raft.step(Heartbeat("b", "a", 1, 0, 1))
+    raft.tick(5)
+    assert raft._timer.elapsed == 1
+    raft.tick(5)
+    assert raft._timer.elapsed == 6
 
 
 def test_a_leader_and_a_learner_do_not_run_when_somebody_is_disconnected():

@@ -152,7 +152,7 @@ async def test_who_waits_for_space_takes_no_part(
         await until(lambda: driver._is_starved)
         for number in range(1000):
             driver.receive(Heartbeat("leader", us, TERM, 0, number))
-            driver.tick()
+            driver.tick(1)
         said = driver.raft._state.messages_after_persist
         assert len(said) < 10
         is_full = False

@@ -30,12 +30,16 @@ class Driver:
     def __init__(self) -> None:
         self.term = 1
         self.disconnections: list[str] = []
+        self.reconnections: list[str] = []
         self.unreachables: list[str] = []
         self.appended: list[AppendRequest] = []
         self.messages: list[object] = []
         self.room = asyncio.Event()
         self.room.set()
         self.refusal: ProglogError | None = None
+
+    def reconnected(self, uuid: str) -> None:
+        self.reconnections.append(uuid)
 
     def disconnected(self, uuid: str) -> None:
         self.disconnections.append(uuid)
