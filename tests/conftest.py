@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import pytest
+import structlog
 import uvloop
 from blockbuster import BlockBusterFunction, blockbuster_ctx
 
@@ -73,6 +75,18 @@ def _no_blocking_on_the_loop() -> Iterator[None]:
     finally:
         for function in disk:
             function.deactivate()
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_at_the_start() -> Iterator[None]:
+    """Where log lines go belongs to the process. A test that sends them elsewhere, or silences
+    them as the simulator does, must not hide them from the tests that happen to come after it."""
+    root = logging.getLogger()
+    handlers, level = root.handlers, root.level
+    structlog.reset_defaults()
+    yield
+    structlog.reset_defaults()
+    root.handlers, root.level = handlers, level
 
 
 @pytest.fixture(autouse=True)

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import socket
+from collections.abc import Iterable
 
 _PORTS = range(15_000, 30_000)
 """Below those that the kernel gives to outgoing connections: none of ours is taken by one."""
-_unused = list(_PORTS)
+
+
+def _share(ports: range) -> range:
+    """Those of this process, where the tests are shared among several (pytest-xdist): a port that
+    is promised to a server of another one, which has yet to start, looks free."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    size = len(ports) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    return ports[worker * size : (worker + 1) * size]
+
+
+_unused = list(_share(_PORTS))
 """In a random order, so that two runs of the tests at a time seldom want the same. Each is given
-once a run: a port that is promised to one server, which has yet to start, looks free."""
+once a run, for the same reason."""
 random.SystemRandom().shuffle(_unused)
 
 
@@ -29,6 +41,16 @@ def is_free(port: int) -> bool:
 
 def free_port() -> int:
     """One that is, and that nobody else in this process was given."""
-    while not is_free(port := _unused.pop()):
-        pass
-    return port
+    return free_base([0])
+
+
+def free_base(offsets: Iterable[int]) -> int:
+    """One from which ports at all these distances are free, and were given to nobody else."""
+    distances, unused = list(offsets), set(_unused)
+    for base in _unused:
+        ports = [base + distance for distance in distances]
+        if unused.issuperset(ports) and all(map(is_free, ports)):
+            for port in ports:
+                _unused.remove(port)
+            return base
+    raise AssertionError("no port is left")

@@ -364,9 +364,9 @@ async def test_five_that_expect_three_are_one_cluster(nodes: Nodes) -> None:
     for name, others in knows.items():
         nodes.config(name, bootstrap_expect=3, start_join_addrs=nodes.gossip(*others))
     await asyncio.gather(*(nodes.start(name) for name in "abcd"))
-    await asyncio.sleep(1.5)
+    said = "2 of 3 are there and free (a, b)"
+    await until(lambda: said in nodes.running["a"]._why_not_ready(), "the first pair says so")
     assert nodes.cluster_ids() == {""}
-    assert "2 of 3 are there and free (a, b)" in nodes.running["a"]._why_not_ready()
     await nodes.start("e")
     await nodes.voters(*"abcde")
     assert len(nodes.cluster_ids()) == 1

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import structlog
 from crc32c import crc32c
 
 from proglog.log.names import DEFAULT_GROUP, group_folder
@@ -28,12 +27,6 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*PROGLOG, *words], capture_output=True, text=True, timeout=60, check=False
     )
-
-
-@pytest.fixture(autouse=True)
-def unconfigured() -> None:
-    """A command that ran in this process has logged to a stream that is closed by now."""
-    structlog.reset_defaults()
 
 
 async def filled(data_dir: Path) -> None:

@@ -19,7 +19,7 @@ import pytest
 from proglog.membership.address import Address
 from proglog.membership.codec.snapshot import Snapshot, encode_snapshot
 from tests.cluster.harness import ROOT
-from tests.ports import free_port, is_free
+from tests.ports import free_base
 from tests.waiting import DEADLINE_SECONDS
 
 PROGLOG = [sys.executable, "-m", "proglog.cli"]
@@ -51,11 +51,7 @@ def other_port_base() -> int:
 
 
 def free_port_base() -> int:
-    while True:
-        base = free_port()
-        ports = [base + 10 * node + more for node in range(3) for more in (0, 1, -HTTP_BELOW_RPC)]
-        if all(map(is_free, ports)):
-            return base
+    return free_base(10 * node + more for node in range(3) for more in (0, 1, -HTTP_BELOW_RPC))
 
 
 @contextlib.contextmanager

@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import json
 import logging
-from collections.abc import Iterator
 
 import pytest
 import structlog
+from structlog.testing import capture_logs
 
 from proglog.errors import ConfigurationError
 from proglog.observability.logging import configure
+from tests.sim.world import silence
 
 
 class Stream(io.TextIOWrapper):
@@ -31,15 +32,6 @@ class Stream(io.TextIOWrapper):
 
     def objects(self) -> list[dict[str, object]]:
         return [json.loads(line) for line in self.text.splitlines()]
-
-
-@pytest.fixture(autouse=True)
-def _restored() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = root.handlers, root.level
-    yield
-    root.handlers, root.level = handlers, level
-    structlog.reset_defaults()
 
 
 def test_json_where_no_terminal_is() -> None:
@@ -102,3 +94,12 @@ def test_the_level_holds_for_libraries_too() -> None:
 def test_unknown_settings_are_refused(options: dict[str, str]) -> None:
     with pytest.raises(ConfigurationError, match="is none of"):
         configure(**options)
+
+
+@pytest.mark.parametrize("run", ["first", "second"])
+def test_no_test_hides_the_lines_of_the_next_one(run: str) -> None:
+    """Else whoever runs after the simulator waits in vain for a line that was told."""
+    with capture_logs() as lines:
+        structlog.get_logger().info("told", run=run)
+    assert [line["run"] for line in lines] == [run]
+    silence()
