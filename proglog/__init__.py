@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from proglog.batch import Record, RecordBatch
     from proglog.client.client import Log, connect
     from proglog.client.sender import Series
+    from proglog.client.tls import Tls
     from proglog.errors import (
         ChangeRefused,
         ConfigurationError,
@@ -84,6 +85,7 @@ __all__ = [
     "SequenceGap",
     "Series",
     "StorageFailed",
+    "Tls",
     "TooLarge",
     "Unauthenticated",
     "Unavailable",
@@ -102,6 +104,7 @@ _HOMES = {
     "Record": "proglog.batch",
     "RecordBatch": "proglog.batch",
     "Series": "proglog.client.sender",
+    "Tls": "proglog.client.tls",
     "connect": "proglog.client.client",
     "open": "proglog.agent.embedded",
 }

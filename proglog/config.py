@@ -18,6 +18,7 @@ from proglog import limits
 from proglog.errors import ConfigurationError, quoted
 
 LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
+TlsMode: TypeAlias = Literal["off", "optional", "required"]
 LogFormat: TypeAlias = Literal["auto", "console", "json"]
 
 _NODE_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9])?")
@@ -164,6 +165,87 @@ class LogConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SecurityConfig:
+    """Who may talk to a node, and how it proves who it is.
+
+    Attributes:
+        tls: off, optional (for turning it on or off by rolling restarts) or required; the last once
+            there is a certificate, unless told.
+        tls_min_version: 1.3, or 1.2 for old clients; peers speak 1.3.
+        server_tls_cert_file: certificate that is shown to clients, and what leads to its authority.
+        server_tls_key_file: its key.
+        server_tls_ca_file: authorities that sign clients' certificates.
+        peer_tls_cert_file: certificate that is shown to other nodes; the server's unless given.
+        peer_tls_key_file: its key.
+        peer_tls_ca_file: authorities that sign nodes' certificates; the clients' unless given.
+        client_auth: required, or none: everybody is @anonymous.
+        acl_model_file: Casbin model of what clients may do.
+        acl_policy_file: Casbin policy of what clients may do.
+        allow_all_clients: with TLS and without a policy, whoever has a certificate may do all.
+        allow_plaintext: serve without TLS, and gossip without keys, beyond this machine.
+        allow_plaintext_gossip: gossip without keys beyond this machine.
+    """
+
+    tls: TlsMode | None = None
+    tls_min_version: Literal["1.2", "1.3"] = "1.3"
+    server_tls_cert_file: Path | None = None
+    server_tls_key_file: Path | None = None
+    server_tls_ca_file: Path | None = None
+    peer_tls_cert_file: Path | None = None
+    peer_tls_key_file: Path | None = None
+    peer_tls_ca_file: Path | None = None
+    client_auth: Literal["required", "none"] = "required"
+    acl_model_file: Path | None = None
+    acl_policy_file: Path | None = None
+    allow_all_clients: bool = False
+    allow_plaintext: bool = False
+    allow_plaintext_gossip: bool = False
+
+    def __post_init__(self) -> None:
+        _require_both(self, "server_tls_cert_file", "server_tls_key_file")
+        _require_both(self, "peer_tls_cert_file", "peer_tls_key_file")
+        _require_both(self, "acl_model_file", "acl_policy_file")
+        if self.mode == "off":
+            return
+        if self.server_tls_cert_file is None:
+            raise ConfigurationError(
+                f"tls is {self.mode}, which needs a certificate: give server-tls-cert-file, "
+                "server-tls-key-file and server-tls-ca-file (`proglog certs init` makes them)",
+                setting="server-tls-cert-file",
+            )
+        if self.server_tls_ca_file is None and self.client_auth == "required":
+            raise ConfigurationError(
+                "without server-tls-ca-file no client can prove who it is: give it, or say "
+                "client-auth none, and everybody is @anonymous",
+                setting="server-tls-ca-file",
+            )
+        if self.peer_tls_ca_file is None and self.server_tls_ca_file is None:
+            raise ConfigurationError(
+                "without peer-tls-ca-file no node can prove who it is", setting="peer-tls-ca-file"
+            )
+        if self.acl_policy_file is None and not self.allow_all_clients:
+            raise ConfigurationError(
+                "nothing says what clients may do: give acl-model-file and acl-policy-file, or "
+                "allow-all-clients, and whoever has a certificate may do all",
+                setting="acl-policy-file",
+            )
+
+    @property
+    def mode(self) -> TlsMode:
+        """Whether TLS is spoken."""
+        return self.tls or ("off" if self.server_tls_cert_file is None else "required")
+
+
+def _require_both(config: SecurityConfig, first: str, second: str) -> None:
+    given = [name for name in (first, second) if getattr(config, name) is not None]
+    if len(given) == 1:
+        missing = (second if given[0] == first else first).replace("_", "-")
+        raise ConfigurationError(
+            f"{given[0].replace('_', '-')} is given without {missing}", setting=missing
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NodeConfig:
     """One node: where it keeps its data, where it listens, how it stops and what it tells.
 
@@ -188,6 +270,7 @@ class NodeConfig:
             without it.
         drain_seconds: requests and streams under way get this long to end when the node stops.
         log: how the log is stored.
+        security: who may talk to it, and how it proves who it is.
         log_level: least severe messages that are written to stderr.
         log_format: "auto" is lines for people on a terminal and JSON elsewhere.
     """
@@ -207,6 +290,7 @@ class NodeConfig:
     dead_server_after_seconds: float = 3600.0
     drain_seconds: float = limits.drain_seconds_default
     log: LogConfig = field(default_factory=LogConfig)
+    security: SecurityConfig = field(default_factory=SecurityConfig)
     log_level: LogLevel = "info"
     log_format: LogFormat = "auto"
 

@@ -185,6 +185,15 @@ http_close_seconds_max = 0.25
 """Grace for answers that are under way when the gateway closes."""
 sniff_seconds_max = 5.0
 """A new connection says what it speaks within this time."""
+reload_seconds = 2.0
+"""How often files of certificates and policies are looked at."""
+plaintext_fallback_seconds = 60.0
+"""With TLS optional, a peer that said it speaks none is dialled without for so long."""
+secret_file_bytes_max = 1 * MiB
+"""One such file."""
+tls_farewell_seconds_max = 1.0
+tls_farewell_bytes_max = 64 * KiB
+"""Read and dropped of a connection whose handshake failed, so that it hears why."""
 error_text_bytes_max = 1 * KiB
 """What an error says, as it leaves in an answer: in UTF-8, before anything escapes it."""
 error_fact_bytes_max = 256

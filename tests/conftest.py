@@ -31,6 +31,9 @@ DISK_CALLS = (
     "unlink",
 )
 
+PKI_CALLS = ("__init__", "context", "material", "write")
+"""Of tests that make certificates while a node runs."""
+
 _loop_errors: list[dict[str, Any]] = []
 
 
@@ -71,6 +74,9 @@ def _no_blocking_on_the_loop() -> Iterator[None]:
                 function.can_block_in("<frozen importlib._bootstrap>", "_find_and_load")
                 # Closing waits for the thread that has just answered that it is done.
                 function.can_block_in("proglog/ports.py", "stop")
+                # A file that is only in memory.
+                function.can_block_in("proglog/auth/tls.py", "__enter__")
+                function.can_block_in("tests/pki.py", PKI_CALLS)
             yield
     finally:
         for function in disk:

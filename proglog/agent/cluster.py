@@ -24,6 +24,7 @@ from proglog.errors import (
     quoted,
 )
 from proglog.membership import Member, Membership
+from proglog.net.dialling import Way
 from proglog.raft.configuration import Server
 from proglog.replica.replica import Replica
 from proglog.types import ClusterStatus, ServerInfo
@@ -38,7 +39,10 @@ class ClusterAdmin:
         membership: Membership,
         reconciler: Reconciler,
         leave: Callable[[], Awaitable[None]],
+        way: Way | None = None,
     ) -> None:
+        """`way` leads to other nodes."""
+        self._way = way
         self._replica = replica
         self._membership = membership
         self._reconciler = reconciler
@@ -60,7 +64,7 @@ class ClusterAdmin:
         done so before, sees to it that it gets its vote."""
         members = self._replica.members
         await members.turn()
-        await members.add(await newcomer(rpc_addr, self._replica), by_operator=True)
+        await members.add(await newcomer(rpc_addr, self._replica, self._way), by_operator=True)
 
     async def remove(self, name: str) -> None:
         """Removes a server, if those that are left answer and are a quorum."""
@@ -99,10 +103,10 @@ class ClusterAdmin:
         await self.forming.promise(cluster_id, uuids)
 
 
-async def identify(rpc_addr: str, cluster_id: str) -> Server:
+async def identify(rpc_addr: str, cluster_id: str, way: Way | None = None) -> Server:
     """Asks as `ask_identity` does. Raises ChangeRefused as well if the node that answers belongs to
     another cluster than this."""
-    server, theirs = await ask_identity(rpc_addr)
+    server, theirs = await ask_identity(rpc_addr, way)
     if theirs not in {"", cluster_id}:
         raise ChangeRefused(
             f"{server.name} at {rpc_addr} belongs to another cluster "
@@ -112,15 +116,15 @@ async def identify(rpc_addr: str, cluster_id: str) -> Server:
     return server
 
 
-async def newcomer(rpc_addr: str, replica: Replica) -> Server:
+async def newcomer(rpc_addr: str, replica: Replica, way: Way | None = None) -> Server:
     """Asks as `identify` does whom to add. Raises ChangeRefused as well if the others could not
     reach it there: who is in the configuration is dialled by all of them."""
-    server = await identify(rpc_addr, replica.identity.cluster_id)
+    server = await identify(rpc_addr, replica.identity.cluster_id, way)
     refuse_unreachable(replica.leadership.configuration, server)
     return server
 
 
-async def ask_identity(rpc_addr: str) -> tuple[Server, str]:
+async def ask_identity(rpc_addr: str, way: Way | None = None) -> tuple[Server, str]:
     """Asks the node at an address who it is, and to which cluster it belongs or has promised itself
     ("": none). Gossip and operators only say whom to ask.
 
@@ -133,7 +137,7 @@ async def ask_identity(rpc_addr: str) -> tuple[Server, str]:
         raise InvalidRequest(str(error)) from None
     if address.is_unspecified:
         raise InvalidRequest(f"rpc_addr is {address}: nobody can be reached at every address")
-    backend = NetworkBackend([address], "", None)
+    backend = NetworkBackend([address], "", way)
     try:
         async with asyncio.timeout(limits.identify_seconds_max):
             found = await backend.describe()
@@ -159,15 +163,17 @@ def _is_uuid(text: str) -> bool:
         return False
 
 
-async def ask_promise(rpc_addr: str, cluster_id: str, uuids: Sequence[str]) -> None:
+async def ask_promise(
+    rpc_addr: str, cluster_id: str, uuids: Sequence[str], way: Way | None = None
+) -> None:
     """Asks a new node to promise that it belongs to this cluster. Raises ProglogError."""
     async with Cluster(
-        [Address.parse(rpc_addr)], timeout_seconds=limits.reconcile_retry_seconds
+        [Address.parse(rpc_addr)], way=way, timeout_seconds=limits.reconcile_retry_seconds
     ) as node:
         await node.promise(cluster_id, uuids)
 
 
-async def leave_configuration(replica: Replica) -> None:
+async def leave_configuration(replica: Replica, way: Way | None = None) -> None:
     """Gets this server out of its cluster's configuration. Raises ProglogError: it stays."""
     own = replica.identity.uuid
     if replica.leadership.configuration.find(own) is None:
@@ -178,7 +184,7 @@ async def leave_configuration(replica: Replica) -> None:
         # A leader may remove itself, but then nobody leads until the next election.
         await replica.members.transfer()
     others = [Address.parse(server.rpc_addr) for server in replica.servers() if server.uuid != own]
-    async with Cluster(others, timeout_seconds=limits.leave_seconds_max) as cluster:
+    async with Cluster(others, way=way, timeout_seconds=limits.leave_seconds_max) as cluster:
         try:
             await cluster.remove(own)
         except ProglogError:

@@ -11,8 +11,9 @@ import gc
 import random
 import socket
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from proglog.agent.cluster import (
 from proglog.agent.forming import Forming
 from proglog.agent.policy import misses_somebody
 from proglog.agent.reconciler import Reconciler
+from proglog.agent.security import Security, check_listener
 from proglog.config import Address, NodeConfig
 from proglog.errors import ConfigurationError, why_not_bound
 from proglog.gateway.health import Probes
@@ -44,7 +46,6 @@ from proglog.membership import (
     Timing,
     decode_key,
 )
-from proglog.net.dialling import Names, dial
 from proglog.net.listening import listen
 from proglog.observability.metrics import Metrics
 from proglog.peers.peers import Peers
@@ -54,7 +55,8 @@ from proglog.raft.configuration import Server
 from proglog.replica.identity import open_node
 from proglog.replica.logs import DEFAULT, Logs
 from proglog.replica.replica import Replica, open_replica
-from proglog.rpc.mux import Mux, Routes
+from proglog.rpc.mux import Mux
+from proglog.rpc.routes import Routes
 from proglog.rpc.server import RpcServer
 
 _logger = structlog.get_logger("node")
@@ -72,6 +74,7 @@ class Node:
         self._config = config
         self._gossip_keys = tuple(map(_gossip_key, config.gossip_keys))
         self._ports = ports or Ports()
+        self.security = Security(config, self._ports.clock)
         self._parts = AsyncExitStack()
         self._stopping = False
         self.metrics = Metrics()
@@ -106,6 +109,8 @@ class Node:
         listener = _listen(config.rpc_addr)
         self._parts.callback(listener.close)
         port = listener.getsockname()[1]
+        check_listener(config, listener.getsockname()[:2])
+        await self.security.load()
         # By name, not by the address it has now: peers resolve it each time they dial.
         self.rpc_addr = Address(config.bind_addr.host, port)
         self.told_addr = config.told_addr(port)
@@ -131,7 +136,9 @@ class Node:
         self._watch_replica()
         self.membership = self._make_membership()
         self._reconciler = self._make_reconciler()
-        admin = ClusterAdmin(self.replica, self.membership, self._reconciler, self.leave)
+        admin = ClusterAdmin(
+            self.replica, self.membership, self._reconciler, self.leave, self.security.way
+        )
         self._forming = admin.forming = self._make_forming()
         await self._serve(listener, admin)
         await self.membership.start()
@@ -171,15 +178,24 @@ class Node:
         routes = Routes(
             grpc=rpc.protocol_factory,
             http=gateway.factory,
-            raft=self.peers.accept,
+            raft=lambda principal: self.peers.accept(self.security.names_of(principal)),
         )
-        mux = Mux(listener, routes)
+        mux = Mux(listener, routes, tls=self.security.tls())
         self._parts.push_async_callback(mux.close)
         if config.http_addr is not None:
-            self.http_addr = await _serve_http(gateway, config.http_addr)
+            self._serve_http(gateway, config.http_addr)
         self._parts.push_async_callback(self._drain, rpc, gateway)
         self._supervise(mux.serve())
         self._supervise(self._tell_health(rpc))
+
+    def _serve_http(self, gateway: Gateway, address: Address) -> None:
+        listener = _listen(address)
+        self._parts.callback(listener.close)
+        check_listener(self._config, listener.getsockname()[:2])
+        mux = Mux(listener, Routes(http=gateway.factory), tls=self.security.tls())
+        self._parts.push_async_callback(mux.close)
+        self.http_addr = Address(*mux.address)
+        self._supervise(mux.serve())
 
     async def _tell_health(self, rpc: RpcServer) -> None:
         while True:
@@ -205,13 +221,9 @@ class Node:
         await self._parts.aclose()
 
     def _make_peers(self, incarnation: int) -> Peers:
-        names = Names()
-
-        async def connect(address: str, factory: Callable[[], asyncio.Protocol]) -> None:
-            await dial(factory, Address.parse(address), find=names.find)
-
         return Peers(
-            connect=connect,
+            connect=self.security.connect,
+            certificate=self.security.names_at,
             chance=random.Random(self._ports.random.getrandbits(64)),
             clock=self._ports.clock,
             rpc_addr=str(self.told_addr),
@@ -241,10 +253,10 @@ class Node:
         )
 
     async def _identify(self, rpc_addr: str) -> Server:
-        return await identify(rpc_addr, self.replica.identity.cluster_id)
+        return await identify(rpc_addr, self.replica.identity.cluster_id, self.security.way)
 
     async def _newcomer(self, rpc_addr: str) -> Server:
-        return await newcomer(rpc_addr, self.replica)
+        return await newcomer(rpc_addr, self.replica, self.security.way)
 
     def _make_reconciler(self) -> Reconciler:
         return Reconciler(
@@ -262,7 +274,12 @@ class Node:
         if not expect:
             return None
         return Forming(
-            self.replica, self.membership, expect, ask_promise, ask_identity, self._ports.random
+            self.replica,
+            self.membership,
+            expect,
+            partial(ask_promise, way=self.security.way),
+            partial(ask_identity, way=self.security.way),
+            self._ports.random,
         )
 
     async def _join(self) -> None:
@@ -288,7 +305,7 @@ class Node:
     async def leave(self) -> None:
         """Leaves the cluster for good: out of its configuration, if the rest can do without this
         node, then out of the gossip. Then the node stops. Raises ChangeRefused: it stays."""
-        await leave_configuration(self.replica)
+        await leave_configuration(self.replica, self.security.way)
         await self.membership.leave()
         if not self.left.done():
             self.left.set_result(None)
@@ -352,13 +369,6 @@ def _gossip_key(text: str) -> bytes:
 def _listen(address: Address) -> socket.socket:
     try:
         return listen(*address)
-    except OSError as error:
-        raise _cannot_listen(address, error) from None
-
-
-async def _serve_http(gateway: Gateway, address: Address) -> Address:
-    try:
-        return Address(*await gateway.serve(*address))
     except OSError as error:
         raise _cannot_listen(address, error) from None
 

@@ -20,7 +20,7 @@ from proglog.cli.parameters import (
     Size,
     Words,
 )
-from proglog.config import Address, LogConfig, LogFormat, LogLevel, NodeConfig
+from proglog.config import Address, LogConfig, LogFormat, LogLevel, NodeConfig, SecurityConfig
 
 if TYPE_CHECKING:
     from proglog.agent.node import Node
@@ -51,6 +51,7 @@ def serve(
     retention_bytes: OptionalSize = _LOG.retention_bytes,
     retention_time: OptionalDuration = _LOG.retention_seconds,
     drain_timeout: Duration = _NODE.drain_seconds,
+    security: Annotated[SecurityConfig, Parameter(name="*")] = _NODE.security,
     log_level: LogLevel = _NODE.log_level,
     log_format: LogFormat = _NODE.log_format,
     quiet: Annotated[bool, Parameter(negative=())] = False,
@@ -128,6 +129,7 @@ def serve(
             retention_bytes=retention_bytes,
             retention_seconds=retention_time,
         ),
+        security=security,
         log_level=log_level,
         log_format=log_format,
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import ssl
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -16,6 +15,7 @@ from proglog.client.network import NetworkBackend
 from proglog.client.retry import RETRIED, Backoff, call_until
 from proglog.config import Address
 from proglog.errors import ProglogError
+from proglog.net.dialling import Way
 
 
 def _method(name: str) -> Method:
@@ -42,10 +42,10 @@ class Cluster:
         self,
         addresses: Sequence[Address],
         *,
-        tls: ssl.SSLContext | None = None,
+        way: Way | None = None,
         timeout_seconds: float = limits.produce_timeout_seconds_default,
     ) -> None:
-        self._backend = NetworkBackend(addresses, "", tls)
+        self._backend = NetworkBackend(addresses, "", way)
         self._timeout_seconds = to_timeout(timeout_seconds)
         self._chance = random.Random()
 

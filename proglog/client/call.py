@@ -82,6 +82,7 @@ class Call(http2.Stream):
         while True:
             await self.connection.write_ready.wait()
             if not self._carrier.takes_calls:
+                self._check_accepted()
                 raise errors.Unavailable("the connection ended before the call could begin")
             if state.open_outbound_streams < state.remote_settings.max_concurrent_streams:
                 return
@@ -169,6 +170,11 @@ class Call(http2.Stream):
             self.window_updated.clear()
             await self.window_updated.wait()
 
+    def _check_accepted(self) -> None:
+        """Raises Unauthenticated if nothing has happened since we are not welcome."""
+        if self._carrier.refused:
+            raise errors.Unauthenticated(self._carrier.refused)
+
     def _raise_for_status(self) -> None:
         headers = dict(self.trailers or self.headers or ())
         status = headers.get("grpc-status")
@@ -179,6 +185,7 @@ class Call(http2.Stream):
         http_status = headers.get(":status", "200")
         if http_status != "200":
             raise OutcomeUnknown(f"HTTP status {http_status}: is this a Proglog node?")
+        self._check_accepted()
         raise OutcomeUnknown(f"the connection was lost: {self._lost or 'no status came'}")
 
 

@@ -19,7 +19,7 @@ from proglog.client.backend import log_closed
 from proglog.config import Address
 from proglog.errors import Overloaded, ProglogError, Unauthenticated, Unavailable, reason_of
 from proglog.grpc import http2
-from proglog.net.dialling import dial
+from proglog.net.dialling import Way
 
 _CONFIGURATION = Configuration(
     _keepalive_time=limits.client_keepalive_seconds,
@@ -39,6 +39,10 @@ class Connection(http2.Protocol):
         super().__init__(Handler(), _CONFIGURATION, http2.configuration(client_side=True))
         self.draining = False
         self.calls: set[object] = set()
+        self.version = 0
+        self.refused = ""
+        """Why the other end does not accept who we are, once it has said so."""
+        self._heard = False
         self._channel = channel
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -76,6 +80,10 @@ class Connection(http2.Protocol):
             # Nobody waits for what is still to be sent, and the node may not take it.
             self.connection._transport.abort()
 
+    def data_received(self, data: bytes) -> None:
+        self._heard = True
+        super().data_received(data)
+
     def _goaway_received(self, frame: GoAwayFrame) -> tuple[list[Any], list[Event]]:
         self.draining = True
         for stream_id, stream in self.processor.streams.items():
@@ -85,6 +93,11 @@ class Connection(http2.Protocol):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self.draining = True
+        if isinstance(exc, ssl.SSLError) and not self._heard:
+            # In TLS 1.3 a server judges our certificate after we take the connection for made.
+            self.refused = (
+                f"{self._channel.address} does not accept our certificate: {_words_of(exc)}"
+            )
         super().connection_lost(exc)
         # Whoever waits to begin a call waits in vain.
         self.connection.write_ready.set()
@@ -95,11 +108,9 @@ class Connection(http2.Protocol):
 class Channel:
     """Connects to one address when a call needs it: `connections_max` take calls at a time."""
 
-    def __init__(
-        self, address: Address, tls: ssl.SSLContext | None, *, connections_max: int
-    ) -> None:
+    def __init__(self, address: Address, way: Way, *, connections_max: int) -> None:
         self.address = address
-        self._tls = tls
+        self._way = way
         self._connections_max = connections_max
         self._lock = asyncio.Lock()
         self._room = asyncio.Event()
@@ -112,6 +123,7 @@ class Channel:
 
         Raises Unavailable, Unauthenticated, Overloaded; InvalidRequest once the channel is closed.
         """
+        await self._renew()
         try:
             # Who waits for room keeps the lock: the others wait in the order of asking.
             async with asyncio.timeout(limits.client_room_seconds_max), self._lock:
@@ -123,6 +135,13 @@ class Channel:
                 return found
         except TimeoutError:
             raise self._no_room() from None
+
+    async def _renew(self) -> None:
+        """Where certificates have changed, new calls need new connections."""
+        await self._way.refresh()
+        for connection in self._open:
+            if connection.version != self._way.version:
+                connection.draining = True
 
     def has_got_room(self) -> None:
         """A call is over. Connections without any end, but for one with room for the next call."""
@@ -181,7 +200,8 @@ class Channel:
     async def _dial(self) -> Connection:
         try:
             async with asyncio.timeout(limits.client_dial_seconds_max):
-                _, connection = await dial(lambda: Connection(self), self.address, self._tls)
+                _, connection = await self._way.dial(lambda: Connection(self), self.address)
+                connection.version = self._way.version
         except TimeoutError:
             raise Unavailable(
                 f"no connection to {self.address} within {limits.client_dial_seconds_max:g} s"
@@ -190,7 +210,14 @@ class Channel:
             raise Unauthenticated(
                 f"the certificate of {self.address} is not trusted: {error.verify_message}"
             ) from None
+        except ssl.SSLError as error:
+            # A node that speaks no TLS, or one that refuses ours, as far as it can say so.
+            raise Unauthenticated(f"no TLS with {self.address}: {_words_of(error)}") from None
         except OSError as error:
             message = f"cannot connect to {self.address}: {reason_of(error)}"
             raise Unavailable(message) from None
         return connection
+
+
+def _words_of(error: ssl.SSLError) -> str:
+    return str(error.reason or error).lower().replace("_", " ")

@@ -28,6 +28,7 @@ from proglog.client.consumer import Consumer, OnGap
 from proglog.client.producer import Producer
 from proglog.client.retry import behind, call_until
 from proglog.client.sender import Series, Unresolved
+from proglog.client.tls import Tls, way_of
 from proglog.errors import OffsetOutOfRange, OutcomeUnknown, UsageError
 from proglog.types import Description
 
@@ -38,7 +39,7 @@ def connect(
     timeout_seconds: float = limits.produce_timeout_seconds_default,
     compress: bool = False,
     idempotent: bool = True,
-    tls: ssl.SSLContext | None = None,
+    tls: Tls | ssl.SSLContext | None = None,
 ) -> Log:
     """A log served by a node or a cluster; connections are made when they are needed.
 
@@ -51,7 +52,7 @@ def connect(
         compress: whether values are compressed (zstd), batch by batch, where it makes them smaller.
         idempotent: whether a batch whose answer was lost is sent again; the log knows it by its
             number, and never appends it twice.
-        tls: the context of the connections; plaintext without one.
+        tls: whom to trust and who we are, or a context of your own; plaintext without.
 
     Raises ConfigurationError.
     """
@@ -59,7 +60,7 @@ def connect(
 
     addresses, log = parse_url(url)
     return Log(
-        NetworkBackend(addresses, log, tls),
+        NetworkBackend(addresses, log, way_of(tls)),
         timeout_seconds=timeout_seconds,
         compress=compress,
         idempotent=idempotent,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import ssl
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -28,6 +27,7 @@ from proglog.errors import (
     Unavailable,
     let_go,
 )
+from proglog.net.dialling import Plain, Way
 from proglog.types import Appended, Chunk, Description
 from proglog.wire import ProduceBatch
 
@@ -44,9 +44,10 @@ class NetworkBackend:
     nothing, can keep it waiting for a stream, a window or a socket.
     """
 
-    def __init__(self, addresses: Sequence[Address], log: str, tls: ssl.SSLContext | None) -> None:
+    def __init__(self, addresses: Sequence[Address], log: str, way: Way | None = None) -> None:
+        """Without `way`: plaintext."""
         self._log = log
-        self._tls = tls
+        self._way: Way = way or Plain()
         self._picker = Picker(addresses)
         self._writing: dict[Address, Channel] = {}
         self._reading: dict[Address, Channel] = {}
@@ -112,13 +113,13 @@ class NetworkBackend:
             raise log_closed()
         address = self._picker.current
         if address not in channels:
-            channels[address] = Channel(address, self._tls, connections_max=connections_max)
+            channels[address] = Channel(address, self._way, connections_max=connections_max)
         return channels[address]
 
     async def _start(self, channel: Channel, method: Method) -> Call:
         call = Call(await channel.connection(), method)
         try:
-            await call.start("https" if self._tls else "http", str(channel.address))
+            await call.start(self._way.scheme, str(channel.address))
         except BaseException:  # cancelled too: its stream would stay open
             call.close()
             raise

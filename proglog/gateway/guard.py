@@ -6,13 +6,16 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from http import HTTPStatus
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Any
 from urllib.parse import urlsplit
 
 import orjson
 import structlog
 from aiohttp import web
+from aiohttp.web_server import Server
 
 from proglog import limits
+from proglog.auth.principal import Principal
 from proglog.errors import Internal, NotLeader, PermissionDenied, ProglogError, clip, let_go, quoted
 from proglog.gateway.lifetime import Lifetime
 from proglog.observability.metrics import Metrics
@@ -169,7 +172,11 @@ def _of_http(error: web.HTTPException) -> web.Response:
 class Connection(web.RequestHandler):
     """One HTTP connection, whose answer to what is not HTTP is JSON too."""
 
-    __slots__ = ()
+    __slots__ = ("principal",)
+
+    def __init__(self, principal: Principal, manager: Server, **options: Any) -> None:
+        super().__init__(manager, **options)
+        self.principal = principal
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)

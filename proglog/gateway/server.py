@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from proglog import limits
+from proglog.auth.principal import ANONYMOUS, Principal
 from proglog.gateway.body import Bodies
 from proglog.gateway.chapter1 import Chapter1
 from proglog.gateway.guard import Connection, Guard
 from proglog.gateway.health import Probes, metrics_handler, probe_handler
 from proglog.gateway.lifetime import Lifetime
 from proglog.gateway.v1 import V1
-from proglog.net.listening import listen
 from proglog.observability.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Gateway:
-    """HTTP of one node. `start` it, then hand `factory` to the one-port listener, or `serve`.
+    """HTTP of one node. `start` it, then hand `factory` to whoever listens.
 
     Args:
         logs: the logs to serve.
@@ -37,7 +37,6 @@ class Gateway:
         self, logs: Logs, metrics: Metrics, *, allowed_hosts: Iterable[str], probes: Probes
     ) -> None:
         self._lifetime = Lifetime()
-        self._listeners: list[asyncio.Server] = []
         guard = Guard(self._lifetime, metrics, allowed_hosts)
         app = web.Application(middlewares=[guard.middleware])
         app.on_response_prepare.append(guard.begin)
@@ -56,31 +55,22 @@ class Gateway:
         """Makes `factory` usable."""
         await self._runner.setup()
 
-    def factory(self) -> asyncio.Protocol:
-        """The protocol of one new connection."""
+    def factory(self, principal: Principal = ANONYMOUS) -> asyncio.Protocol:
+        """The protocol of one new connection, and who is at its other end."""
         assert self._runner.server is not None, "the gateway is started first"
         return Connection(
+            principal,
             self._runner.server,
             loop=asyncio.get_running_loop(),
             keepalive_timeout=limits.http_idle_seconds_max,
         )
-
-    async def serve(self, host: str, port: int) -> tuple[str, int]:
-        """Listens on an address of its own, and says which it got. Raises OSError."""
-        loop = asyncio.get_running_loop()
-        listener = await loop.create_server(self.factory, sock=listen(host, port))
-        self._listeners.append(listener)
-        bound = listener.sockets[0].getsockname()
-        return bound[0], bound[1]
 
     async def drain(self, seconds: float) -> None:
         """Refuses new requests, ends tails, and waits for those under way, `seconds` at most."""
         await self._lifetime.drain(seconds)
 
     async def close(self) -> None:
-        """Closes listeners and connections; what is still under way is cut off."""
-        for listener in self._listeners:
-            listener.close()
+        """Closes connections; what is still under way is cut off."""
         transports = [connection.transport for connection in self._connections()]
         await self._runner.cleanup()
         for transport in transports:

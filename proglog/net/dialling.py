@@ -7,7 +7,7 @@ import copy
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from proglog import limits
 from proglog.config import Address
@@ -94,3 +94,56 @@ async def dial(
             failure = error
             let_go(error)
     raise copy.copy(failure)
+
+
+class Way(Protocol):
+    """How connections to nodes are made."""
+
+    @property
+    def scheme(self) -> str:
+        """Of the requests on them: http or https."""
+
+    @property
+    def version(self) -> int:
+        """Grows when connections should be made anew; those that are there may end their calls."""
+
+    async def refresh(self) -> None:
+        """Finds out whether that is so. Raises ConfigurationError."""
+
+    async def dial(
+        self, factory: Callable[[], P], address: Address
+    ) -> tuple[asyncio.BaseTransport, P]:
+        """Raises OSError, ConfigurationError."""
+
+
+class Plain:
+    """Without TLS."""
+
+    scheme = "http"
+    version = 0
+
+    async def refresh(self) -> None:
+        """There is nothing to read."""
+
+    async def dial(
+        self, factory: Callable[[], P], address: Address
+    ) -> tuple[asyncio.BaseTransport, P]:
+        return await dial(factory, address)
+
+
+class Encrypted:
+    """By a context of the user's own."""
+
+    scheme = "https"
+    version = 0
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self._context = context
+
+    async def refresh(self) -> None:
+        """It is the user's."""
+
+    async def dial(
+        self, factory: Callable[[], P], address: Address
+    ) -> tuple[asyncio.BaseTransport, P]:
+        return await dial(factory, address, self._context)

@@ -21,7 +21,7 @@ from proglog.peers.hello import (
     encode_refusal,
     encode_welcome,
 )
-from proglog.peers.local import Local
+from proglog.peers.local import Local, Names, host_of
 from proglog.peers.pulse import Pulse
 
 _logger = structlog.get_logger("peers")
@@ -37,15 +37,19 @@ class Host(Protocol):
 
     def refused(self, hello: Hello, refusal: Refusal) -> None: ...
 
+    def configured(self, uuid: str) -> tuple[str, str] | None:
+        """Name and address of a server."""
+
     def ended(self, accepted: Accepted) -> None: ...
 
 
 class Accepted(Connection):
     """One connection that another node dialled."""
 
-    def __init__(self, local: Local, host: Host) -> None:
+    def __init__(self, local: Local, host: Host, names: Names | None = None) -> None:
         super().__init__(local, Pulse(local.awake, 0, 2 * limits.control_silence_seconds_max))
         self._host = host
+        self._names = names
         self._prologue_seen = False
         self._checking: asyncio.Task[None] | None = None
         self.lane = Lane.CONTROL
@@ -128,6 +132,10 @@ class Accepted(Connection):
     async def _why_not(self, hello: Hello) -> Refusal | None:
         """Why this connection is refused, if it is."""
         home, ours = self._local.home, self._local.cluster_name
+        # Before anything else: a stranger learns nothing of this node.
+        if self._names is not None and not self._is_named(hello, self._names):
+            name = hello.life.name
+            return Refusal("CERTIFICATE", f"the certificate is not that of the node {name!r:.40}")
         if hello.to != home.identity.uuid:
             identity = home.identity
             return Refusal("NAME", f"this is {identity.name} ({identity.uuid}), not {hello.to}")
@@ -144,3 +152,10 @@ class Accepted(Connection):
         elif hello.cluster_id != home.identity.cluster_id:
             return Refusal("CLUSTER", f"this server belongs to cluster {home.identity.cluster_id}")
         return None
+
+    def _is_named(self, hello: Hello, names: Names) -> bool:
+        """A server is who the configuration says, wherever it calls from; any other node is who it
+        says that it is."""
+        configured = self._host.configured(hello.life.uuid)
+        name, address = configured or (hello.life.name, hello.address)
+        return names(name, host_of(address))

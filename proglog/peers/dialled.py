@@ -15,7 +15,7 @@ from proglog.errors import ProglogError, Unavailable, reason_of
 from proglog.peers.connection import Connection
 from proglog.peers.frames import PROLOGUE, FrameError, Lane, Type, UnknownType
 from proglog.peers.hello import decode_refusal, decode_welcome, encode_hello
-from proglog.peers.local import Local
+from proglog.peers.local import Local, Names, host_of
 from proglog.peers.pulse import Pulse
 from proglog.peers.racing import first_of
 
@@ -42,6 +42,10 @@ class Owner(Protocol):
         """What to call it in front of people."""
 
     @property
+    def configured(self) -> tuple[str, str] | None:
+        """Its name and address as a configuration has them."""
+
+    @property
     def redial_seconds_max(self) -> float: ...
 
     @property
@@ -61,17 +65,31 @@ class Owner(Protocol):
 class Dialled(Connection):
     """One connection that we dial: Hello, Welcome, then frames from us."""
 
-    def __init__(self, local: Local, to: str, lane: Lane, ended: Callable[[Dialled], None]) -> None:
+    def __init__(
+        self,
+        local: Local,
+        to: str,
+        lane: Lane,
+        ended: Callable[[Dialled], None],
+        is_named: Callable[[Names], bool] = lambda _: True,
+    ) -> None:
+        """`is_named` says whether a certificate is that of `to`."""
         super().__init__(local, Pulse(local.awake, _PING_SECONDS[lane], _SILENCE_SECONDS[lane]))
         self._to = to
         self._lane = lane
         self._ended = ended
+        self._is_named = is_named
         self._paused: asyncio.Future[None] | None = None
         self.welcome: asyncio.Future[None] = local.loop.create_future()
         """Done once the peer has proved who it is. Raises Unavailable."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
+        names = self._local.certificate(transport)
+        if names is not None and not self._is_named(names):
+            # Before a word is said: whoever answers at this address is somebody else.
+            self.give_up("the certificate there is another node's")
+            return
         self.write([PROLOGUE, *encode_hello(self._local.hello(self._to, self._lane))])
 
     def _greet(self, type_: int, payload: memoryview) -> None:
@@ -196,7 +214,12 @@ class DialledLane:
             self._begin(address, connection)
 
     async def _try(self, address: str) -> tuple[str, Dialled]:
-        connection = Dialled(self._local, self._owner.uuid, self._lane, self._ended)
+        configured = self._owner.configured or (self._owner.name, address)
+
+        def is_named(names: Names) -> bool:
+            return names(configured[0], host_of(configured[1]))
+
+        connection = Dialled(self._local, self._owner.uuid, self._lane, self._ended, is_named)
         try:
             async with asyncio.timeout(limits.dial_seconds_max):
                 await self._local.connect(address, lambda: connection)

@@ -18,6 +18,18 @@ Connect = Callable[[str, Callable[[], asyncio.Protocol]], Awaitable[object]]
 """Opens a connection to an address with a protocol. Raises OSError."""
 
 
+Names = Callable[[str, str], bool]
+"""Whether the certificate at the other end of a connection is that of a node, by its name and by
+the host of its address."""
+Certificate = Callable[[asyncio.BaseTransport], Names | None]
+"""Of a connection that we dialled; None where it is not encrypted, and that is allowed."""
+
+
+def host_of(address: str) -> str:
+    """Of "host:port", without brackets."""
+    return address.rpartition(":")[0].strip("[]")
+
+
 class Identity(Protocol):
     """Who a node is. Ids are UUIDs as text; the name is for people."""
 
@@ -87,6 +99,7 @@ class Local:
     incarnation: int
     session: str
     loop: asyncio.AbstractEventLoop
+    certificate: Certificate = lambda _: None
     awake: AwakeClock = field(init=False)
     groups: dict[int, Receiver] = field(default_factory=dict)
     home: Home = field(init=False)

@@ -34,6 +34,11 @@ class Peer:
         return configured or self._hinted_name or self.uuid
 
     @property
+    def configured(self) -> tuple[str, str] | None:
+        """Its name and address as a log's configuration has them, if it is a server of one."""
+        return next(((known.name, known.address) for known in self.known.values()), None)
+
+    @property
     def address(self) -> str:
         """Where it is, as far as we know; perhaps "". What others tell counts last: they could
         send clients anywhere."""

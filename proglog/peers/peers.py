@@ -14,7 +14,7 @@ from proglog.aio.ticker import Ticker
 from proglog.peers.accepted import Accepted
 from proglog.peers.frames import Lane
 from proglog.peers.hello import Hello, Refusal
-from proglog.peers.local import Connect, Home, Known, Local, Receiver
+from proglog.peers.local import Certificate, Connect, Home, Known, Local, Names, Receiver
 from proglog.peers.peer import Peer
 from proglog.ports import Clock
 
@@ -33,6 +33,7 @@ class Peers:
         rpc_addr: str,
         cluster_name: str = "",
         incarnation: int = 1,
+        certificate: Certificate = lambda _: None,
     ) -> None:
         self._local = Local(
             connect=connect,
@@ -43,6 +44,7 @@ class Peers:
             incarnation=incarnation,
             session=f"{chance.getrandbits(128):032x}",
             loop=asyncio.get_running_loop(),
+            certificate=certificate,
         )
         self._peers: dict[str, Peer] = {}
         # In the order of their making, unlike sets: so that a simulated run is always the same.
@@ -142,9 +144,15 @@ class Peers:
 
     # --- connections that others dialled ---------------------------------------------------------
 
-    def accept(self) -> asyncio.Protocol:
-        """The protocol of a connection that another node dialled; PROLOGUE comes first."""
-        return Accepted(self._local, self)
+    def accept(self, names: Names | None = None) -> asyncio.Protocol:
+        """The protocol of a connection that another node dialled; PROLOGUE comes first. `names`
+        says whose certificate it has, where it is encrypted."""
+        return Accepted(self._local, self, names)
+
+    def configured(self, uuid: str) -> tuple[str, str] | None:
+        """Name and address of a server of some log, as its configuration has them."""
+        peer = self._peers.get(uuid)
+        return peer.configured if peer else None
 
     def arrived(self, accepted: Accepted) -> None:
         """A connection is there, and has said nothing yet."""

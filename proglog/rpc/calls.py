@@ -30,6 +30,7 @@ from h2.errors import ErrorCodes
 from h2.exceptions import H2Error
 
 from proglog import errors, limits, wire
+from proglog.auth.principal import ANONYMOUS, Principal
 from proglog.batch import Buffer
 from proglog.grpc.http2 import ReceiveBuffer, Stream
 
@@ -59,6 +60,8 @@ class Call(GrpclibCall[Any, Any]):
     handling = False
     """Whether its handler runs: before and after it nothing may be interrupted."""
     timeout_seconds: float | None = None
+    principal: Principal = ANONYMOUS
+    """Who calls."""
     _sending = False
 
     @property
@@ -162,8 +165,10 @@ class Calls(AbstractHandler):
         methods: Mapping[str, Method],
         codec: wire.Codec,
         refusal: Callable[[], errors.ProglogError | None],
+        principal: Principal = ANONYMOUS,
     ) -> None:
         """`refusal` says why new calls are not accepted now, or None."""
+        self._principal = principal
         self._methods = methods
         self._codec = codec
         self._refusal = refusal
@@ -247,6 +252,7 @@ class Calls(AbstractHandler):
             status_details_codec=wire.ErrorDetails(),
             dispatch=self._dispatch,
         )
+        call.principal = self._principal
         try:
             call.metadata = decode_metadata(headers)
             call.timeout_seconds = _timeout(headers)

@@ -1,11 +1,11 @@
 """One port for Raft, gRPC and HTTP: the first bytes of a connection decide what it speaks.
 
-0x01 is Raft, `PRI ` is HTTP/2 and so gRPC, anything else HTTP/1.1. With TLS the protocol that was
-negotiated (ALPN) decides; where none was, the first bytes inside do. A connection has a deadline to
-say what it is, and there is a bound on their number.
+0x01 is Raft, `PRI ` is HTTP/2 and so gRPC, anything else HTTP/1.1. What begins as TLS is the
+business of `handshake`. A connection has a deadline to say what it is, and there is a bound on
+their number.
 
 Own accept loop rather than `loop.create_server`: it looks at the first byte before it chooses the
-protocol, takes the TLS context that is in force at that moment, reports a failed handshake, and
+protocol, takes the TLS contexts that are in force at that moment, reports a failed handshake, and
 answers a peer that speaks TLS to a plaintext port, or the reverse, in words that its user sees.
 """
 
@@ -16,55 +16,23 @@ import contextlib
 import errno
 import functools
 import logging
+import os
 import socket
-import ssl
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import cast
 
 from proglog import limits
+from proglog.auth.client_hello import RECORD_HEADER_BYTES, record_bytes
+from proglog.auth.principal import anonymous
+from proglog.net.listening import unmapped
 from proglog.ports import connections_max
+from proglog.rpc.handshake import ALERT_NO_PROTOCOL, Handshake, NoProtocol, Tls, tls_wanted
+from proglog.rpc.routes import HTTP2_PREFACE, ProtocolFactory, Routes, is_undecided
 
 log = logging.getLogger(__name__)
 
-ProtocolFactory = Callable[[], asyncio.BaseProtocol]
-
-ALPN_RAFT, ALPN_HTTP, ALPN_GRPC = "proglog-raft/1", "http/1.1", "h2"
-ALPN = (ALPN_RAFT, ALPN_HTTP, ALPN_GRPC)
-"""In this order for `SSLContext.set_alpn_protocols`: curl offers both h2 and http/1.1 and must land
-on HTTP, while gRPC clients offer h2 only."""
-
-_HTTP2_PREFACE = b"PRI "
 _TLS_HANDSHAKE = 0x16
-_RAFT = 0x01
 _ALERT_PROTOCOL_VERSION = bytes.fromhex("15030100020246")
 """A TLS alert, fatal, protocol_version: what makes a TLS client say more than "connection lost"."""
-_PLAINTEXT_ANSWER = (
-    b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n"
-    b"Content-Length: 22\r\n\r\nThis port speaks TLS.\n"
-)
 _ACCEPT_RETRY_SECONDS = 0.5
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Routes:
-    """Who takes a connection. Without `raft` its connections are closed."""
-
-    grpc: ProtocolFactory
-    http: ProtocolFactory
-    raft: ProtocolFactory | None = None
-
-    def by_prefix(self, prefix: bytes) -> ProtocolFactory | None:
-        if prefix[:1] == bytes((_RAFT,)):
-            return self.raft
-        return self.grpc if prefix.startswith(_HTTP2_PREFACE) else self.http
-
-    def by_alpn(self, name: str) -> ProtocolFactory | None:
-        return {ALPN_RAFT: self.raft, ALPN_HTTP: self.http, ALPN_GRPC: self.grpc}[name]
-
-
-def _is_undecided(prefix: bytes) -> bool:
-    return len(prefix) < len(_HTTP2_PREFACE) and _HTTP2_PREFACE.startswith(prefix)
 
 
 class Mux:
@@ -75,9 +43,9 @@ class Mux:
         listener: socket.socket,
         routes: Routes,
         *,
-        tls: Callable[[], ssl.SSLContext] | None = None,
+        tls: Tls | None = None,
     ) -> None:
-        """`tls` gives the context in force, with `ALPN` set; without it the port is plaintext."""
+        """Without `tls` the port is plaintext."""
         self._listener = listener
         self._routes = routes
         self._tls = tls
@@ -160,32 +128,38 @@ class Mux:
 
     async def _route(self, connection: _Socket) -> None:
         prefix = await _peek(connection)
-        speaks_tls = prefix[:1] == bytes((_TLS_HANDSHAKE,))
-        if self._tls is not None and speaks_tls:
-            await self._open_tls(connection, self._tls())
-        elif self._tls is not None or speaks_tls or not prefix:
-            answer = _ALERT_PROTOCOL_VERSION if speaks_tls else _PLAINTEXT_ANSWER
-            _refuse(connection, answer if prefix else b"")
-        else:
+        tls = self._tls
+        if prefix[:1] == bytes((_TLS_HANDSHAKE,)):
+            if tls is None:
+                _refuse(connection, _ALERT_PROTOCOL_VERSION)
+            else:
+                await self._shake_hands(connection, tls)
+        elif tls is not None and tls.is_required:
+            tls.refused(connection.source, "it does not speak TLS")
+            _refuse(connection, tls_wanted(prefix))
+        elif prefix:
             await self._hand_over(connection, self._routes.by_prefix(prefix))
 
     async def _hand_over(self, connection: _Socket, factory: ProtocolFactory | None) -> None:
         if factory is not None:
             connection.has_transport = True
-            await asyncio.get_running_loop().connect_accepted_socket(factory, connection)
+            principal = anonymous(connection.source)
+            loop = asyncio.get_running_loop()
+            await loop.connect_accepted_socket(lambda: factory(principal), connection)
 
-    async def _open_tls(self, connection: _Socket, context: ssl.SSLContext) -> None:
-        loop = asyncio.get_running_loop()
-        decided = loop.create_future()
-        connection.has_transport = True
-        transport, _ = await loop.connect_accepted_socket(
-            lambda: _TlsSniffer(self._routes, decided), connection, ssl=context
-        )
+    async def _shake_hands(self, connection: _Socket, tls: Tls) -> None:
+        hello = await _peek_record(connection)
         try:
-            await decided
-        except BaseException:
-            transport.abort()
-            raise
+            handshake = Handshake(tls, self._routes, hello, connection.source)
+        except NoProtocol as error:
+            tls.refused(connection.source, str(error))
+            _refuse(connection, ALERT_NO_PROTOCOL)
+            return
+        # By the time that a handshake has failed, the loop has closed the descriptor it was given.
+        with socket.socket(fileno=os.dup(connection.fileno())) as spare:
+            spare.setblocking(False)
+            connection.has_transport = True
+            await handshake.run(connection, spare)
 
 
 def _refuse(connection: _Socket, answer: bytes) -> None:
@@ -193,6 +167,14 @@ def _refuse(connection: _Socket, answer: bytes) -> None:
     with contextlib.suppress(OSError):
         connection.recv(65536)
         connection.send(answer)
+
+
+def source_of(peer: object) -> str:
+    """Host and port of an address, as people write it."""
+    if not isinstance(peer, tuple):
+        return str(peer)
+    host, port = unmapped(peer[0]), peer[1]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 class _Socket(socket.socket):
@@ -203,6 +185,7 @@ class _Socket(socket.socket):
 
     def __init__(self, accepted: socket.socket, peer: object, connections: set[_Socket]) -> None:
         self.peer = peer
+        self.source = source_of(peer)
         super().__init__(fileno=accepted.detach())
         self.setblocking(False)
         # Finds peers that are gone without a word: after a minute of silence, then three probes.
@@ -227,16 +210,34 @@ async def _peek(connection: _Socket) -> bytes:
     """The first bytes, as many as decide the route; fewer if the peer sends no more. They stay in
     the socket."""
     prefix = b""
-    while _is_undecided(prefix):
+    while is_undecided(prefix):
         # So that the bytes already there do not wake us again.
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, len(prefix) + 1)
         await _readable(connection)
-        longer = connection.recv(len(_HTTP2_PREFACE), socket.MSG_PEEK)
+        longer = connection.recv(len(HTTP2_PREFACE), socket.MSG_PEEK)
         if len(longer) == len(prefix):
             break
         prefix = longer
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
     return prefix
+
+
+async def _peek_record(connection: _Socket) -> bytes:
+    """The first record of TLS, or as much of it as comes. It stays in the socket. However it is cut
+    into packets, this wakes up twice."""
+    record = b""
+    wanted = RECORD_HEADER_BYTES
+    while len(record) < wanted:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, wanted)
+        await _readable(connection)
+        longer = connection.recv(wanted, socket.MSG_PEEK)
+        if len(longer) == len(record):
+            break
+        record = longer
+        if len(record) >= RECORD_HEADER_BYTES:
+            wanted = record_bytes(record)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+    return record
 
 
 async def _readable(waited_for: socket.socket) -> None:
@@ -253,57 +254,3 @@ async def _readable(waited_for: socket.socket) -> None:
         await ready
     finally:
         loop.remove_reader(descriptor)
-
-
-class _TlsSniffer(asyncio.Protocol):
-    """Takes a connection after its handshake, until its protocol is known."""
-
-    def __init__(self, routes: Routes, decided: asyncio.Future[None]) -> None:
-        self._routes = routes
-        self._decided = decided
-        self._received = b""
-        self._transport: asyncio.Transport | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # By its methods: uvloop has a class of its own.
-        transport = cast("asyncio.Transport", transport)
-        self._transport = transport
-        chosen = transport.get_extra_info("ssl_object").selected_alpn_protocol()
-        if chosen is not None:
-            self._hand_over(self._routes.by_alpn(chosen))
-
-    def data_received(self, data: bytes) -> None:
-        self._received += data
-        if not _is_undecided(self._received):
-            self._hand_over(self._routes.by_prefix(self._received))
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if not self._decided.done():
-            self._decided.set_exception(exc or ConnectionResetError("closed after the handshake"))
-
-    def _hand_over(self, factory: ProtocolFactory | None) -> None:
-        assert self._transport is not None
-        if not self._decided.done():
-            self._decided.set_result(None)
-        if factory is None:
-            self._transport.close()
-            return
-        protocol = factory()
-        self._transport.set_protocol(protocol)
-        protocol.connection_made(self._transport)
-        if self._received:
-            _feed(protocol, self._received)
-
-
-def _feed(protocol: asyncio.BaseProtocol, data: bytes) -> None:
-    if isinstance(protocol, asyncio.Protocol):
-        protocol.data_received(data)
-        return
-    assert isinstance(protocol, asyncio.BufferedProtocol)
-    view = memoryview(data)
-    while view:
-        buffer = memoryview(protocol.get_buffer(len(view)))
-        size = min(len(view), len(buffer))
-        buffer[:size] = view[:size]
-        protocol.buffer_updated(size)
-        view = view[size:]

@@ -7,6 +7,7 @@ import asyncio
 from grpclib.config import Configuration
 from grpclib.health.check import ServiceStatus
 
+from proglog.auth.principal import ANONYMOUS, Principal
 from proglog.errors import ProglogError, Unavailable
 from proglog.grpc import http2
 from proglog.rpc.calls import Calls
@@ -34,9 +35,9 @@ class RpcServer:
         """What health checks and watches answer; unknown until it is first set."""
         self._status.set(serving)
 
-    def protocol_factory(self) -> http2.Protocol:
-        """The protocol of a new connection."""
-        calls = Calls(self._methods, self._codec, lambda: self._refusal)
+    def protocol_factory(self, principal: Principal = ANONYMOUS) -> http2.Protocol:
+        """The protocol of a new connection, and who is at its other end."""
+        calls = Calls(self._methods, self._codec, lambda: self._refusal, principal)
         return _Connection(calls, self._connections)
 
     async def drain(self, seconds: float) -> None:

@@ -333,7 +333,7 @@ async def test_a_coordinator_that_dies_half_way_goes_on_when_it_is_back(
         nodes.config(name, start_join_addrs=nodes.gossip(*"abc"), bootstrap_expect=3)
     asked: list[str] = []
 
-    async def ask_some(rpc_addr: str, cluster_id: str, uuids: Sequence[str]) -> None:
+    async def ask_some(rpc_addr: str, cluster_id: str, uuids: Sequence[str], **_: object) -> None:
         by_uuid = {node.replica.identity.uuid: node for node in nodes.running.values()}
         if len(by_uuid) < 3 or rpc_addr == str(by_uuid[max(uuids)].rpc_addr):
             await asyncio.sleep(0.5)

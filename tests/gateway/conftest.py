@@ -13,7 +13,10 @@ from proglog import batch
 from proglog.batch import Kind, ProposedBatch
 from proglog.errors import OffsetOutOfRange, ProglogError, UnknownLog
 from proglog.gateway import Gateway, Probes
+from proglog.net.listening import listen
 from proglog.observability.metrics import Metrics
+from proglog.rpc.mux import Mux
+from proglog.rpc.routes import Routes
 from proglog.types import Appended, Chunk, Description
 
 TIME = 1_700_000_000_000
@@ -150,9 +153,13 @@ async def node() -> AsyncIterator[Node]:
     )
     node = Node(replica, metrics, gateway, answers)
     await gateway.start()
-    node.host, node.port = await gateway.serve("127.0.0.1", 0)
+    mux = Mux(listen("127.0.0.1", 0), Routes(http=gateway.factory))
+    serving = asyncio.get_running_loop().create_task(mux.serve())
+    node.host, node.port = mux.address
     try:
         async with aiohttp.ClientSession(node.url) as node.http:
             yield node
     finally:
+        await mux.close()
+        await serving
         await gateway.close()

@@ -48,7 +48,12 @@ class Nodes:
                 f"--data-dir={self._folder / f'n{i}'}",
                 f"--rpc-port={RPC}",
                 f"--bind-addr={self.network.address(i)}:{GOSSIP}",
-                *("--http-addr=none", "--log-format=json", "--segment-bytes=1MiB"),
+                *(
+                    "--http-addr=none",
+                    "--allow-plaintext",
+                    "--log-format=json",
+                    "--segment-bytes=1MiB",
+                ),
                 f"--start-join-addrs={self.network.address(0)}:{GOSSIP}" if i else "--bootstrap",
             ]
             output = self._folder / f"n{i}.log"

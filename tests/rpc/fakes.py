@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Self
 
 from grpclib.client import Channel
 from grpclib.config import Configuration
 
 from proglog import batch, limits, wire
+from proglog.auth.principal import Principal
 from proglog.batch import Kind, ProposedBatch
 from proglog.errors import ChangeRefused, OffsetOutOfRange, ProglogError, UnknownLog
 from proglog.net.listening import listen
-from proglog.rpc.mux import Mux, Routes
+from proglog.rpc.handshake import Tls
+from proglog.rpc.mux import Mux
+from proglog.rpc.routes import Routes
 from proglog.rpc.server import RpcServer
 from proglog.types import Appended, Chunk, ClusterStatus, Description, ServerInfo
 
@@ -166,8 +168,9 @@ class MemoryCluster:
 class Recorder(asyncio.Protocol):
     """Answers `name:` and what it received, and keeps it."""
 
-    def __init__(self, name: str, connections: list[Recorder]) -> None:
+    def __init__(self, name: str, connections: list[Recorder], principal: Principal) -> None:
         self.name = name
+        self.principal = principal
         self.received = b""
         connections.append(self)
 
@@ -182,7 +185,7 @@ class Recorder(asyncio.Protocol):
 class Node:
     """A server behind a mux, as an agent would make it."""
 
-    def __init__(self, log: MemoryLog | None = None, tls: Callable | None = None) -> None:
+    def __init__(self, log: MemoryLog | None = None, tls: Tls | None = None) -> None:
         self.log = log or MemoryLog()
         logs = MemoryLogs(self.log)
         self.cluster = MemoryCluster()
@@ -191,8 +194,8 @@ class Node:
         self.http: list[Recorder] = []
         routes = Routes(
             grpc=self.server.protocol_factory,
-            http=lambda: Recorder("http", self.http),
-            raft=lambda: Recorder("raft", self.raft),
+            http=lambda who: Recorder("http", self.http, who),
+            raft=lambda who: Recorder("raft", self.raft, who),
         )
         self.mux = Mux(listen("127.0.0.1", 0), routes, tls=tls)
         self.host, self.port = self.mux.address

@@ -1,28 +1,23 @@
-"""One port for Raft, gRPC and HTTP, with and without TLS, under uvloop and asyncio."""
+"""One port for Raft, gRPC and HTTP, without TLS, under uvloop and asyncio."""
 
 from __future__ import annotations
 
 import asyncio
-import datetime
 import errno
 import gc
-import ipaddress
 import logging
 import socket
 import ssl
 
 import pytest
 import uvloop
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from grpclib.client import Channel
 
-from proglog import limits, wire
+from proglog import limits
 from proglog._generated.log import v1
 from proglog.net.listening import listen
 from proglog.rpc import mux
+from proglog.rpc.routes import Routes
 from tests import judges
 from tests.rpc.fakes import MemoryLog, Node, new_channel
 from tests.waiting import until
@@ -95,7 +90,9 @@ async def test_w21_a_connection_that_says_nothing_is_dropped(node, monkeypatch):
 
 async def test_without_raft_its_connections_are_closed():
     async with Node() as node:
-        node.mux._routes = mux.Routes(grpc=node.server.protocol_factory, http=asyncio.Protocol)
+        node.mux._routes = Routes(
+            grpc=node.server.protocol_factory, http=lambda _: asyncio.Protocol()
+        )
         assert await talk(node, b"\x01raft") == b""
         await until(lambda: node.mux.connections == 0)
 
@@ -161,7 +158,7 @@ async def test_close_ends_serve_and_drops_the_undecided():
 @pytest.mark.parametrize("steps", range(6))
 @pytest.mark.filterwarnings("error")
 def test_close_loses_no_connection_wherever_it_finds_it(new_loop, steps):
-    routes = mux.Routes(grpc=asyncio.Protocol, http=asyncio.Protocol)
+    routes = Routes(grpc=lambda _: asyncio.Protocol(), http=lambda _: asyncio.Protocol())
 
     async def work():
         accepting = mux.Mux(listen("127.0.0.1", 0), routes)
@@ -188,138 +185,6 @@ async def test_a_fault_of_the_accept_loop_ends_serve(node, monkeypatch):
     with pytest.raises(KeyError):
         await other.serve()
     await other.close()
-
-
-# --- TLS -----------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory) -> str:
-    """A file with a key and a self-made certificate for 127.0.0.1."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "node")])
-    now = datetime.datetime.now(datetime.UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]),
-            critical=False,
-        )
-        .sign(key, hashes.SHA256())
-    )
-    path = tmp_path_factory.mktemp("tls") / "node.pem"
-    path.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-        + made.public_bytes(serialization.Encoding.PEM)
-    )
-    return str(path)
-
-
-@pytest.fixture
-def server_context(certificate: str) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
-    context.set_alpn_protocols(mux.ALPN)
-    return context
-
-
-@pytest.fixture
-def client_context(certificate: str):
-    def new(*alpn: str) -> ssl.SSLContext:
-        context = ssl.create_default_context(cafile=certificate)
-        if alpn:
-            context.set_alpn_protocols(alpn)
-        return context
-
-    return new
-
-
-@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
-def test_the_negotiated_protocol_decides(server_context, client_context, new_loop):
-    async def work():
-        async with Node(tls=lambda: server_context) as node:
-            channel = Channel(node.host, node.port, codec=wire.Codec(), ssl=client_context("h2"))
-            assert await produce(channel) == 0
-            raft = client_context(mux.ALPN_RAFT)
-            # Whatever the first byte is: it has been negotiated.
-            assert await talk(node, b"PRI * raft", tls=raft) == b"raft:PRI * raft"
-            for alpn in (("http/1.1",), ("h2", "http/1.1")):
-                found = await talk(node, b"GET /", tls=client_context(*alpn))
-                assert found == b"http:GET /"
-            for first, answer in ((b"GET /", b"http:GET /"), (b"\x01a", b"raft:\x01a")):
-                assert await talk(node, first, tls=client_context()) == answer
-            await until(lambda: node.mux.connections == 0)
-
-    with asyncio.Runner(loop_factory=new_loop) as runner:
-        runner.run(work())
-
-
-async def test_plaintext_on_a_tls_port_is_answered_in_words(server_context):
-    async with Node(tls=lambda: server_context) as node:
-        answer = await talk(node, b"GET / HTTP/1.1\r\n\r\n")
-        assert answer.startswith(b"HTTP/1.1 400 ")
-        assert answer.endswith(b"This port speaks TLS.\n")
-        head, _, body = answer.partition(b"\r\n\r\n")
-        assert b"Content-Length: %d" % len(body) in head
-
-
-async def test_a_failed_handshake_is_logged_and_harmless(server_context, client_context, caplog):
-    async with Node(tls=lambda: server_context) as node:
-        with caplog.at_level(logging.INFO):
-            with pytest.raises(ssl.SSLError):
-                await talk(node, b"GET /", tls=ssl.create_default_context())
-            await until(lambda: "dropped" in caplog.text)
-            await talk(node, b"\x16\x03\x01\x00\x05junk!")
-        assert not [r for r in caplog.records if r.levelno > logging.INFO]
-        assert await talk(node, b"GET /", tls=client_context()) == b"http:GET /"
-        await until(lambda: node.mux.connections == 0)
-
-
-async def test_a_handshake_that_never_ends_is_dropped(server_context, monkeypatch):
-    monkeypatch.setattr(limits, "sniff_seconds_max", 0.1)
-    async with Node(tls=lambda: server_context) as node:
-        assert await talk(node, b"\x16\x03\x01\x00\xff") == b""
-        await until(lambda: node.mux.connections == 0)
-
-
-async def test_silence_after_the_handshake_is_dropped(server_context, client_context, monkeypatch):
-    monkeypatch.setattr(limits, "sniff_seconds_max", 0.2)
-    async with Node(tls=lambda: server_context) as node:
-        assert await talk(node, b"", tls=client_context()) == b""
-        await until(lambda: node.mux.connections == 0)
-
-
-async def test_each_connection_takes_the_context_in_force(server_context, client_context):
-    contexts = [server_context]
-    asked = []
-
-    def current() -> ssl.SSLContext:
-        asked.append(contexts[-1])
-        return contexts[-1]
-
-    async with Node(tls=current) as node:
-        reader, writer = await asyncio.open_connection(
-            node.host, node.port, ssl=client_context("http/1.1")
-        )
-        writer.write(b"GET 1")
-        assert await reader.read(100) == b"http:GET 1"
-        contexts.append(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))  # has no certificate
-        with pytest.raises((ssl.SSLError, ConnectionError)):
-            await talk(node, b"GET", tls=client_context("http/1.1"))
-        writer.write(b"GET 2")
-        assert await reader.read(100) == b"http:GET 2"
-        assert asked == contexts
-        writer.close()
 
 
 # --- sockets -------------------------------------------------------------------------------------

@@ -1,0 +1,1 @@
+"""Who is there, and what they may do: certificates, TLS, policies and the audit trail."""

@@ -1,0 +1,186 @@
+"""Whole nodes that speak TLS with clients and with each other."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+import proglog
+from proglog.auth.certificates import Use
+from proglog.config import Address, NodeConfig, SecurityConfig
+from proglog.errors import ConfigurationError, ProglogError, Unauthenticated
+from tests.agent.nodes import Nodes, some_nodes
+from tests.pki import LOOPBACK, Authority, Files
+from tests.waiting import until
+
+
+class World:
+    """Nodes of a cluster, and authorities for clients and peers."""
+
+    def __init__(self, folder: Path, nodes: Nodes) -> None:
+        self.nodes = nodes
+        self.clients = Authority(folder / "pki", "clients")
+        self.peers = Authority(folder / "pki", "peers")
+        self.root = self.clients.client()
+        self.server = self.clients.server()
+
+    def security(self, name: str, peer: Files | None = None) -> SecurityConfig:
+        own = peer or self.peers.peer(name)
+        return SecurityConfig(
+            server_tls_cert_file=self.server.cert,
+            server_tls_key_file=self.server.key,
+            server_tls_ca_file=self.server.ca,
+            peer_tls_cert_file=own.cert,
+            peer_tls_key_file=own.key,
+            peer_tls_ca_file=own.ca,
+            allow_all_clients=True,
+        )
+
+    def config(self, name: str, peer: Files | None = None) -> None:
+        self.nodes.config(name, security=self.security(name, peer))
+
+    def log(self, files: Files | None = None, seconds: float = 30.0) -> proglog.Log:
+        mine = files or self.root
+        return proglog.connect(
+            self.nodes.url(self.nodes.running),
+            tls=proglog.Tls(ca=mine.ca, cert=mine.cert, key=mine.key),
+            timeout_seconds=seconds,
+        )
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    async with some_nodes(tmp_path) as nodes:
+        yield World(tmp_path, nodes)
+
+
+async def test_a_cluster_with_tls_everywhere(world: World, tmp_path: Path) -> None:
+    """Formed by gossip, so that nodes identify each other and become voters over TLS; and nobody
+    without a certificate of the right kind gets a word."""
+    nodes = world.nodes
+    for name in "abc":
+        world.config(name)
+    await nodes.start("a", bootstrap=True)
+    joined = nodes.gossip("a")
+    await asyncio.gather(*(nodes.start(name, start_join_addrs=joined) for name in "bc"))
+    await nodes.voters(*"abc")
+    async with world.log() as log:
+        offset = await log.produce(b"sealed")
+        assert (await log.read(offset)).value == b"sealed"
+    stranger = Authority(tmp_path / "strangers").client(trusts=world.clients)
+    for refused in (stranger, dataclasses.replace(world.peers.peer("b"), ca=world.clients.ca)):
+        async with world.log(refused, seconds=5) as log:
+            with pytest.raises(Unauthenticated, match="does not accept our certificate"):
+                await log.describe()
+    async with proglog.connect(nodes.url("a"), timeout_seconds=1) as log:
+        with pytest.raises(ProglogError):
+            await log.describe()
+    leader = await nodes.find_leader()
+    leaving = next(name for name in "abc" if nodes.running[name] is not leader)
+    await nodes.running[leaving].leave()
+    await nodes.stop(leaving)
+    await nodes.voters(*(name for name in "abc" if name != leaving))
+
+
+async def test_w35_a_node_is_who_the_configuration_says_or_nobody(world: World) -> None:
+    """A peer's certificate is another node's: it is not dialled, and its calls are refused."""
+    nodes = world.nodes
+    for name in "ab":
+        world.config(name)
+    await nodes.start("a", bootstrap=True)
+    # A client's certificate of the peers' authority, and a wrong name.
+    wrong = world.peers.issue(Use.PEER, "c", ("proglog:peer:c", *LOOPBACK))
+    world.config("b", wrong)
+    await nodes.start("b", start_join_addrs=nodes.gossip("a"))
+
+    async def is_refused() -> bool:
+        leader = nodes.running["a"].replica
+        return any(server.name == "b" for server in leader.servers())
+
+    # It says that it is b: a, which asks it, adds it; but no lane opens, so it never votes.
+    await until(is_refused, "a has heard of b")
+    peer = nodes.running["a"].peers.peer(nodes.running["b"].replica.identity.uuid)
+    await until(lambda: peer.control._failures >= 3, "a has tried to reach b")
+    assert not peer.control.is_open
+    assert nodes.running["b"].replica.applied_index == 0
+
+
+async def test_a_dns_name_will_do_where_no_uri_says_more(world: World) -> None:
+    """As cfssl and cert-manager make them."""
+    nodes = world.nodes
+    for name in "ab":
+        world.config(name, world.peers.issue(Use.PEER, f"host-{name}", LOOPBACK))
+    await nodes.form(*"a")
+    await nodes.start("b", start_join_addrs=nodes.gossip("a"))
+
+    async def has_caught_up() -> bool:
+        index = nodes.running["a"].replica.applied_index
+        return nodes.running["b"].replica.applied_index == index > 0
+
+    await until(has_caught_up, "b follows a")
+
+
+async def test_optional_speaks_to_nodes_that_are_off(world: World) -> None:
+    """In the middle of a rolling restart: nothing is lost whoever dials whom."""
+    nodes = world.nodes
+    for name in "bc":
+        world.config(name)
+        security = nodes.config(name).security
+        nodes.config(name, security=dataclasses.replace(security, tls="optional"))
+    await nodes.form(*"abc")
+    async with proglog.connect(nodes.url()) as log:
+        await log.produce(b"plain")
+    async with proglog.connect(
+        nodes.url("bc"), tls=proglog.Tls(ca=world.root.ca, cert=world.root.cert, key=world.root.key)
+    ) as log:
+        assert [record.value async for record in log.consume(follow=False)] == [b"plain"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"server_tls_ca_file": None}, "without server-tls-ca-file no client can prove"),
+        ({"allow_all_clients": False}, "nothing says what clients may do"),
+        ({"server_tls_key_file": None}, "server-tls-cert-file is given without server-tls-key-f"),
+        ({"acl_policy_file": Path("p")}, "acl-policy-file is given without acl-model-file"),
+    ],
+)
+async def test_w37_what_is_missing_is_said_before_anything_starts(
+    world: World, changes: dict[str, object], why: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=why):
+        dataclasses.replace(world.security("a"), **changes)  # type: ignore[arg-type]
+
+
+async def test_a_broken_file_ends_the_start(world: World) -> None:
+    for broken, why in (
+        (lambda files: files.key.write_text("nothing"), "cannot be used"),
+        (lambda files: files.cert.unlink(), "peer-tls-cert-file .*No such file"),
+    ):
+        files = world.peers.peer("a")
+        broken(files)
+        world.config("a", files)
+        with pytest.raises(ConfigurationError, match=why):
+            await world.nodes.start("a", bootstrap=True)
+
+
+async def test_plaintext_is_for_this_machine_unless_said_otherwise(tmp_path: Path) -> None:
+    from proglog.agent.security import check_listener
+
+    def config(**changes: object) -> NodeConfig:
+        return NodeConfig(
+            bind_addr=Address("10.1.2.3", 0),
+            security=SecurityConfig(**changes),  # type: ignore[arg-type]
+        )
+
+    check_listener(config(), ("127.0.0.1", 1))
+    check_listener(config(allow_plaintext=True), ("10.1.2.3", 1))
+    with pytest.raises(ConfigurationError, match="say allow-plaintext"):
+        check_listener(config(), ("10.1.2.3", 1))
+    keys = dataclasses.replace(config(), gossip_keys=("a",))
+    with pytest.raises(ConfigurationError, match="say allow-plaintext"):
+        check_listener(keys, ("10.1.2.3", 1))
