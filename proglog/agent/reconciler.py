@@ -171,7 +171,7 @@ class Reconciler:
                         rpc_addr=server.address,
                         votes="once it has caught up"
                         if len(view.configuration.voters) > 1
-                        else "once a third server is there, or after `proglog cluster add`",
+                        else "once a third server is there, or after `proglog cluster promote`",
                     )
                 case Remove(uuid, why):
                     removed = view.configuration.find(uuid)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 
 from cyclopts import App
 
-from proglog import limits
 from proglog._generated.log.v1 import Member, ServerStatus
+from proglog.cli import changes
 from proglog.cli.connection import FIRST_ANSWER_SECONDS_MAX, run_on_loop
 from proglog.cli.parameters import (
     SERVER_DEFAULT,
@@ -54,7 +53,22 @@ def add(rpc_addr: ListenAddress, *, server: Servers = SERVERS_DEFAULT) -> int:
     server
         Some nodes of the cluster.
     """
-    return run_on_loop(_change(server, lambda cluster: cluster.add(str(rpc_addr))))
+    return run_on_loop(changes.add(server, str(rpc_addr)))
+
+
+@app.command
+def promote(name: str, *, server: Servers = SERVERS_DEFAULT) -> int:
+    """Give a learner its vote once it has caught up: also where it is the second of two servers,
+    which by itself gets none, as two voters write nothing without each other.
+
+    Parameters
+    ----------
+    name
+        Its name or uuid.
+    server
+        Some nodes of the cluster.
+    """
+    return run_on_loop(changes.promote(server, name))
 
 
 @app.command
@@ -68,7 +82,7 @@ def remove(name: str, *, server: Servers = SERVERS_DEFAULT) -> int:
     server
         Some nodes of the cluster.
     """
-    return run_on_loop(_change(server, lambda cluster: cluster.remove(name)))
+    return run_on_loop(changes.remove(server, name))
 
 
 @app.command
@@ -82,19 +96,7 @@ def transfer(name: str = "", /, *, server: Servers = SERVERS_DEFAULT) -> int:
     server
         Some nodes of the cluster.
     """
-    return run_on_loop(_change(server, lambda cluster: cluster.transfer(name)))
-
-
-async def _change(servers: Sequence[Address], change: Callable[[Cluster], Awaitable[None]]) -> int:
-    async with Cluster(servers, timeout_seconds=FIRST_ANSWER_SECONDS_MAX) as cluster:
-        found = await cluster.status()
-    if found.servers and not any(each.is_leader for each in found.servers):
-        seconds = limits.produce_timeout_seconds_default
-        told = f"{found.node} knows no leader now: waiting for one, up to {seconds:g} s"
-        print(told, file=sys.stderr)
-    async with Cluster(servers) as cluster:
-        await change(cluster)
-    return 0
+    return run_on_loop(changes.transfer(server, name))
 
 
 async def _status(servers: Sequence[Address], *, as_json: bool) -> int:
@@ -185,7 +187,7 @@ def leave(*, server: Server = SERVER_DEFAULT) -> int:
     server
         The node that is to leave.
     """
-    return run_on_loop(_change([server], lambda cluster: cluster.leave()))
+    return run_on_loop(changes.leave(server))
 
 
 async def _members(servers: Sequence[Address], *, as_json: bool) -> int:

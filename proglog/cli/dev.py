@@ -24,12 +24,17 @@ _NODES_MAX = 9
 _HTTP_BELOW_RPC = 320
 """The HTTP port of a node is its RPC port less this: 8080 for 8400."""
 _WATCH_SECONDS = 0.2
+_RESTART_SECONDS_MIN = 2.0
+_RESTART_SECONDS_MAX = 60.0
+"""Pauses before a killed node starts again: doubled each time, unless it ran so long:"""
+_LASTED_SECONDS = 60.0
 
 
 def dev(
     *, nodes: int = 3, data_dir: Path = Path("data/dev"), port_base: int = RPC_PORT_DEFAULT
 ) -> int:
-    """Run a local cluster. Ctrl-C stops all of it; the data stays for the next time.
+    """Run a local cluster. Ctrl-C stops all of it; the data stays for the next time. A node that
+    is killed starts again.
 
     Parameters
     ----------
@@ -81,7 +86,7 @@ class _Cluster:
         self._addresses = [
             Address("127.0.0.1", port_base + _PORT_STEP * number) for number in range(count)
         ]
-        self._processes: list[Process] = []
+        self._processes: dict[int, Process] = {}
         # Of the directory, so that it is the same the next time, and met nowhere else.
         folder = hashlib.sha256(os.fsencode(data_dir.resolve())).hexdigest()
         self._name = f"dev-{folder[:6]}"
@@ -121,16 +126,41 @@ class _Cluster:
                 watching = tasks.create_task(self._watch())
                 await asked.wait()
                 watching.cancel()
-                for process in self._processes:
+                for process in self._processes.values():
                     if process.returncode is None:
                         process.terminate()
         finally:
-            for process in self._processes:
+            for process in self._processes.values():
                 if process.returncode is None:
                     process.kill()
-        return 1 if any((process.returncode or 0) > 0 for process in self._processes) else 0
+        return 1 if any((each.returncode or 0) > 0 for each in self._processes.values()) else 0
 
     async def _run_node(self, number: int, asked: asyncio.Event) -> None:
+        """Over its lives: one that is killed starts again, later each time while it does not last.
+        What others do without it can be seen meanwhile."""
+        loop = asyncio.get_running_loop()
+        pause = _RESTART_SECONDS_MIN
+        while not asked.is_set():
+            started = loop.time()
+            status = await self._live(number, asked)
+            if asked.is_set():
+                return
+            if status >= 0:
+                # It has left its cluster, or it cannot start: then it could not again.
+                print(f"node-{number} ended with status {status}", file=sys.stderr)
+                if status:
+                    asked.set()
+                return
+            if loop.time() - started >= _LASTED_SECONDS:
+                pause = _RESTART_SECONDS_MIN
+            killed = f"was killed by {signal.Signals(-status).name}"
+            print(f"node-{number} {killed}: it starts again in {pause:g} s", file=sys.stderr)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(asked.wait(), pause)
+            pause = min(2 * pause, _RESTART_SECONDS_MAX)
+
+    async def _live(self, number: int, asked: asyncio.Event) -> int:
+        """One life of a node: its exit status, negative where a signal killed it."""
         address = self._addresses[number]
         process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -152,22 +182,13 @@ class _Cluster:
             start_new_session=True,
             preexec_fn=stop_with_parent,
         )
-        self._processes.append(process)
+        self._processes[number] = process
         if asked.is_set():  # while this one was being started
             process.terminate()
         assert process.stdout is not None
         async for line in process.stdout:
             self._show(number, line)
-        status = await process.wait()
-        if asked.is_set():
-            return
-        if status < 0:
-            # Somebody tries what the others do without it.
-            print(f"node-{number} was killed by {signal.Signals(-status).name}", file=sys.stderr)
-        else:
-            print(f"node-{number} ended with status {status}", file=sys.stderr)
-            if status:
-                asked.set()
+        return await process.wait()
 
     def _show(self, number: int, line: bytes) -> None:
         name = f"node-{number}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import aclosing
 from itertools import permutations
 from pathlib import Path
@@ -19,7 +19,7 @@ from proglog import limits
 from proglog._generated.log import v1
 from proglog.agent.cluster import identify
 from proglog.agent.node import Node
-from proglog.cli import cluster as cluster_commands
+from proglog.cli import changes
 from proglog.client.admin import Cluster
 from proglog.client.network import NetworkBackend
 from proglog.errors import ChangeRefused, InvalidRequest
@@ -486,13 +486,69 @@ async def test_an_operator_who_has_to_wait_for_a_leader_is_told(
     await nodes.stop("a", "b")
     left = nodes.running["c"]
     await until(lambda: left.replica.leadership.state.leader is None, "the last one is alone")
-    changing = cluster_commands._change([left.rpc_addr], Cluster.transfer)
+    changing = changes.transfer([left.rpc_addr], "")
     async with meanwhile(changing) as change:
         told = "c knows no leader now: waiting for one"
         await until(lambda: told in capsys.readouterr().err, "it is told")
         assert not change.done()
         await nodes.start("a")
         assert await change == 0
+
+
+@pytest.fixture
+def quiet() -> Iterator[None]:
+    """What the nodes in this process log is kept out of what a command says."""
+    with capture_logs():
+        yield
+
+
+@pytest.mark.usefixtures("quiet")
+async def test_changes_say_what_they_did(nodes: Nodes, capsys: pytest.CaptureFixture[str]) -> None:
+    await nodes.start("a", bootstrap=True)
+    await nodes.start("b", bootstrap=False)
+    await nodes.start("c", bootstrap=False)
+    asked = [nodes.running["a"].rpc_addr]
+    rpc_addr = {name: str(node.rpc_addr) for name, node in nodes.running.items()}
+
+    async def said(doing: Awaitable[int]) -> str:
+        assert await doing == 0
+        return capsys.readouterr().out
+
+    with pytest.raises(ChangeRefused, match="called 'b': there is a"):
+        await changes.promote(asked, "b")
+    added = await said(changes.add(asked, rpc_addr["b"]))
+    assert added.startswith(("b is a learner: it gets its vote once", "b is a voter"))
+    await until(lambda: len(nodes.running["a"].replica.leadership.configuration.voters) == 2)
+    two = "2 voters, and the loss of either stops the cluster"
+    assert await said(changes.promote(asked, "b")) == f"b votes already: {two}\n"
+    await said(changes.add(asked, rpc_addr["c"]))
+    assert (await said(changes.promote(asked, "c"))).endswith(": 3 voters\n")
+    assert (await said(changes.transfer(asked, "b"))).startswith("b leads now, in term ")
+    await nodes.stop("c")
+    await until(lambda: _is_silent(nodes, "c"), "the leader misses it")
+    assert await said(changes.remove(asked, "c")) == f"c is no server any more: {two}\n"
+    left = await said(changes.leave(nodes.running["b"].rpc_addr))
+    assert left.startswith("b has left its cluster for good")
+    await nodes.stop("b")
+    assert await said(changes.promote(asked, "a")) == "a votes already: 1 voter\n"
+
+
+@pytest.mark.usefixtures("quiet")
+async def test_the_second_of_two_is_promoted_by_name(
+    nodes: Nodes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await nodes.start("a", bootstrap=True)
+    await nodes.start("b", start_join_addrs=nodes.gossip("a"))
+    await nodes.voters("a", learners=["b"])
+    asked = [nodes.running["b"].rpc_addr]
+    assert await changes.promote(asked, "b") == 0
+    two = "2 voters, and the loss of either stops the cluster"
+    assert capsys.readouterr().out == f"b votes now: {two}\n"
+    # Removed while it runs, it is found again; whoever did it is told.
+    assert await changes.remove([nodes.running["a"].rpc_addr], "b") == 0
+    said = capsys.readouterr()
+    assert said.out.startswith("b is no server any more")
+    assert "proglog leave --server" in said.err
 
 
 async def test_who_leads_is_told_by_name(nodes: Nodes) -> None:
