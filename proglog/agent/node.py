@@ -33,8 +33,10 @@ from proglog.agent.forming import Forming
 from proglog.agent.policy import misses_somebody
 from proglog.agent.reconciler import Reconciler
 from proglog.agent.security import Security, check_listener
+from proglog.agent.watch import Watch
 from proglog.config import Address, NodeConfig
 from proglog.errors import ConfigurationError, why_not_bound
+from proglog.gateway.console.feed import Feed
 from proglog.gateway.health import Probes
 from proglog.gateway.server import Gateway
 from proglog.membership import (
@@ -47,6 +49,7 @@ from proglog.membership import (
     decode_key,
 )
 from proglog.net.listening import listen
+from proglog.observability.history import History
 from proglog.observability.metrics import Metrics
 from proglog.peers.peers import Peers
 from proglog.ports import Ports
@@ -92,6 +95,7 @@ class Node:
         self.replica: Replica
         self.membership: Membership
         self._reconciler: Reconciler
+        self._watch: Watch
         self._forming: Forming | None = None
 
     async def start(self) -> None:
@@ -144,6 +148,7 @@ class Node:
         await self.membership.start()
         self._parts.push_async_callback(self.membership.close)
         self._supervise(self.membership.wait_ended())
+        self._supervise(self._watch.run())
         self._supervise(self._reconciler.run())
         self._supervise(self._reconciler.watch())
         self._supervise(Addresses(self.replica, self.membership, self.peers, self._identify).run())
@@ -170,8 +175,10 @@ class Node:
         logs = Logs([self.replica])
         rpc = RpcServer(logs, admin)
         self._parts.push_async_callback(rpc.close)
+        history = History(self.metrics, lambda: self.replica.next_offset)
+        feed = Feed(history)
         gateway = Gateway(
-            logs, self.metrics, allowed_hosts=config.http_hosts, probes=self._probes()
+            logs, self.metrics, allowed_hosts=config.http_hosts, probes=self._probes(), feed=feed
         )
         await gateway.start()
         self._parts.push_async_callback(gateway.close)
@@ -187,6 +194,7 @@ class Node:
         self._parts.push_async_callback(self._drain, rpc, gateway)
         self._supervise(mux.serve())
         self._supervise(self._tell_health(rpc))
+        self._watch = self._make_watch(history, feed)
 
     def _serve_http(self, gateway: Gateway, address: Address) -> None:
         listener = _listen(address)
@@ -332,8 +340,25 @@ class Node:
     def group_written(self, batches: int, size: int, seconds: float) -> None:
         self.metrics.group_written(batches, size, seconds)
 
+    def consumed(self, size: int) -> None:
+        self.metrics.consumed(size)
+
     def appended(self, records: int, size: int, seconds: float) -> None:
         self.metrics.appended(records, size, seconds)
+
+    def _make_watch(self, history: History, feed: Feed) -> Watch:
+        probes = self._probes()
+        return Watch(
+            self.replica,
+            self.membership,
+            self._ports,
+            cluster_name=self._config.cluster_name,
+            data_dir=Path(self._config.data_dir),
+            not_ready=probes.ready,
+            not_live=probes.live,
+            history=history,
+            feed=feed,
+        )
 
     # --- looking ---------------------------------------------------------------------------------
 

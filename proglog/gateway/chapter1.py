@@ -15,10 +15,10 @@ from aiohttp import web
 from proglog.errors import InvalidRequest
 from proglog.gateway import render
 from proglog.gateway.body import Bodies
+from proglog.gateway.console.pages import Pages, is_wanted
 from proglog.gateway.guard import json_response
 from proglog.gateway.parameters import from_base64, number
 from proglog.gateway.records import append, read_one
-from proglog.observability.metrics import Metrics
 
 if TYPE_CHECKING:
     from proglog.replica.logs import Logs
@@ -29,9 +29,9 @@ _JSON_VALUES_MAX = 10_000
 class Chapter1:
     """The two handlers of `/`."""
 
-    def __init__(self, logs: Logs, metrics: Metrics, bodies: Bodies) -> None:
+    def __init__(self, logs: Logs, bodies: Bodies, pages: Pages) -> None:
         self._logs = logs
-        self._metrics = metrics
+        self._pages = pages
         self._bodies = bodies
 
     async def produce(self, request: web.Request) -> web.StreamResponse:
@@ -45,10 +45,15 @@ class Chapter1:
         return json_response({"offset": offset})
 
     async def consume(self, request: web.Request) -> web.StreamResponse:
-        """`{"offset": N}` in the body, or for people `?offset=N` -> `{"record": {...}}`."""
+        """`{"offset": N}` in the body, or for people `?offset=N` -> `{"record": {...}}`.
+
+        A browser that asks for neither gets the console.
+        """
+        if is_wanted(request):
+            return self._pages.index(request)
         async with self._bodies.read(request) as body:
             offset = _asked_offset(body, request.query.get("offset"))
-        record = await read_one(self._logs.get(""), offset, self._metrics)
+        record = await read_one(self._logs.get(""), offset)
         before, after = b'{"record":{"value":"', b'","offset":%d}}\n' % offset
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         base64_bytes = (len(record.value) + 2) // 3 * 4

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from proglog import batch, limits
 from proglog.batch import Codec, ProposedBatch, Record, RecordBatch, RecordHeaders
 from proglog.errors import OutcomeUnknown, Overloaded
-from proglog.observability.metrics import Metrics
 from proglog.types import check_holds
 
 if TYPE_CHECKING:
@@ -46,18 +45,16 @@ async def append(
 class Cursor:
     """Reads a log forward in small steps, decoded."""
 
-    def __init__(self, replica: Replica, offset: int, metrics: Metrics) -> None:
+    def __init__(self, replica: Replica, offset: int) -> None:
         self.offset = offset
         self.bytes_read = 0
         self._replica = replica
-        self._metrics = metrics
 
     async def step(self) -> list[RecordBatch]:
         """The next records, none at the end of the log. Raises OffsetOutOfRange and others."""
         start = self.offset
         chunk = await self._replica.read(start, limits.http_read_bytes_max)
         self.bytes_read += len(chunk.data)
-        self._metrics.consumed(len(chunk.data))
         self.offset = chunk.next_offset
         return [
             (await _decode(header, body)).between(start) for header, body in batch.walk(chunk.data)
@@ -75,10 +72,9 @@ async def _decode(header: batch.BatchHeader, body: batch.Buffer) -> RecordBatch:
     return await asyncio.to_thread(batch.decode, header, body)
 
 
-async def read_one(replica: Replica, offset: int, metrics: Metrics) -> Record:
+async def read_one(replica: Replica, offset: int) -> Record:
     """The record at `offset`. Raises OffsetOutOfRange and others."""
     chunk = await replica.read(offset, 1)
-    metrics.consumed(len(chunk.data))
     check_holds(chunk, offset, replica.describe)
     header, body = next(iter(batch.walk(chunk.data)))
     return (await _decode(header, body))[offset - header.base_offset]

@@ -12,6 +12,8 @@ from proglog import limits
 from proglog.auth.principal import ANONYMOUS, Principal
 from proglog.gateway.body import Bodies
 from proglog.gateway.chapter1 import Chapter1
+from proglog.gateway.console.feed import Feed
+from proglog.gateway.console.pages import Pages
 from proglog.gateway.guard import Connection, Guard
 from proglog.gateway.health import Probes, metrics_handler, probe_handler
 from proglog.gateway.lifetime import Lifetime
@@ -31,16 +33,25 @@ class Gateway:
         allowed_hosts: names, besides loopback ones and the dialled address, that plain HTTP answers
             to.
         probes: what `/livez`, `/readyz` and `/startupz` ask.
+        feed: what a console is told.
     """
 
     def __init__(
-        self, logs: Logs, metrics: Metrics, *, allowed_hosts: Iterable[str], probes: Probes
+        self,
+        logs: Logs,
+        metrics: Metrics,
+        *,
+        allowed_hosts: Iterable[str],
+        probes: Probes,
+        feed: Feed,
     ) -> None:
         self._lifetime = Lifetime()
         guard = Guard(self._lifetime, metrics, allowed_hosts)
         app = web.Application(middlewares=[guard.middleware])
         app.on_response_prepare.append(guard.begin)
-        app.add_routes(_routes(logs, metrics, probes, self._lifetime))
+        self._pages = Pages()
+        app.add_routes(_routes(logs, metrics, probes, self._lifetime, self._pages))
+        app.add_routes(_console_routes(self._pages, feed, self._lifetime))
         self._runner = web.AppRunner(
             app, handler_cancellation=True, shutdown_timeout=limits.http_close_seconds_max
         )
@@ -53,6 +64,7 @@ class Gateway:
 
     async def start(self) -> None:
         """Makes `factory` usable."""
+        await self._pages.load()
         await self._runner.setup()
 
     def factory(self, principal: Principal = ANONYMOUS) -> asyncio.Protocol:
@@ -84,10 +96,12 @@ class Gateway:
         return server.connections if server is not None else []
 
 
-def _routes(logs: Logs, metrics: Metrics, probes: Probes, lifetime: Lifetime) -> list[web.RouteDef]:
+def _routes(
+    logs: Logs, metrics: Metrics, probes: Probes, lifetime: Lifetime, pages: Pages
+) -> list[web.RouteDef]:
     bodies = Bodies()
-    chapter1 = Chapter1(logs, metrics, bodies)
-    v1 = V1(logs, metrics, bodies, lifetime)
+    chapter1 = Chapter1(logs, bodies, pages)
+    v1 = V1(logs, bodies, lifetime)
     return [
         web.post("/", chapter1.produce),
         web.get("/", chapter1.consume, allow_head=False),
@@ -100,4 +114,12 @@ def _routes(logs: Logs, metrics: Metrics, probes: Probes, lifetime: Lifetime) ->
         web.get("/readyz", probe_handler(probes.ready)),
         web.get("/startupz", probe_handler(probes.started)),
         web.get("/metrics", metrics_handler(metrics)),
+    ]
+
+
+def _console_routes(pages: Pages, feed: Feed, lifetime: Lifetime) -> list[web.RouteDef]:
+    return [
+        web.get("/console/{name}", pages.file, allow_head=False),
+        web.get("/v1/status", feed.status, allow_head=False),
+        web.get("/v1/watch", feed.watch(lifetime), allow_head=False),
     ]

@@ -38,7 +38,6 @@ from proglog.gateway.parameters import (
     wants_text,
 )
 from proglog.gateway.records import Cursor, append, read_one
-from proglog.observability.metrics import Metrics
 
 if TYPE_CHECKING:
     from proglog.replica.logs import Logs
@@ -50,9 +49,8 @@ _PAGE_RECORDS_DEFAULT = 100
 class V1:
     """The handlers of `/v1`."""
 
-    def __init__(self, logs: Logs, metrics: Metrics, bodies: Bodies, lifetime: Lifetime) -> None:
+    def __init__(self, logs: Logs, bodies: Bodies, lifetime: Lifetime) -> None:
         self._logs = logs
-        self._metrics = metrics
         self._bodies = bodies
         self._lifetime = lifetime
 
@@ -75,7 +73,7 @@ class V1:
 
     async def value(self, request: web.Request) -> web.StreamResponse:
         offset = number(request.match_info["offset"], "offset")
-        record = await read_one(self._log(request), offset, self._metrics)
+        record = await read_one(self._log(request), offset)
         response = web.StreamResponse(
             headers={
                 "Content-Type": "application/octet-stream",
@@ -98,7 +96,7 @@ class V1:
         left = query_number(request, "limit", _PAGE_RECORDS_DEFAULT)
         left = min(left, limits.http_page_records_max)
         start = query_offset(request, replica, "earliest")
-        cursor = Cursor(replica, start, self._metrics)
+        cursor = Cursor(replica, start)
         batches = await cursor.step()
         response = await _begin(request, "application/json")
         await response.write(b"[")
@@ -121,7 +119,7 @@ class V1:
     async def tail(self, request: web.Request) -> web.StreamResponse:
         replica = self._log(request)
         text = wants_text(request)
-        cursor = Cursor(replica, query_offset(request, replica, "latest"), self._metrics)
+        cursor = Cursor(replica, query_offset(request, replica, "latest"))
         batches = await cursor.step()
         response = await _begin(request, "application/x-ndjson")
         try:

@@ -46,15 +46,15 @@ class Metrics(Collector):
     """The counters that the parts of a node add to, and its `registry` to expose them."""
 
     def __init__(self) -> None:
-        self._appended_records = 0
-        self._appended_batches = 0
-        self._appended_bytes = 0
-        self._consumed_bytes = 0
+        self.appended_records = 0
+        self.appended_batches = 0
+        self.appended_bytes = 0
+        self.consumed_bytes = 0
         self._refused: Counter[str] = Counter()
-        self._produce_seconds = Histogram(_SECONDS)
-        self._sync_seconds = Histogram(_SECONDS)
-        self._group_bytes = Histogram(_BYTES)
-        self._group_batches = Histogram(_BATCHES)
+        self.produce_seconds = Histogram(_SECONDS)
+        self.sync_seconds = Histogram(_SECONDS)
+        self.group_bytes = Histogram(_BYTES)
+        self.group_batches = Histogram(_BATCHES)
         self._gauges: dict[str, tuple[str, Callable[[], float]]] = {}
         self.gauge(
             "memory_anonymous_bytes",
@@ -69,20 +69,20 @@ class Metrics(Collector):
 
     def appended(self, records: int, size: int, seconds: float) -> None:
         """A batch of `size` bytes was answered `seconds` after it was proposed."""
-        self._appended_records += records
-        self._appended_batches += 1
-        self._appended_bytes += size
-        self._produce_seconds.observe(seconds)
+        self.appended_records += records
+        self.appended_batches += 1
+        self.appended_bytes += size
+        self.produce_seconds.observe(seconds)
 
     def group_written(self, batches: int, size: int, seconds: float) -> None:
         """A group of batches was made durable by one write and fdatasync."""
-        self._group_batches.observe(batches)
-        self._group_bytes.observe(size)
-        self._sync_seconds.observe(seconds)
+        self.group_batches.observe(batches)
+        self.group_bytes.observe(size)
+        self.sync_seconds.observe(seconds)
 
     def consumed(self, size: int) -> None:
         """Stored bytes were handed to a reader."""
-        self._consumed_bytes += size
+        self.consumed_bytes += size
 
     def refused(self, reason: str) -> None:
         """A request was answered by the error of this reason (errors.py: a bounded set)."""
@@ -100,10 +100,10 @@ class Metrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         for name, documentation, value in (
-            ("appended_records", "Records appended.", self._appended_records),
-            ("appended_batches", "Batches appended.", self._appended_batches),
-            ("appended_bytes", "Bytes of batches appended.", self._appended_bytes),
-            ("consumed_bytes", "Stored bytes handed to readers.", self._consumed_bytes),
+            ("appended_records", "Records appended.", self.appended_records),
+            ("appended_batches", "Batches appended.", self.appended_batches),
+            ("appended_bytes", "Bytes of batches appended.", self.appended_bytes),
+            ("consumed_bytes", "Stored bytes handed to readers.", self.consumed_bytes),
         ):
             yield CounterMetricFamily(f"proglog_{name}", documentation, value)
         refused = CounterMetricFamily(
@@ -113,10 +113,10 @@ class Metrics(Collector):
             refused.add_metric([reason], count)
         yield refused
         for name, documentation, histogram in (
-            ("produce_duration_seconds", "From proposal to answer.", self._produce_seconds),
-            ("fdatasync_duration_seconds", "One write and fdatasync.", self._sync_seconds),
-            ("write_group_bytes", "Bytes made durable together.", self._group_bytes),
-            ("write_group_batches", "Batches made durable together.", self._group_batches),
+            ("produce_duration_seconds", "From proposal to answer.", self.produce_seconds),
+            ("fdatasync_duration_seconds", "One write and fdatasync.", self.sync_seconds),
+            ("write_group_bytes", "Bytes made durable together.", self.group_bytes),
+            ("write_group_batches", "Batches made durable together.", self.group_batches),
         ):
             yield _family(f"proglog_{name}", documentation, histogram)
         for name, (documentation, read) in self._gauges.items():

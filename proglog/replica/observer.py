@@ -13,5 +13,8 @@ class Observer(Protocol):
     def appended(self, records: int, size: int, seconds: float) -> None:
         """A batch was committed, so long after it was proposed."""
 
+    def consumed(self, size: int) -> None:
+        """Stored bytes were handed to a reader, whatever it speaks."""
+
     def failed(self, error: BaseException) -> None:
         """The replica cannot go on; the node must stop."""

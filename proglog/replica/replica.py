@@ -269,6 +269,7 @@ class Replica:
             else:
                 next_offset = run.headers[-1].next_offset
                 if data := data_only(run.data, run.headers):
+                    self._observer.consumed(len(data))
                     return Chunk(data, next_offset)
                 offset = max(next_offset, offset)
             self._check_offset(offset)

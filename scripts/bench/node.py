@@ -108,6 +108,8 @@ class Trace:
         answer.add_done_callback(lambda _: self.answered.append(perf_counter()))
         return answer
 
+    def consumed(self, size: int) -> None: ...
+
     def group_written(self, batches: int, size: int, seconds: float) -> None:
         self.group_batches.append(batches)
         self._group_written(batches, size, seconds)

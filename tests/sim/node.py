@@ -257,6 +257,8 @@ class SimNode:
 
     # --- Observer --------------------------------------------------------------------------------
 
+    def consumed(self, size: int) -> None: ...
+
     def group_written(self, batches: int, size: int, seconds: float) -> None:
         pass
 
