@@ -21,7 +21,7 @@ unexport PYTHON VENV ARGS JOBS
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install judges run test check format proto lock bench bench-cluster clean disk net sim mutants
+.PHONY: help install judges run test check format proto lock bench bench-cluster clean console disk net sim mutants
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name text; \
@@ -79,6 +79,10 @@ bench-cluster: install  ## measure three nodes, and their failures
 disk: install  ## run a node on disks that really fail; needs root
 	@scripts/judges.sh $(VENV)/judges mkfs.btrfs=btrfs-progs
 	$(BIN)/python -m pytest tests/disk $(ARGS)
+
+console: install  ## look at the console of three nodes in Chromium
+	@scripts/judges.sh $(VENV)/judges chromium-headless-shell
+	$(BIN)/python -m pytest tests/console $(ARGS)
 
 SECONDS ?= 60
 LOSSES ?= 0.3 0.9 1.1 2 5 14 mute

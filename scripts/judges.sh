@@ -29,7 +29,10 @@ unpack() {
 # Makes a command that finds the libraries which came with it. `exec`: a signal must reach it.
 wrap() {
     for libraries in "$folder"/root/usr/lib/*-linux-*; do :; done
-    for program in "$folder"/root/usr/*bin/"$1"; do :; done
+    # What lies beside its own files is no script that looks for them where it is not.
+    for found in "$folder"/root/usr/*bin/"$1" "$folder"/root/usr/lib/*/"$1"; do
+        [ -x "$found" ] && program=$found
+    done
     printf '#!/bin/sh\nLD_LIBRARY_PATH="%s" exec "%s" "$@"\n' "$libraries" "$program" >"$folder/bin/$1"
     chmod +x "$folder/bin/$1"
     "$folder/bin/$1" --version 2>&1 >/dev/null || "$folder/bin/$1" version 2>&1 >/dev/null ||

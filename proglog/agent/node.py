@@ -354,6 +354,7 @@ class Node:
             self._ports,
             cluster_name=self._config.cluster_name,
             data_dir=Path(self._config.data_dir),
+            answers=lambda uuid: self.peers.peer(uuid).control.is_open,
             not_ready=probes.ready,
             not_live=probes.live,
             history=history,

@@ -31,6 +31,7 @@ class Watch:
         *,
         cluster_name: str,
         data_dir: Path,
+        answers: Callable[[str], bool],
         not_ready: Callable[[], str],
         not_live: Callable[[], str],
         history: History,
@@ -41,6 +42,7 @@ class Watch:
         self._clock = ports.clock
         self._cluster_name = cluster_name
         self._data_dir = data_dir
+        self._answers = answers
         self._not_ready = not_ready
         self._not_live = not_live
         self._history = history
@@ -105,7 +107,7 @@ class Watch:
                 here=server.name == status.node,
                 gossip=str(gossip.get(server.name, "unknown")),
                 behind=None if server.match_index is None else last - server.match_index,
-                answers=server.active,
+                answers=server.name == status.node or self._answers(server.uuid),
             )
             for server in sorted(status.servers, key=lambda server: server.name)
         )

@@ -33,15 +33,12 @@ class ServerView:
     """"alive", "leaving", "left", "failed", or "unknown": gossip has not heard of it."""
     behind: int | None
     """Batches that the leader has and it lacks; only the leader knows."""
-    answers: bool | None
-    """It has answered the leader lately; only the leader knows."""
+    answers: bool
+    """A connection for consensus is open to it, and it answers there; or it is here."""
 
     @property
     def silent(self) -> bool:
-        """Nobody hears it, as far as this node knows."""
-        if self.here or self.answers:
-            return False
-        return self.answers is False or self.gossip in {"failed", "left"}
+        return not self.answers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,8 +163,7 @@ def _behind(view: View) -> Iterator[Reason]:
     for server in view.servers:
         if server.behind is not None and server.behind > _BEHIND_MANY and not server.silent:
             what = f"{server.name} is {server.behind} batches behind"
-            why = "It is catching up." if server.answers else "It has not answered yet."
-            yield Reason(Mood.WARN if server.votes else Mood.INFO, what, why)
+            yield Reason(Mood.WARN if server.votes else Mood.INFO, what, "It is catching up.")
 
 
 def _disk(view: View) -> Iterator[Reason]:

@@ -14,6 +14,8 @@ from proglog.batch import Kind, ProposedBatch
 from proglog.errors import OffsetOutOfRange, ProglogError, UnknownLog
 from proglog.gateway import Gateway, Probes
 from proglog.net.listening import listen
+from proglog.gateway.console.feed import Feed
+from proglog.observability.history import History
 from proglog.observability.metrics import Metrics
 from proglog.rpc.mux import Mux
 from proglog.rpc.routes import Routes
@@ -120,6 +122,7 @@ class Node:
     metrics: Metrics
     gateway: Gateway
     probes: dict[str, str]
+    feed: Feed
     host: str = ""
     port: int = 0
     http: aiohttp.ClientSession = field(init=False)
@@ -148,10 +151,15 @@ async def node() -> AsyncIterator[Node]:
         ready=lambda: answers["ready"],
         started=lambda: answers["started"],
     )
+    feed = Feed(History(metrics, lambda: replica.next))
     gateway = Gateway(
-        FakeLogs(replica), metrics, allowed_hosts=["log.example", "Other.Example:80"], probes=probes
+        FakeLogs(replica),
+        metrics,
+        allowed_hosts=["log.example", "Other.Example:80"],
+        probes=probes,
+        feed=feed,
     )
-    node = Node(replica, metrics, gateway, answers)
+    node = Node(replica, metrics, gateway, answers, feed)
     await gateway.start()
     mux = Mux(listen("127.0.0.1", 0), Routes(http=gateway.factory))
     serving = asyncio.get_running_loop().create_task(mux.serve())

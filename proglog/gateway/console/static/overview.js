@@ -6,14 +6,13 @@ import { state } from "./live.js";
 
 const GOSSIP = { alive: "ok", leaving: "warn", left: "bad", failed: "bad", unknown: "plain" };
 const status = (kind, text) => h("span", { class: "status " + kind }, text);
-const silent = (server) => !server.here && (server.answers === false || (server.answers === null && ["failed", "left"].includes(server.gossip)));
 
 function quorum(view) {
   const voters = view.servers.filter((server) => server.votes);
   if (!voters.length) return null;
   const text = `${view.answering} of ${voters.length} ${voters.length === 1 ? "voter" : "voters"}`;
   return h("div", { class: "quorum", role: "img", "aria-label": `${text} answer, ${view.needed} needed` },
-    h("div", { class: "bars" }, voters.map((server) => h("i", { class: silent(server) ? "bad" : "ok" }))),
+    h("div", { class: "bars" }, voters.map((server) => h("i", { class: server.answers ? "ok" : "bad" }))),
     h("div", {}, h("b", {}, text), h("span", { class: "dim" }, `, ${view.needed} needed`)));
 }
 
@@ -62,8 +61,8 @@ function tiles() {
 
 function row(server, behindMost) {
   const cell = (name, kind, ...what) => h("td", { "data-name": name, class: kind }, ...what);
-  const role = server.leads ? h("span", { class: "role" }, icon("crown", 15), "Leader") : status("plain", server.votes ? "Follower" : "Learner");
-  const raft = server.here ? status("ok", "this node") : server.leads ? status("ok", "heard") : server.answers === null ? h("span", { class: "dim" }, "the leader knows") : status(server.answers ? "ok" : "bad", server.answers ? "answers" : "silent");
+  const role = server.leads ? h("span", { class: "role" }, icon("crown", 15), "Leader") : status("plain", !server.votes ? "Learner" : server.answers ? "Follower" : "Unknown");
+  const raft = server.here ? status("ok", "this node") : status(server.answers ? "ok" : "bad", server.answers ? "answers" : "silent");
   return h("tr", {},
     h("th", { scope: "row" }, h("div", { class: "name" }, server.name, server.here && h("span", { class: "chip" }, "this one")),
       h("div", { class: "dim mono small" }, server.address)),

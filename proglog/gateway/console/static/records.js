@@ -25,7 +25,7 @@ function read(row) {
 async function load(at) {
   stop();
   const log = state.view, turn = ++view.asked;
-  view.at = Math.max(log.earliest, Math.min(at, log.next));
+  view.at = Math.max(log.earliest, at);
   try {
     const answer = await fetch(`/v1/records?offset=${view.at}&limit=${PAGE}`);
     const content = await answer.json();
@@ -37,6 +37,13 @@ async function load(at) {
     view.why = `This node cannot be read: ${error.message}`;
   }
   redraw();
+}
+
+// What the node told a second ago may lack what came since.
+async function latest() {
+  let next = state.view.next;
+  try { next = (await (await fetch("/v1/log")).json()).next ?? next; } catch { /* load says why */ }
+  await load(next - PAGE);
 }
 
 function stop() { view.tail?.abort(); view.tail = null; }
@@ -139,7 +146,7 @@ function toolbar() {
       h("input", { id: "to", name: "to", class: "mono", inputmode: "numeric", placeholder: number(log.earliest) + " to " + number(Math.max(log.earliest, log.next - 1)), autocomplete: "off", spellcheck: "false" }), h("kbd", {}, "/")),
     h("div", { class: "buttons" },
       button("Earliest", "first", () => load(log.earliest)), button("Older", "older", () => load((view.at ?? log.next) - PAGE)),
-      button("Newer", "newer", () => load((view.at ?? log.earliest) + PAGE)), button("Latest", "last", () => load(state.view.next - PAGE)),
+      button("Newer", "newer", () => load((view.at ?? log.earliest) + PAGE)), button("Latest", "last", latest),
       h("button", { type: "button", class: "primary" + (view.tail ? " on" : ""), "aria-pressed": String(view.tail !== null), onclick: () => { view.tail ? (stop(), redraw()) : tail(); } },
         icon(view.tail ? "pause" : "play", 16), h("span", {}, view.tail ? "Tailing" : "Tail"))));
 }
@@ -172,7 +179,7 @@ export function records() {
   };
   const page = h("div", { class: "records" }, tools, body);
   redraw();
-  if (view.at === null) load(state.view.next - PAGE); else if (!view.tail) load(view.at);
+  if (view.at === null) latest(); else if (!view.tail) load(view.at);
   return page;
 }
 
