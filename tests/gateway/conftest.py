@@ -13,8 +13,8 @@ from proglog import batch
 from proglog.batch import Kind, ProposedBatch
 from proglog.errors import OffsetOutOfRange, ProglogError, UnknownLog
 from proglog.gateway import Gateway, Probes
-from proglog.net.listening import listen
 from proglog.gateway.console.feed import Feed
+from proglog.net.listening import listen
 from proglog.observability.history import History
 from proglog.observability.metrics import Metrics
 from proglog.rpc.mux import Mux
