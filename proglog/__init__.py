@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from proglog.agent.embedded import open  # noqa: A004  # as in gzip.open
     from proglog.batch import Record, RecordBatch
     from proglog.client.client import Log, connect
-    from proglog.client.sender import Series
+    from proglog.client.columns import NewRecord
+    from proglog.client.producer import Producer
     from proglog.client.tls import Tls
     from proglog.errors import (
         ChangeRefused,
@@ -70,6 +71,7 @@ __all__ = [
     "InvalidRequest",
     "Log",
     "LogClosed",
+    "NewRecord",
     "NotLeader",
     "OffsetMismatch",
     "OffsetOutOfRange",
@@ -77,13 +79,13 @@ __all__ = [
     "Overloaded",
     "PartialDuplicate",
     "PermissionDenied",
+    "Producer",
     "ProglogError",
     "RangeCorrupt",
     "Record",
     "RecordBatch",
     "RecordLost",
     "SequenceGap",
-    "Series",
     "StorageFailed",
     "Tls",
     "TooLarge",
@@ -101,9 +103,10 @@ __all__ = [
 _HOMES = {
     "Description": "proglog.types",
     "Log": "proglog.client.client",
+    "NewRecord": "proglog.client.columns",
+    "Producer": "proglog.client.producer",
     "Record": "proglog.batch",
     "RecordBatch": "proglog.batch",
-    "Series": "proglog.client.sender",
     "Tls": "proglog.client.tls",
     "connect": "proglog.client.client",
     "open": "proglog.agent.embedded",

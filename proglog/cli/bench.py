@@ -22,12 +22,12 @@ import orjson
 from proglog import limits
 from proglog.cli.connection import connected, run_on_loop
 from proglog.cli.parameters import Duration, Json, OptionalListenAddress
-from proglog.client.sender import Series
 from proglog.config import Address
 from proglog.errors import ConfigurationError, CorruptionError, Unavailable
 
 if TYPE_CHECKING:
     from proglog.client.client import Log
+    from proglog.client.producer import Producer
 
 T = TypeVar("T")
 
@@ -126,16 +126,16 @@ async def produce_many(log: Log, values: list[bytes], seconds: float) -> tuple[f
     """
     first = (await log.describe()).next
     offsets: list[Sequence[int]] = []
-    series = Series()  # So that no call comes between the batches of another.
     began = perf_counter()
 
-    async def work() -> None:
+    async def work(out: Producer) -> None:
         while perf_counter() - began < seconds:
-            offsets.append(await log.produce_many(values, series=series))
+            offsets.append(await out.produce_many(values))
 
-    async with asyncio.TaskGroup() as tasks:
+    # One producer, so that no call comes between the batches of another.
+    async with log.producer() as out, asyncio.TaskGroup() as tasks:
         for _ in range(CALLS_INFLIGHT):
-            tasks.create_task(work())
+            tasks.create_task(work(out))
     elapsed = perf_counter() - began
     count = len(offsets) * len(values)
     if sorted(map(_ends, offsets)) != [

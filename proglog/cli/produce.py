@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import orjson
 
-import proglog
 from proglog.cli.connection import connected, run_on_loop
 from proglog.cli.lines import read_lines
 from proglog.cli.parameters import SERVERS_DEFAULT, Json, Servers
@@ -19,6 +18,7 @@ from proglog.errors import ConfigurationError, ProglogError
 
 if TYPE_CHECKING:
     from proglog.client.client import Log
+    from proglog.client.producer import Producer
 
 CHUNKS_INFLIGHT_MAX = 16
 STDIN = Path("/dev/stdin")
@@ -77,29 +77,28 @@ async def _append(
     """
     first: int | None = None
     last: int | None = None
-    series = proglog.Series()
     underway: asyncio.Queue[asyncio.Task[Chunk] | Exception | None]
     underway = asyncio.Queue(CHUNKS_INFLIGHT_MAX)
 
-    async def append(lines: list[bytes]) -> Chunk:
+    async def append(out: Producer, lines: list[bytes]) -> Chunk:
         try:
-            return lines, await log.produce_many(lines, series=series)
+            return lines, await out.produce_many(lines)
         except ProglogError as error:
             return lines, error
 
-    async def hand_over() -> None:
+    async def hand_over(out: Producer) -> None:
         try:
             for path in files:
                 async for lines in read_lines(path):
-                    await underway.put(tasks.create_task(append(lines)))
+                    await underway.put(tasks.create_task(append(out, lines)))
         except (OSError, ProglogError) as error:
             await underway.put(error)
         else:
             await underway.put(None)
 
     try:
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(hand_over())
+        async with log.producer() as out, asyncio.TaskGroup() as tasks:
+            tasks.create_task(hand_over(out))
             while (following := await underway.get()) is not None:
                 if isinstance(following, Exception):
                     raise following

@@ -7,7 +7,8 @@ from collections import deque
 from collections.abc import Sequence
 from itertools import chain
 
-from proglog.errors import ProglogError
+from proglog.client.sender import Unresolved, look_at
+from proglog.errors import OutcomeUnknown, ProglogError
 
 
 class Answers:
@@ -53,6 +54,24 @@ class Answers:
         """Says in an error that ended the call early how many records are in the log before it."""
         error.add_note(f"records appended: {self._appended}")
         self._add_fact(error)
+
+    def unknown(self, message: str) -> ProglogError:
+        """Why the call ends before all answers are there: it may be found out, see `Log.resolve`.
+
+        Its fact `appended` says how many records are in; those after them are in or not.
+        """
+        if self.has_failed:
+            first, *_ = [answer.exception() for answer, _ in self._expected]
+            assert isinstance(first, ProglogError), "batches fail with nothing else"
+            error = first
+        elif self._expected:
+            error = Unresolved(message, {}, self._expected[0][0], 0)
+        else:
+            error = OutcomeUnknown(message)
+        for answer, _ in self._expected:
+            answer.add_done_callback(look_at)
+        self._add_fact(error)
+        return error
 
     def cancel(self) -> None:
         """Nobody asks any more."""

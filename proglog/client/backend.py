@@ -13,15 +13,15 @@ from typing import Literal, NamedTuple, Protocol, TypeAlias, TypeGuard
 
 from proglog import limits
 from proglog.batch import NO_TIMESTAMP, ProposedBatch, Record
-from proglog.errors import ConfigurationError, InvalidRequest, LogClosed
+from proglog.errors import ConfigurationError, InvalidRequest, LogClosed, ProglogError
 from proglog.types import Appended, Chunk, Description
 
 OFFSETS_END = 2**64
 
 
-def log_closed() -> LogClosed:
+def log_closed(message: str = "the log is closed") -> LogClosed:
     """What a log that its user has closed answers to everything."""
-    return LogClosed("the log is closed")
+    return LogClosed(message)
 
 
 class At(NamedTuple):
@@ -110,14 +110,14 @@ def to_milliseconds(moment: int | datetime) -> int:
     return time
 
 
-def to_timeout(seconds: object) -> float:
-    """Checks how long calls may take. Raises ConfigurationError."""
+def to_timeout(seconds: object, error: type[ProglogError] = ConfigurationError) -> float:
+    """Checks how long calls may take. Raises ConfigurationError, or another."""
     if (
         not isinstance(seconds, int | float)
         or isinstance(seconds, bool)
         or not 0 < seconds <= limits.client_timeout_seconds_max  # Also where it is nan.
     ):
-        raise ConfigurationError(
+        raise error(
             "timeout_seconds is a number of seconds, more than 0 and at most"
             f" {limits.client_timeout_seconds_max}, not {seconds!r}"
         )

@@ -6,7 +6,15 @@ import asyncio
 import random
 import ssl
 import warnings
-from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    Awaitable,
+    Callable,
+    Generator,
+    Iterable,
+    Sequence,
+)
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -23,13 +31,20 @@ from proglog.client.backend import (
     to_offset,
     to_timeout,
 )
-from proglog.client.columns import HeadersLike, Rows
+from proglog.client.batcher import Batcher
+from proglog.client.columns import HeadersLike, NewRecord, RecordLike, rows
 from proglog.client.consumer import Consumer, OnGap
 from proglog.client.producer import Producer
-from proglog.client.retry import behind, call_until
-from proglog.client.sender import Series, Unresolved
+from proglog.client.retry import T, behind, call_until
+from proglog.client.sender import Series, Unresolved, look_at
 from proglog.client.tls import Tls, way_of
-from proglog.errors import OffsetOutOfRange, OutcomeUnknown, UsageError
+from proglog.errors import (
+    InvalidRequest,
+    OffsetOutOfRange,
+    OutcomeUnknown,
+    Overloaded,
+    UsageError,
+)
 from proglog.types import Description
 
 
@@ -71,10 +86,10 @@ _running_loop = asyncio._get_running_loop
 """None where no loop runs."""
 
 
-def _abandon(producer: Producer | None, backend: Backend) -> None:
+def _abandon(batcher: Batcher | None, backend: Backend) -> None:
     """Ends what a log left behind that nobody holds any more."""
-    if producer is not None:
-        producer.abort()
+    if batcher is not None:
+        batcher.abort()
     backend.abort()
 
 
@@ -100,7 +115,7 @@ class Log:
         self._idempotent = idempotent
         self._chance = chance or random.Random()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._producer: Producer | None = None
+        self._batcher: Batcher | None = None
         self._closed = False
 
     async def produce(
@@ -111,56 +126,89 @@ class Log:
         timestamp: int | datetime | None = None,
         *,
         expected_offset: int | None = None,
+        timeout_seconds: float | None = None,
     ) -> int:
         """Appends one record; returns its offset once it is durable.
 
-        Calls at the same time travel together. To cancel a call does not take its record back.
-        `timestamp` is milliseconds since the epoch, or a datetime with a time zone; without one the
-        record gets the time of its append. With `expected_offset` the record gets that offset or is
-        not appended.
+        Calls at the same time travel together. To cancel a call does not take its record back, so
+        use `timeout_seconds` in place of `asyncio.timeout`: only then the error tells what may have
+        become of the record. It may be shorter than that of the log. `timestamp` is milliseconds
+        since the epoch, or a datetime with a time zone; without one the record gets the time of its
+        append. With `expected_offset` the record gets that offset or is not appended.
 
         Raises ProglogError; OutcomeUnknown where the record may be in the log or not, see
         `resolve`; OffsetMismatch where the log goes on at another offset than the expected one.
         What is no record fails its own call alone, with TypeError, InvalidRequest or InvalidBatch.
         """
-        if expected_offset is not None:
-            columns = [value], [key], [headers], [timestamp]
-            return (await self.produce_many(*columns, expected_offset=expected_offset))[0]
-        if _running_loop() is not self._loop:
-            self._check_open()
-        return await (self._producer or self._start_producer()).add(value, key, headers, timestamp)
+        if expected_offset is None and timeout_seconds is None:
+            if _running_loop() is not self._loop:
+                self._check_open()
+            lane = (self._batcher or self._start_batcher()).lane
+            return await lane.add(value, key, headers, timestamp)
+        if expected_offset is None:
+            return await self._produce_within(timeout_seconds, value, key, headers, timestamp)
+        offsets = await self.produce_many(
+            [NewRecord(value, key, headers, timestamp)],
+            expected_offset=expected_offset,
+            timeout_seconds=timeout_seconds,
+        )
+        return offsets[0]
+
+    async def _produce_within(
+        self,
+        timeout_seconds: object,
+        value: bytes,
+        key: bytes | None,
+        headers: HeadersLike | None,
+        timestamp: int | datetime | None,
+    ) -> int:
+        self._check_open()
+        seconds = to_timeout(timeout_seconds, InvalidRequest)
+        lane = (self._batcher or self._start_batcher()).lane
+        accepted: asyncio.Future[int] | None = None
+        try:
+            async with asyncio.timeout(seconds):
+                accepted = await lane.accept(value, key, headers, timestamp)
+                return await asyncio.shield(accepted)
+        except TimeoutError:
+            if accepted is None:
+                raise Overloaded(f"no room for the record within {seconds:g} s") from None
+            accepted.add_done_callback(look_at)
+            raise Unresolved(f"no answer within {seconds:g} s", {}, accepted, 0) from None
 
     async def produce_many(
         self,
-        values: Iterable[bytes],
-        keys: Iterable[bytes | None] | None = None,
-        headers: Iterable[HeadersLike | None] | None = None,
-        timestamps: Iterable[int | datetime | None] | None = None,
+        records: Iterable[RecordLike] | AsyncIterable[RecordLike],
         *,
         expected_offset: int | None = None,
-        series: Series | None = None,
+        timeout_seconds: float | None = None,
     ) -> Sequence[int]:
         """Appends many records in their order; returns their offsets once all are durable.
 
-        Any iterables will do, also endless ones: they are gone through once, no faster than there
-        is room for what they yield. The records travel in several batches, between which records of
-        others may come. If it raises, the first of them may have been appended, and nothing behind
-        one that was not: the error's fact `appended` says how many. An error of an iterable passes
-        as it is, with a note of that number. With `expected_offset` they are one batch, of which
-        the first record gets that offset, or nothing is appended.
-
-        Calls that share a `series` do so as if they were one: none waits for the answer to the one
-        before it, and yet they are appended in the order in which they were made, and nothing
-        behind a record that was not appended (EarlierRefused).
+        A record is a value, or a NewRecord where that alone does not do. Any iterable or async
+        iterable will do, also an endless one: it is gone through once, no faster than there is room
+        for what it yields, and nothing is held up while it runs. The records travel in several
+        batches, between which records of others may come. If it raises, the first of them may have
+        been appended, and nothing behind one that was not: the error's fact `appended` says how
+        many. An error of the iterable passes as it is, with a note of that number. With
+        `expected_offset` they are one batch, of which the first record gets that offset, or nothing
+        is appended.
 
         Raises ProglogError, as `produce` does, and TypeError for what is no record.
         """
         self._check_loop()
-        records = Rows(values, keys, headers, timestamps)
+        seconds = None if timeout_seconds is None else to_timeout(timeout_seconds, InvalidRequest)
         expected = None if expected_offset is None else to_offset(expected_offset)
-        return await (self._producer or self._start_producer()).add_many(
-            records, series or Series(), expected
-        )
+        batcher = self._batcher or self._start_batcher()
+        return await batcher.add_many(rows(records), Series(), expected, seconds)
+
+    def producer(self) -> Producer:
+        """An ordered stream of records, whose `send` does not wait for the answer.
+
+        Use it as `async with log.producer() as out`. Several of one log are independent.
+        """
+        self._check_open()
+        return Producer(self._batcher or self._start_batcher())
 
     async def resolve(self, unknown: OutcomeUnknown) -> int:
         """Waits for what became of a record after all; returns its offset.
@@ -213,14 +261,16 @@ class Log:
         """Like `consume`, but whole batches at a time: several times faster."""
         return self._consumer(offset, timestamp, follow, linearizable, after, on_gap).batches()
 
-    async def read(self, offset: int, *, after: int | None = None) -> Record:
+    async def read(
+        self, offset: int, *, after: int | None = None, timeout_seconds: float | None = None
+    ) -> Record:
         """One record. Raises OffsetOutOfRange where there is none (yet, or any more).
 
         A node that has not got the record at `after` yet is waited for, as in `consume`.
         """
         self._check_open()
         checked = to_offset(offset)
-        return await call_until(lambda: self._read(checked, after), self._timeout, self._chance)
+        return await self._call(lambda: self._read(checked, after), timeout_seconds)
 
     async def _read(self, offset: int, after: int | None) -> Record:
         try:
@@ -231,10 +281,16 @@ class Log:
                 raise
             raise behind(after) from None
 
-    async def describe(self) -> Description:
+    async def describe(self, *, timeout_seconds: float | None = None) -> Description:
         """What the log holds, and who leads it."""
         self._check_open()
-        return await call_until(self._backend.describe, self._timeout, self._chance)
+        return await self._call(self._backend.describe, timeout_seconds)
+
+    async def _call(self, call: Callable[[], Awaitable[T]], timeout_seconds: float | None) -> T:
+        seconds = self._timeout
+        if timeout_seconds is not None:
+            seconds = to_timeout(timeout_seconds, InvalidRequest)
+        return await call_until(call, seconds, self._chance)
 
     async def close(self) -> None:
         """Waits for the answers to all records accepted, then lets go of everything.
@@ -270,7 +326,7 @@ class Log:
             return
         # Its tasks and connections know nothing of this object, or it could not be dropped. The
         # collector may run in any thread.
-        loop.call_soon_threadsafe(_abandon, self._producer, self._backend)
+        loop.call_soon_threadsafe(_abandon, self._batcher, self._backend)
 
     async def __aexit__(
         self,
@@ -285,8 +341,8 @@ class Log:
             self._check_loop()
         self._closed = True
         try:
-            if self._producer is not None:
-                await self._producer.close(flush=flush)
+            if self._batcher is not None:
+                await self._batcher.close(flush=flush)
         finally:
             await self._backend.close()
 
@@ -305,16 +361,16 @@ class Log:
         if _running_loop() is not self._loop:
             raise UsageError("the log belongs to the event loop on which it was entered")
 
-    def _start_producer(self) -> Producer:
+    def _start_batcher(self) -> Batcher:
         self._check_open()
-        self._producer = Producer(
+        self._batcher = Batcher(
             self._backend,
             timeout_seconds=self._timeout,
             compress=self._compress,
             idempotent=self._idempotent,
             chance=self._chance,
         )
-        return self._producer
+        return self._batcher
 
     def _consumer(
         self,

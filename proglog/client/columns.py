@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sized
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime
-from itertools import repeat
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from proglog import limits
-from proglog.batch import Body, RecordHeaders, check_record_headers, encode
+from proglog.batch import Body, Record, RecordHeaders, check_record_headers, encode
 from proglog.client.backend import to_milliseconds
-from proglog.errors import InvalidRequest, TooLarge
+from proglog.errors import TooLarge
 
 HeadersLike: TypeAlias = Mapping[str, bytes] | Iterable[tuple[str, bytes]]
 
@@ -22,8 +22,6 @@ KEY_BYTES, TIMESTAMP_BYTES, HEADERS_BYTES, HEADER_BYTES = 4, 8, 2, 6
 
 Checked: TypeAlias = tuple[int, bytes, bytes | None, RecordHeaders, int | None]
 """A record that any batch may hold: its bytes in one, value, key, headers, timestamp."""
-
-_MISSING: Any = object()
 
 
 def check_record(
@@ -107,33 +105,49 @@ class Columns:
 # --- many at once --------------------------------------------------------------------------------
 
 
+class NewRecord(NamedTuple):
+    """A record to be appended, where its value alone does not do.
+
+    `timestamp` is milliseconds since the epoch, or a datetime with a time zone.
+    """
+
+    value: bytes
+    key: bytes | None = None
+    headers: HeadersLike | None = None
+    timestamp: int | datetime | None = None
+
+
+RecordLike: TypeAlias = bytes | NewRecord | Record
+"""A value; or what has a key, headers and a time too. The offset of a `Record` is not looked at."""
+
+
+def rows(records: object) -> Rows | ArrivingRows:
+    """Records of whatever iterable, or async iterable, their user gave. Raises TypeError."""
+    if not isinstance(records, str | bytes | bytearray | memoryview | Mapping):
+        if isinstance(records, AsyncIterable):
+            return ArrivingRows(records)
+        with suppress(TypeError):
+            return Rows(iter(records))  # type: ignore[call-overload]  # that is the question
+    raise TypeError(
+        "records are an iterable with an entry for each, like a list, a generator, an open file or"
+        f" an async generator, not {type(records).__name__}; one record goes to `produce`"
+    )
+
+
 class Rows:
-    """The records of one call, taken in one pass from whatever iterables its user gave.
+    """The records of one call, taken in one pass from an iterator.
 
     They are checked as they are taken, so that no more of them need be held than one batch.
     """
 
-    def __init__(
-        self,
-        values: Iterable[bytes],
-        keys: Iterable[bytes | None] | None,
-        headers: Iterable[HeadersLike | None] | None,
-        timestamps: Iterable[int | datetime | None] | None,
-    ) -> None:
-        """Raises TypeError, or InvalidRequest where columns that have a length differ in it."""
-        others = {"keys": keys, "headers": headers, "timestamps": timestamps}
-        columns = {"values": values} | {n: c for n, c in others.items() if c is not None}
-        if len({len(column) for column in columns.values() if isinstance(column, Sized)}) > 1:
-            raise _uneven()
-        iterators = {name: _iterator(name, column) for name, column in columns.items()}
-        values_only = zip(iterators["values"], repeat(None), repeat(None), repeat(None))
-        self._rows = values_only if len(columns) == 1 else _in_step(iterators, list(others))
+    def __init__(self, records: Iterator[Any]) -> None:
+        self._records = records
         self._left: Checked | None = None
 
-    def take(self, bytes_max: int) -> tuple[Columns, int]:
+    async def take(self, bytes_max: int) -> tuple[Columns, int]:
         """The next records, as many as fit but at least one, and their bytes; none at the end.
 
-        Raises what `check_record` raises, and what the iterables raise.
+        Raises what `check_record` raises, and what the iterable raises.
         """
         taken, size = Columns(), 0
         if self._left is not None:
@@ -141,15 +155,15 @@ class Rows:
             size = self._left[0]
             self._left = None
         values = taken.values
-        for value, key, headers, timestamp in self._rows:
-            if type(value) is bytes and key is headers is timestamp is None:
-                # As `check_record` has it, but most records are like this one.
-                bytes_after = size + LENGTH_BYTES + len(value)
+        for item in self._records:
+            if type(item) is bytes:
+                # As `check_item` has it, but most records are like this one.
+                bytes_after = size + LENGTH_BYTES + len(item)
                 if bytes_after <= bytes_max:
-                    values.append(value)
+                    values.append(item)
                     size = bytes_after
                     continue
-            record = check_record(value, key, headers, timestamp)
+            record = check_item(item)
             if size + record[0] > bytes_max and values:
                 self._left = record
                 break
@@ -157,41 +171,115 @@ class Rows:
             size += record[0]
         return taken, size
 
-    def take_all(self) -> tuple[Columns, int]:
+    async def take_all(self) -> tuple[Columns, int]:
         """All records, for one batch. Raises TooLarge too."""
-        taken, size = self.take(limits.batch_bytes_max)
+        taken, size = await self.take(limits.batch_bytes_max)
         if self._left is not None:
-            raise TooLarge(
-                "the records are too many for one batch, which they have to share",
-                bytes=size + self._left[0],
-                bytes_max=limits.batch_bytes_max,
-            )
+            raise _too_many(size + self._left[0])
         return taken, size
 
+    async def close(self) -> None:
+        """An iterator needs no good-bye."""
 
-def _iterator(name: str, column: Iterable[Any]) -> Iterator[Any]:
-    """Raises TypeError for what is no iterable of records, or of something else by accident."""
-    if not isinstance(column, str | bytes | bytearray | memoryview | Mapping):
-        with suppress(TypeError):
-            return iter(column)
-    raise TypeError(
-        f"{name} are an iterable with an entry for each record, like a list, a generator or an open"
-        f" file, not {type(column).__name__}"
+
+class ArrivingRows:
+    """The same of an async iterable: what has arrived by the time of asking is a batch.
+
+    One task goes through it from its beginning to its end, as its author may rely on, and it is
+    closed however that ends.
+    """
+
+    def __init__(self, records: AsyncIterable[Any]) -> None:
+        self._records = records
+        self._bytes_max = limits.client_batch_bytes_target
+        self._arrived = Columns()
+        self._size = 0
+        self._waiting = 0
+        """Bytes of the record for which there is no room."""
+        self._change = asyncio.Event()
+        self._room = asyncio.Event()
+        self._pulling: asyncio.Task[None] | None = None
+
+    async def take(self, bytes_max: int) -> tuple[Columns, int]:
+        """See `Rows.take`."""
+        self._bytes_max = bytes_max
+        while not self._arrived.values and not self._is_over():
+            await self._wait()
+        if not self._arrived.values:
+            self._raise()
+        return self._hand_out()
+
+    async def take_all(self) -> tuple[Columns, int]:
+        """See `Rows.take_all`."""
+        self._bytes_max = limits.batch_bytes_max
+        while not self._is_over():
+            if self._waiting:
+                raise _too_many(self._size + self._waiting)
+            await self._wait()
+        self._raise()
+        return self._hand_out()
+
+    def _hand_out(self) -> tuple[Columns, int]:
+        arrived = self._arrived, self._size
+        self._arrived, self._size = Columns(), 0
+        self._room.set()
+        return arrived
+
+    async def close(self) -> None:
+        """Ends going through it, if that has not ended."""
+        if self._pulling is not None:
+            self._pulling.cancel()
+            await asyncio.wait([self._pulling])
+            if not self._pulling.cancelled():
+                self._pulling.exception()  # It was raised, or something before it was.
+
+    def _is_over(self) -> bool:
+        return self._pulling is not None and self._pulling.done()
+
+    async def _wait(self) -> None:
+        if self._pulling is None:
+            self._pulling = asyncio.get_running_loop().create_task(self._pull())
+            self._pulling.add_done_callback(lambda _: self._change.set())
+        self._change.clear()
+        await self._change.wait()
+
+    def _raise(self) -> None:
+        """Raises what the iterable raised."""
+        if self._pulling is not None and self._pulling.done():
+            self._pulling.result()
+
+    async def _pull(self) -> None:
+        records = aiter(self._records)
+        try:
+            async for item in records:
+                record = check_item(item)
+                if self._arrived.values and self._size + record[0] > self._bytes_max:
+                    self._waiting = record[0]
+                    self._change.set()
+                    self._room.clear()
+                    await self._room.wait()
+                    self._waiting = 0
+                self._arrived.add(record)
+                self._size += record[0]
+                self._change.set()
+        finally:
+            if isinstance(records, AsyncGenerator):
+                await records.aclose()
+
+
+def check_item(item: object) -> Checked:
+    """An item of an iterable as a record. Raises what `check_record` raises."""
+    match item:
+        case NewRecord(value, key, headers, timestamp):
+            return check_record(value, key, headers, timestamp)
+        case Record(_, value, key, pairs, timestamp):
+            return check_record(value, key, pairs, timestamp)
+    return check_record(item)
+
+
+def _too_many(size: int) -> TooLarge:
+    return TooLarge(
+        "the records are too many for one batch, which they have to share",
+        bytes=size,
+        bytes_max=limits.batch_bytes_max,
     )
-
-
-def _in_step(columns: dict[str, Iterator[Any]], others: list[str]) -> Iterator[Any]:
-    """Values with their keys, headers and timestamps. Raises InvalidRequest where they run out."""
-    following = [columns.get(name, repeat(None)) for name in others]
-    for value in columns["values"]:
-        row = value, *(next(column, _MISSING) for column in following)
-        if any(entry is _MISSING for entry in row):
-            raise _uneven()
-        yield row
-    given = [columns[name] for name in others if name in columns]
-    if any(next(column, _MISSING) is not _MISSING for column in given):
-        raise _uneven()
-
-
-def _uneven() -> InvalidRequest:
-    return InvalidRequest("each column holds as many entries as there are values")

@@ -1,233 +1,110 @@
-"""The producer: gathers records into batches, in the order in which they are added.
-
-Records gather, without any lingering, while the batch before them is under way: alone a record
-leaves at once, under load batches grow by themselves. Full batches do not wait for an answer; up to
-`client_inflight_batches_max` are under way. `sender` brings them to the log.
-"""
+"""An ordered stream of records: nothing is appended behind one that was not."""
 
 from __future__ import annotations
 
 import asyncio
 import copy
-import random
-from collections.abc import Awaitable, Sequence
+from collections.abc import AsyncIterable, Iterable, Sequence
 from datetime import datetime
+from types import TracebackType
+from typing import Self
 
-from proglog import limits
-from proglog.client.answers import Answers
-from proglog.client.backend import Backend
-from proglog.client.budget import Budget
-from proglog.client.columns import (
-    LENGTH_BYTES,
-    Checked,
-    Columns,
-    HeadersLike,
-    Rows,
-    check_record,
-    check_size,
-)
-from proglog.client.sender import Batch, Sender, Series
-from proglog.errors import Internal
-
-
-class _Gathering(Columns):
-    """Records that will be the next batch.
-
-    `reserved` bytes of the producer's budget are meant for it, and `room` of them are still free.
-    """
-
-    __slots__ = ("deadline", "futures", "reserved", "room")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.futures: list[asyncio.Future[int]] = []
-        self.reserved = 0
-        self.room = 0
-        self.deadline = 0.0
-
-    @property
-    def size(self) -> int:
-        return self.reserved - self.room
+from proglog.client.backend import log_closed
+from proglog.client.batcher import Batcher
+from proglog.client.columns import HeadersLike, RecordLike, rows
+from proglog.client.sender import Series
+from proglog.errors import EarlierRefused, ProglogError
 
 
 class Producer:
-    """Appends records to one log, in the order in which they are added."""
+    """Appends records in the order of the calls, many at a time. `Log.producer` makes it.
 
-    def __init__(
-        self,
-        backend: Backend,
-        *,
-        timeout_seconds: float,
-        compress: bool,
-        idempotent: bool,
-        chance: random.Random,
-    ) -> None:
-        self._timeout = timeout_seconds
-        self._compress = compress
-        self._loop = asyncio.get_running_loop()
-        self._create_future = self._loop.create_future
-        self._budget = Budget(limits.client_buffer_bytes_max)
-        self._gathering = _Gathering()
-        self._sender = Sender(backend, self, self._budget, idempotent=idempotent, chance=chance)
+    Use it as an async context manager. Leaving the block waits until all is durable, as `flush`;
+    leaving it by an exception waits for nothing, and what was accepted goes on.
 
-    async def close(self, *, flush: bool = True) -> None:
-        """Takes no more records; waits for all answers, or with `flush=False` for none."""
-        await self._sender.close(flush=flush)
+    After the first failure every call raises it, for all that was handed over later is refused. An
+    error's fact `appended` says how many records of this producer are in the log before it. What
+    never was a record, or an error of an iterable, counts as a failure too; where it is no
+    ProglogError, later calls raise EarlierRefused.
+    """
 
-    def abort(self) -> None:
-        """As `close` without `flush`, where nobody can wait for it."""
-        self._sender.abort()
+    def __init__(self, batcher: Batcher) -> None:
+        self._batcher = batcher
+        self._series = Series()
+        self._lane = batcher.open_lane(self._series)
+        self._closed = False
 
-    # --- records come in -------------------------------------------------------------------------
-
-    def add(
+    async def send(
         self,
         value: bytes,
         key: bytes | None = None,
         headers: HeadersLike | None = None,
         timestamp: int | datetime | None = None,
-    ) -> Awaitable[int]:
-        """Accepts one record; awaiting gives its offset. Await it at once: it may have to wait.
+    ) -> asyncio.Future[int]:
+        """Hands over one record, as soon as there is room for it; gives its offset to come.
 
-        Every record takes this path, so it is a plain function and does as little as it can.
+        Nobody need await the future: `flush` and leaving the block tell what failed. Cancelled
+        while it waits for room, the record was not handed over.
+
         Raises ProglogError or TypeError.
         """
-        if (
-            type(value) is not bytes
-            or key is not None
-            or headers is not None
-            or timestamp is not None
-        ):
-            record = check_record(value, key, headers, timestamp)
-            return self._place(record) if self._make_room(record[0]) else self._add_later(record)
-        size = len(value) + LENGTH_BYTES
-        if size > self._gathering.room and not self._make_room(size):
-            return self._add_later((size, value, None, (), None))
-        gathering = self._gathering
-        gathering.room -= size
-        gathering.values.append(value)
-        future = self._create_future()
-        gathering.futures.append(future)
-        return future
-
-    async def _add_later(self, record: Checked) -> int:
-        size = record[0]
-        await self._take(size)
-        self._cut(size)
-        self._reserve(size)
-        return await self._place(record)
-
-    def _place(self, record: Checked) -> asyncio.Future[int]:
-        gathering = self._gathering
-        gathering.room -= record[0]
-        gathering.add(record)
-        future = self._create_future()
-        gathering.futures.append(future)
-        return future
-
-    def _make_room(self, size: int) -> bool:
-        """Makes room for `size` bytes in the gathering batch; False if it has to be waited for.
-
-        Raises TooLarge, or what closed this producer.
-        """
-        self._check_open()
-        check_size(size)
-        if size <= self._gathering.room:
-            return True
-        self._cut(size)
-        most = limits.client_batch_bytes_target - self._gathering.size
-        granted = self._budget.take_now(size, most)
-        # Where this record has to wait, no smaller one may slip in before it.
-        self._reserve(granted or -self._gathering.room)
-        return granted > 0
-
-    def _reserve(self, size: int) -> None:
-        """Adds bytes taken from the budget to the gathering batch, or gives unused ones back."""
-        gathering = self._gathering
-        gathering.reserved += size
-        gathering.room += size
-        if size < 0:
-            self._budget.give(-size)
-        elif size > 0 and not gathering.values:
-            gathering.deadline = self._loop.time() + self._timeout
-            self._sender.wake()
-
-    def _cut(self, size: int) -> None:
-        """Ends the gathering batch if `size` more bytes were too much for it."""
-        if self._gathering.size + size > limits.client_batch_bytes_target:
-            self.finish()
-
-    @property
-    def deadline(self) -> float | None:
-        """Of the first record that gathers, loop time; None if there is no record."""
-        return self._gathering.deadline if self._gathering.values else None
-
-    def finish(self) -> None:
-        """Makes a batch of the records that gather."""
-        if not self._gathering.values:
-            return
-        self._reserve(-self._gathering.room)
-        done, self._gathering = self._gathering, _Gathering()
+        self._check()
         try:
-            body = done.encode(compress=self._compress)
-        except Exception as error:  # noqa: BLE001  # Whatever it is: these records alone fail.
-            self._budget.give(done.size)
-            for future in done.futures:
-                if not future.done():
-                    future.set_exception(Internal(f"the batch could not be encoded: {error!r}"))
-            return
-        self._sender.enqueue(Batch(body, done.futures, done.size, done.deadline))
-
-    async def add_many(
-        self, records: Rows, series: Series, expected_offset: int | None = None
-    ) -> Sequence[int]:
-        """Accepts many records as whole batches, without an object for each; gives their offsets.
-
-        With `expected_offset` they are one batch, which is appended there or not at all.
-
-        Raises ProglogError, the first one, once all batches are answered; or what `records` raise.
-        """
-        answers = Answers()
-        try:
-            try:
-                await self._hand_over(records, series, expected_offset, answers)
-            except Exception as error:
-                await answers.all()  # Where a record before it was refused, that is raised.
-                answers.note(error)
-                raise
-            await answers.all()
-        except BaseException:  # cancelled too: nobody asks for the answers any more
-            answers.cancel()
+            return await self._lane.accept(value, key, headers, timestamp)
+        except Exception as error:
+            self._series.failed(error)
             raise
-        return answers.offsets()
 
-    async def _hand_over(
-        self, records: Rows, series: Series, expected_offset: int | None, answers: Answers
+    async def produce_many(
+        self, records: Iterable[RecordLike] | AsyncIterable[RecordLike]
+    ) -> Sequence[int]:
+        """As `Log.produce_many`, in its turn among the records of this producer.
+
+        Calls may overlap: none waits for the answers to the one before it.
+        """
+        self._check()
+        return await self._batcher.add_many(rows(records), self._series)
+
+    async def flush(self) -> int:
+        """Waits until all that was handed over is durable; how many records that are.
+
+        Raises ProglogError: the first failure.
+        """
+        while self._lane.deadline is not None or not self._series.is_settled:
+            self._series.change.clear()
+            await self._series.change.wait()
+        self._check_failure()
+        return self._series.appended
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
-        """Takes records batch by batch, and stops at the first batch that was refused."""
-        async with series.in_turn():
-            while not answers.has_failed:
-                if expected_offset is None:
-                    taken, size = records.take(limits.client_batch_bytes_target)
-                else:
-                    taken, size = records.take_all()
-                if not taken.values:
-                    return
-                body = taken.encode(compress=self._compress)
-                await self._take(size)
-                self.finish()
-                deadline = self._loop.time() + self._timeout
-                answer = answers.expect(self._create_future(), body.count)
-                self._sender.enqueue(Batch(body, [answer], size, deadline, expected_offset, series))
-                await asyncio.sleep(0)  # For other tasks, though there may be room for more.
+        if self._closed:
+            return
+        self._closed = True
+        self._batcher.close_lane(self._lane)
+        if exc is None:
+            await self.flush()
 
-    async def _take(self, size: int) -> None:
-        self._check_open()
-        await self._budget.take(size)
-        if self._sender.closed is not None:
-            self._budget.give(size)
-            self._check_open()
+    def _check(self) -> None:
+        if self._closed:
+            raise log_closed("the producer is closed")
+        self._check_failure()
 
-    def _check_open(self) -> None:
-        if self._sender.closed is not None:
-            raise copy.copy(self._sender.closed)
+    def _check_failure(self) -> None:
+        failure = self._series.failure
+        if failure is None:
+            return
+        again = (
+            copy.copy(failure)
+            if isinstance(failure, ProglogError)
+            else EarlierRefused(f"a record before these was none: {failure!r}")
+        )
+        again.facts = again.facts | {"appended": str(self._series.appended)}
+        raise again

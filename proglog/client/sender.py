@@ -77,6 +77,9 @@ class Unresolved(OutcomeUnknown):
         self.first = first
         self.position = position
 
+    def __copy__(self) -> Unresolved:
+        return Unresolved(str(self), self.facts, self.first, self.position)
+
 
 class Series:
     """Batches that are appended in the order in which they were handed over, up to the first that
@@ -84,8 +87,40 @@ class Series:
 
     def __init__(self) -> None:
         self.has_failed = False
+        """Whether a batch was certainly not appended, or will never be known to be."""
+        self.failure: BaseException | None = None
+        """What the first that failed was told, also where its outcome is still being found out."""
+        self.appended = 0
+        """Records, before the first batch that failed."""
+        self.change = asyncio.Event()
+        self._underway = 0
+        self._has_hole = False
         self._is_broken_off = False
         self._turn = asyncio.Lock()
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether each batch was answered, or has failed."""
+        return self._underway == 0
+
+    def enqueued(self) -> None:
+        self._underway += 1
+
+    def was_appended(self, count: int) -> None:
+        self._underway -= 1
+        if not self._has_hole:
+            self.appended += count
+        self.change.set()
+
+    def failed(self, error: BaseException) -> None:
+        """A batch has failed; before it was enqueued even."""
+        self.failure = self.failure or error
+        self.change.set()
+
+    def ended_badly(self, error: BaseException) -> None:
+        self._underway -= 1
+        self._has_hole = True
+        self.failed(error)
 
     @asynccontextmanager
     async def in_turn(self) -> AsyncIterator[None]:
@@ -96,8 +131,9 @@ class Series:
                 if self._is_broken_off:
                     raise _behind_a_failure()
                 yield
-        except BaseException:
+        except BaseException as error:
             self._is_broken_off = True
+            self.failed(error if isinstance(error, Exception) else _behind_a_failure())
             raise
 
 
@@ -221,6 +257,8 @@ class Sender:
 
     def enqueue(self, batch: Batch) -> None:
         """Takes a batch, to be sent behind all others."""
+        if batch.series is not None:
+            batch.series.enqueued()
         if batch.is_behind_a_failure:
             self._fail(batch, _behind_a_failure())
             return
@@ -376,6 +414,8 @@ class Sender:
         self._refusal = None
         self._answered_sequence = batch.next_sequence
         self._budget.give(batch.size)
+        if batch.series is not None and not batch.is_given_up:
+            batch.series.was_appended(batch.body.count)
         for future in batch.futures:
             if not future.done():
                 future.set_result(offset)
@@ -442,11 +482,12 @@ class Sender:
     def _give_up(self, batch: Batch, now: float) -> None:
         """Tells those who wait for a batch that its outcome is unknown, for now."""
         first: asyncio.Future[int] = self._loop.create_future()
-        first.add_done_callback(_look_at)
+        first.add_done_callback(look_at)
         unknown = _unknown(self._refusal)
         for position, future in enumerate(batch.futures):
             if not future.done():
                 future.set_exception(Unresolved(str(unknown), unknown.facts, first, position))
+        self._tell_series(batch, Unresolved(str(unknown), unknown.facts, first, 0))
         self._release(batch)
         batch.futures = [first]
         batch.is_given_up = True
@@ -466,6 +507,16 @@ class Sender:
             if not future.done():
                 # Each gets its own: a shared one would collect the traceback of every task.
                 future.set_exception(copy.copy(error))
+        if not batch.is_given_up:
+            self._tell_series(batch, copy.copy(error))
+
+    def _tell_series(self, batch: Batch, error: BaseException) -> None:
+        """A series tells its user what failed, whoever looks at the futures."""
+        if batch.series is None:
+            return
+        batch.series.ended_badly(error)
+        for future in batch.futures:
+            look_at(future)
 
     def _fail_what_is_behind(self) -> None:
         """Ends the batches whose series has failed: nothing is under way, so none was sent."""
@@ -521,7 +572,7 @@ def _unknown(error: ProglogError | None) -> ProglogError:
     return from_reason(OutcomeUnknown.reason, str(error), error.facts)
 
 
-def _look_at(future: asyncio.Future[int]) -> None:
+def look_at(future: asyncio.Future[int]) -> None:
     """Nobody need ask for it: so that asyncio does not warn of an exception never retrieved."""
     if not future.cancelled():
         future.exception()

@@ -18,7 +18,6 @@ from proglog.cli.app import run
 from proglog.cli.lines import LINE_BYTES_MAX
 from proglog.cli.produce import CHUNKS_INFLIGHT_MAX
 from proglog.client.client import Log
-from proglog.client.sender import Series
 from proglog.errors import DiskFull
 from tests.client.fake import FakeBackend
 
@@ -37,7 +36,11 @@ class MemoryLog:
         self.answers_after = 0.001
         self.described = False
 
-    async def produce_many(self, values: Sequence[bytes], series: Series) -> Sequence[int]:
+    @asynccontextmanager
+    async def producer(self) -> AsyncIterator[MemoryLog]:
+        yield self
+
+    async def produce_many(self, values: Sequence[bytes]) -> Sequence[int]:
         self.chunks += 1
         self.chunks_most = max(self.chunks, self.chunks_most)
         try:

@@ -212,7 +212,7 @@ async def play(
         await calls.make(60)
         await asyncio.wait(calls.tasks)
     await network.settle()
-    assert log._producer._budget.taken == 0
+    assert log._batcher._budget.taken == 0
     results = [
         asyncio.CancelledError() if task.cancelled() else task.exception() or task.result()
         for _, task in calls.asked

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 import proglog
 from proglog import limits
+from proglog.batch import Record
 from proglog.client.client import Log
-from proglog.client.sender import Series
+from proglog.client.columns import NewRecord
 from proglog.errors import (
     ConfigurationError,
     DiskFull,
@@ -24,6 +25,7 @@ from proglog.errors import (
     Internal,
     InvalidBatch,
     InvalidRequest,
+    OutcomeUnknown,
     TooLarge,
 )
 from tests.client.fake import FakeBackend
@@ -81,22 +83,21 @@ async def test_a_file_that_was_opened_as_text(log, backend):
 
 
 @virtual_time
-async def test_columns_are_iterables_too(log, backend):
+async def test_records_with_all_they_have(log, backend):
     await log.produce_many(
-        iter(THREE),
-        (key for key in (None, b"k", b"")),
-        map(dict, [[], [("h", b"1")], []]),
-        iter([1, None, 3]),
+        [
+            NewRecord(b"a", timestamp=1),
+            NewRecord(b"b", b"k", {"h": b"1"}),
+            Record(7, b"c", b"", (("h", b""),), 3),
+            b"d",
+        ]
     )
     assert [record[1:] for record in backend.log.records()] == [
         (b"a", None, (), 1),
         (b"b", b"k", (("h", b"1"),), 1000),
-        (b"c", b"", (), 3),
+        (b"c", b"", (("h", b""),), 3),
+        (b"d", None, (), 1000),
     ]
-
-
-async def arriving():
-    yield b"a"
 
 
 @virtual_time
@@ -108,7 +109,6 @@ async def arriving():
         (bytearray(b"bytes"), "not bytearray"),
         (memoryview(b"bytes"), "not memoryview"),
         ({b"a": b"b"}, "not dict"),
-        (arriving(), "not async_generator"),
         (None, "not NoneType"),
         (5, "not int"),
         (["text"], "a value is bytes"),
@@ -124,25 +124,123 @@ async def test_what_is_no_iterable_of_bytes(log, backend, values, hint):
     assert await log.produce(b"next") == 0
 
 
-@virtual_time
-@pytest.mark.parametrize("wrong", ["text", b"bytes", {b"a": b"b"}, 5, [5], ["text"]], ids=repr)
-@pytest.mark.parametrize("name", ["keys", "headers", "timestamps"])
-async def test_what_is_no_column(log, backend, name, wrong):
-    if wrong == [5] and name == "timestamps":
-        wrong = [5.5]
-    with pytest.raises((TypeError, InvalidRequest)):
-        await log.produce_many([b"a"], **{name: wrong})
-    assert backend.submitted == []
+# --- async iterables -----------------------------------------------------------------------------
+
+
+async def arriving(*items, pause=0.0, closed=None):
+    try:
+        for item in items:
+            if isinstance(item, type):
+                raise item
+            yield item
+            await asyncio.sleep(pause)
+    finally:
+        if closed is not None:
+            closed.append(asyncio.current_task())
+
+
+async def test_any_async_iterable(tmp_path):
+    class Arriving:
+        def __aiter__(self):
+            return arriving(*THREE)
+
+    async with proglog.open(tmp_path / "data") as log:
+        assert await log.produce_many(arriving(*THREE)) == range(3)
+        assert await log.produce_many(Arriving(), expected_offset=3) == range(3, 6)
+        assert list(await log.produce_many(arriving())) == []
+        copied = await log.produce_many(log.consume(0, follow=False))
+        assert copied == range(6, 12)
+        found = [record.value async for record in log.consume(0, follow=False)]
+        assert found == 4 * THREE
 
 
 @virtual_time
-@pytest.mark.parametrize("count", [1, 3])
-@pytest.mark.parametrize("kind", [list, iter])
-async def test_columns_of_another_length(log, backend, count, kind):
-    for name, entry in (("keys", b"k"), ("headers", {}), ("timestamps", 5)):
-        with pytest.raises(InvalidRequest, match=f"{name}|each column"):
-            await log.produce_many(kind([b"a", b"b"]), **{name: kind([entry] * count)})
-    assert backend.submitted == []
+async def test_what_arrives_slowly_does_not_wait_for_more(log, backend):
+    closed = []
+    call = asyncio.ensure_future(
+        log.produce_many(arriving(*THREE, pause=10, closed=closed), timeout_seconds=60)
+    )
+    for number in range(3):
+        await asyncio.sleep(1)
+        assert backend.log.values() == THREE[: number + 1]
+        await asyncio.sleep(9)
+    assert await call == range(3)
+    assert len(closed) == 1
+
+
+@virtual_time
+async def test_what_arrives_quickly_shares_batches_and_waits_for_room(log, backend):
+    async def endless():
+        while True:
+            yield bytes(1000)
+
+    call = asyncio.ensure_future(log.produce_many(endless()))
+    while backend.log.next < 2000:
+        await asyncio.sleep(0)
+    call.cancel()
+    await asyncio.wait([call])
+    assert all(len(batch.body.data) > 200_000 for batch in backend.submitted)
+    assert log._batcher._budget.taken <= 1_000_000
+    assert len(asyncio.all_tasks()) == 2, "this one, and that of the sender"
+
+
+@virtual_time
+async def test_an_async_iterable_that_appends_to_the_same_log(log, backend, monkeypatch):
+    """Nothing is held while it runs."""
+    monkeypatch.setattr(limits, "client_buffer_bytes_max", 1000)
+
+    async def appending():
+        for _ in range(5):
+            yield bytes(900)
+            await log.produce(bytes(900))
+
+    assert list(await log.produce_many(appending())) == [0, 2, 4, 6, 8] or backend.log.next == 10
+    assert backend.log.next == 10
+
+
+@virtual_time
+@pytest.mark.parametrize("atomic", [False, True])
+@pytest.mark.parametrize("wrong", [ZeroDivisionError, "text"], ids=["raises", "str"])
+async def test_an_error_of_an_async_iterable(log, backend, wrong, atomic):
+    closed = []
+    expected = 0 if atomic else None
+    with pytest.raises((ZeroDivisionError, TypeError)) as caught:
+        await log.produce_many(arriving(b"a", b"b", wrong, closed=closed), expected_offset=expected)
+    appended = len(backend.log.values())
+    assert appended == (0 if atomic else 2)
+    assert caught.value.__notes__ == [f"records appended: {appended}"]
+    assert len(closed) == 1
+    assert await log.produce(b"next") == appended
+    assert log._batcher._budget.taken == 0
+
+
+@virtual_time
+@pytest.mark.parametrize("how", ["cancelled", "refused", "too late", "too many"])
+async def test_an_async_generator_is_closed_however_it_ends(log, backend, how):
+    closed = []
+    records = arriving(*[bytes(200_000)] * 100, pause=0.01, closed=closed)
+    if how == "refused":
+        backend.faults.extend([None, DiskFull("full")])
+    seconds = 0.05 if how == "too late" else None
+    expected = 0 if how == "too many" else None
+    call = asyncio.ensure_future(
+        log.produce_many(records, timeout_seconds=seconds, expected_offset=expected)
+    )
+    if how == "cancelled":
+        await asyncio.sleep(0.05)
+        call.cancel()
+    (result,) = await asyncio.gather(call, return_exceptions=True)
+    kinds = {
+        "cancelled": asyncio.CancelledError,
+        "refused": DiskFull,
+        "too late": OutcomeUnknown,
+        "too many": TooLarge,
+    }
+    assert isinstance(result, kinds[how]), result
+    if how in ("refused", "too late"):
+        assert result.number("appended") == backend.log.next
+    assert len(closed) == 1
+    assert log._batcher._budget.taken == 0
 
 
 @virtual_time
@@ -168,7 +266,7 @@ async def test_an_iterable_is_taken_no_faster_than_there_is_room(log, backend, m
     backend.held = False
     backend.answer(len(backend.streams[-1].waiting))
     assert await log.produce(b"next") == backend.log.next - 1
-    assert log._producer._budget.taken == 0
+    assert log._batcher._budget.taken == 0
 
 
 async def test_other_tasks_run_while_an_iterable_is_taken(log, backend):
@@ -199,7 +297,7 @@ async def test_a_refusal_ends_the_taking(log, backend):
         await log.produce_many(endless())
     assert caught.value.number("appended") == 0
     assert backend.log.values() == []
-    assert log._producer._budget.taken == 0
+    assert log._batcher._budget.taken == 0
 
 
 def failing(count, error):
@@ -226,7 +324,7 @@ async def test_an_error_of_the_iterable_says_how_many_records_are_in(log, backen
         await log.produce_many(failing(count, error("again")), expected_offset=backend.log.next)
     assert len(backend.log.values()) == appended
     assert await log.produce(b"next") == appended
-    assert log._producer._budget.taken == 0
+    assert log._batcher._budget.taken == 0
 
 
 @virtual_time
@@ -241,17 +339,17 @@ async def test_a_refusal_comes_before_an_error_of_the_iterable(log, backend):
 @virtual_time
 @pytest.mark.parametrize("wrong", ["text", bytes(limits.batch_bytes_max)], ids=["str", "large"])
 async def test_nothing_of_a_series_is_appended_after_a_record_that_was_wrong(log, backend, wrong):
-    series = Series()
+    out = log.producer()
     calls = [
-        log.produce_many([b"a"], series=series),
-        log.produce_many([b"b", wrong], series=series),
-        log.produce_many([b"c"], series=series),
+        out.produce_many([b"a"]),
+        out.produce_many([b"b", wrong]),
+        out.produce_many([b"c"]),
         log.produce_many([b"d"]),
     ]
     results = await asyncio.gather(*calls, return_exceptions=True)
     assert results[0] == range(1)
     assert isinstance(results[1], TypeError | TooLarge)
-    assert isinstance(results[2], EarlierRefused)
+    assert isinstance(results[2], EarlierRefused | TypeError | TooLarge)
     assert backend.log.values() == [b"a", b"d"]
 
 
@@ -359,9 +457,8 @@ def expectations(name: str) -> type[BaseException]:
     return WRONG[name][1]
 
 
-def column(name: str) -> tuple[list, list, list, list]:
-    given = arguments(name)
-    return tuple([given.get(each)] for each in ("value", "key", "headers", "timestamp"))
+def one(name: str) -> list[NewRecord]:
+    return [NewRecord(**arguments(name))]
 
 
 @virtual_time
@@ -374,7 +471,7 @@ async def test_a_wrong_record_fails_its_own_call_only(log, backend, name):
         log.produce(b"0", key=b"k"),
         log.produce(**wrong),
         log.produce(b"1", headers={"h": b""}),
-        log.produce_many(*column(name)),
+        log.produce_many(one(name)),
         log.produce(b"2", timestamp=5),
         log.produce(**arguments(name), expected_offset=2),
         log.produce(b"3"),
@@ -386,7 +483,7 @@ async def test_a_wrong_record_fails_its_own_call_only(log, backend, name):
     assert results[::2] == [0, 1, 2, 3]
     assert backend.log.values() == [b"0", b"1", b"2", b"3"]
     assert await log.produce(b"next") == 4
-    assert log._producer._budget.taken == 0
+    assert log._batcher._budget.taken == 0
 
 
 @virtual_time
@@ -400,7 +497,7 @@ async def test_wrong_and_good_records_together(names, seed):
     backend = FakeBackend()
     async with Log(backend, timeout_seconds=1, compress=seed) as log:
         calls = [
-            log.produce(**arguments(name)) if number % 3 else log.produce_many(*column(name))
+            log.produce(**arguments(name)) if number % 3 else log.produce_many(one(name))
             for number, name in enumerate(names)
         ]
         results = await asyncio.gather(*calls, return_exceptions=True)
@@ -413,7 +510,7 @@ async def test_wrong_and_good_records_together(names, seed):
             good += 1
         assert backend.log.next == good
         assert await log.produce(b"next") == good
-        assert log._producer._budget.taken == 0
+        assert log._batcher._budget.taken == 0
 
 
 @virtual_time
@@ -444,7 +541,7 @@ async def test_a_batch_that_cannot_be_encoded_fails_alone(log, backend, monkeypa
     assert "MemoryError" in str(results[0])
     assert results[0] is not results[1]
     assert await log.produce(b"c") == 0
-    assert log._producer._budget.taken == 0
+    assert log._batcher._budget.taken == 0
 
 
 # --- timeouts ------------------------------------------------------------------------------------

@@ -125,7 +125,7 @@ async def test_a_refusal_reaches_a_sender_that_flow_control_stopped(server, log)
     calls = [asyncio.ensure_future(log.produce(value)) for value in sent]
     await until(lambda: server.service.received)
     await asyncio.sleep(0.1)
-    assert len(log._producer._sender._inflight) < 12, "flow control stopped it"
+    assert len(log._batcher._sender._inflight) < 12, "flow control stopped it"
     server.service.release.set()
     assert await asyncio.gather(*calls) == list(range(12))
     assert server.service.fake.log.values() == sent
@@ -137,7 +137,7 @@ async def test_a_final_refusal_reaches_no_batch_that_flow_control_kept_back(serv
     server.service.fake.faults.append(InvalidBatch("poison"))
     calls = [asyncio.ensure_future(log.produce(bytes(1_000_000 + i))) for i in range(12)]
     await until(lambda: server.service.received and _window_of_the_only_call(log) == 0)
-    assert log._producer._sender._queue, "flow control stopped it"
+    assert log._batcher._sender._queue, "flow control stopped it"
     server.service.release.set()
     results = await asyncio.gather(*calls, return_exceptions=True)
     assert isinstance(results[0], InvalidBatch)
@@ -349,7 +349,7 @@ async def test_a_mute_node_is_given_up_at_the_deadline(server):
         with pytest.raises(OutcomeUnknown):
             await log.produce(b"a")
         server.service.release.set()
-        log._producer._timeout = 5
+        log._batcher._timeout = 5
         assert await log.produce(b"b") == 1
         assert len(server._protocols) > 1
         assert server.service.fake.log.values() == [b"a", b"b"]

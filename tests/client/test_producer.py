@@ -10,7 +10,7 @@ import pytest
 from proglog import batch, errors, limits
 from proglog.batch import ProposedBatch
 from proglog.client.client import Log
-from proglog.client.sender import Series, Unresolved
+from proglog.client.sender import Unresolved
 from proglog.errors import (
     DiskFull,
     EarlierRefused,
@@ -115,14 +115,14 @@ async def test_produce_waits_for_room_in_the_buffer_and_keeps_the_order(log, bac
     sizes = [400, 400, 400, 10, 2000, 10, 500, 600]
     calls = start(log, [bytes(size) for size in sizes])
     await turns()
-    taken = log._producer._budget.taken
+    taken = log._batcher._budget.taken
     assert taken <= 1000
     for _ in range(20):
         backend.answer()
         await turns()
     assert await asyncio.gather(*calls) == list(range(8))
     assert [len(value) for value in backend.log.values()] == sizes
-    assert log._producer._budget.taken == 0
+    assert log._batcher._budget.taken == 0
 
 
 async def test_columns_travel_with_their_records(log, backend):
@@ -220,21 +220,6 @@ async def test_offsets_of_interleaved_batches_are_listed(log, backend):
     assert all(records[offset] == bytes(200_000) for offset in offsets)
 
 
-async def test_produce_many_takes_columns(log, backend):
-    offsets = await log.produce_many(
-        [b"a", b"b"], keys=[None, b"k"], headers=[{}, {"h": b"1"}], timestamps=[5, None]
-    )
-    assert offsets == range(2)
-    assert [r[1:] for r in backend.log.records()] == [
-        (b"a", None, (), 5),
-        (b"b", b"k", (("h", b"1"),), 1000),
-    ]
-    with pytest.raises(InvalidRequest):
-        await log.produce_many([b"a", b"b"], keys=[b"k"])
-    with pytest.raises(TypeError):
-        await log.produce_many([b"a", "b"])
-
-
 async def test_produce_many_is_bounded_by_the_buffer(log, backend, monkeypatch):
     monkeypatch.setattr(limits, "client_buffer_bytes_max", 600_000)
     backend.held = True
@@ -251,7 +236,7 @@ async def test_produce_many_raises_when_a_part_of_it_is_refused(log, backend):
     backend.faults.extend([None, DiskFull("full")])
     with pytest.raises(DiskFull):
         await log.produce_many([bytes(200_000)] * 4)
-    assert log._producer._budget.taken == 0
+    assert log._batcher._budget.taken == 0
 
 
 async def test_nothing_is_appended_behind_a_part_that_was_refused(log, backend):
@@ -271,7 +256,7 @@ async def test_nothing_is_appended_behind_a_part_that_was_refused(log, backend):
     assert await one == 2
     assert backend.log.values() == [*values[:2], b"of somebody else"]
     assert await log.produce_many([b"of another call"]) == range(3, 4)
-    assert log._producer._budget.taken == 0
+    assert log._batcher._budget.taken == 0
 
 
 async def test_nothing_is_appended_behind_a_part_that_may_not_be_in_the_log(log, backend):
@@ -325,22 +310,20 @@ async def test_calls_of_a_series_are_appended_in_order_up_to_the_first_refusal(
     log, backend, monkeypatch
 ):
     monkeypatch.setattr(limits, "client_buffer_bytes_max", 500_000)
-    series = Series()
+    out = log.producer()
     values = [b"%0200000d" % number for number in range(9)]
     backend.faults.extend([*[None] * 7, DiskFull("full")])
-    calls = [
-        asyncio.ensure_future(log.produce_many(values[at : at + 3], series=series))
-        for at in (0, 3, 6)
-    ]
+    calls = [asyncio.ensure_future(out.produce_many(values[at : at + 3])) for at in (0, 3, 6)]
     assert await calls[0] == range(3)
     assert await calls[1] == range(3, 6)
     with pytest.raises(DiskFull) as caught:
         await calls[2]
     assert caught.value.number("appended") == 1
-    with pytest.raises(EarlierRefused):
-        await log.produce_many([b"later"], series=series)
+    with pytest.raises(DiskFull) as caught:
+        await out.produce_many([b"later"])
+    assert caught.value.number("appended") == 7
     assert backend.log.values() == values[:7]
-    assert log._producer._budget.taken == 0
+    assert log._batcher._budget.taken == 0
 
 
 # --- errors --------------------------------------------------------------------------------------
@@ -535,7 +518,7 @@ async def test_an_unknown_outcome_is_found_out_before_anything_else_is_sent(back
         calls = [*start(log, [b"a", b"b"]), asyncio.ensure_future(log.produce_many([b"c"]))]
         unknown = await asyncio.gather(*calls, return_exceptions=True)
         assert {type(error) for error in unknown} == {Unresolved}
-        assert log._producer._budget.taken == 0
+        assert log._batcher._budget.taken == 0
         # As long as nothing answers, nothing else is sent.
         with pytest.raises(Unavailable):
             await log.produce(b"d")
@@ -585,7 +568,7 @@ async def test_closing_sends_what_waits_behind_an_unknown_outcome(backend):
     log = await Log(backend, timeout_seconds=0.05)
     with pytest.raises(OutcomeUnknown):
         await log.produce(b"a")
-    log._producer._timeout = 5
+    log._batcher._timeout = 5
     calls = start(log, [b"b"])
     await turns()
     closing = asyncio.ensure_future(log.close())
@@ -709,7 +692,7 @@ async def test_cancelling_a_call_that_waits_for_room_withdraws_it(log, backend, 
     assert await calls[0] == 0
     assert await calls[2] == 1
     assert [len(value) for value in backend.log.values()] == [900, 50]
-    assert log._producer._budget.taken == 0
+    assert log._batcher._budget.taken == 0
 
 
 async def test_cancelling_produce_many_leaves_nothing_behind(log, backend, monkeypatch):
@@ -723,7 +706,7 @@ async def test_cancelling_produce_many_leaves_nothing_behind(log, backend, monke
     backend.held = False
     backend.answer(2)
     assert await log.produce(b"next") == 4
-    assert log._producer._budget.taken == 0
+    assert log._batcher._budget.taken == 0
 
 
 async def test_closing_sends_what_was_accepted(backend):
@@ -787,3 +770,162 @@ async def test_a_fault_of_the_program_is_everybodys(backend):
         await log.produce(b"b")
     with pytest.raises(AssertionError):
         await log.close()
+
+
+# --- an ordered producer -------------------------------------------------------------------------
+
+
+async def test_what_is_sent_comes_in_order_and_shares_batches(log, backend):
+    async with log.producer() as out:
+        futures = [await out.send(b"%d" % number, key=b"k") for number in range(1000)]
+        assert await out.flush() == 1000
+        assert [future.result() for future in futures] == list(range(1000))
+        await out.send(b"last", headers={"h": b"1"}, timestamp=5)
+        await out.produce_many([b"a", b"b"])
+        await out.send(b"c")
+    assert backend.log.values() == [*(b"%d" % n for n in range(1000)), b"last", b"a", b"b", b"c"]
+    assert len(backend.submitted) < 10
+    assert log._batcher._budget.taken == 0
+    with pytest.raises(InvalidRequest, match="the producer is closed"):
+        await out.send(b"late")
+    assert await log.produce(b"next") == 1004
+
+
+async def test_sending_waits_only_for_room(log, backend, monkeypatch):
+    monkeypatch.setattr(limits, "client_buffer_bytes_max", 1_000_000)
+    backend.held = True
+    out = log.producer()
+    sent = 0
+
+    async def send():
+        nonlocal sent
+        while True:
+            await out.send(bytes(10_000))
+            sent += 1
+
+    sending = asyncio.ensure_future(send())
+    await asyncio.sleep(1)
+    assert 75 < sent < 100
+    sending.cancel()
+    await asyncio.wait([sending])
+    backend.held = False
+    backend.answer(len(backend.streams[-1].waiting))
+    assert await out.flush() == sent == backend.log.next
+    assert log._batcher._budget.taken == 0
+
+
+async def test_nothing_is_appended_behind_what_was_not(log, backend):
+    """And whoever looks at no future hears of it all the same."""
+    backend.faults.extend([None, DiskFull("full")])
+    out = log.producer()
+    with pytest.raises(DiskFull) as caught:
+        async with out:
+            for number in range(10):
+                await out.send(b"%0100000d" % number)
+    appended = backend.log.next
+    assert 0 < appended < 10
+    assert caught.value.number("appended") == appended
+    assert backend.log.values() == [b"%0100000d" % number for number in range(appended)]
+    assert await log.produce(b"of another") == appended
+
+
+async def test_a_producer_that_failed_says_so_ever_after(log, backend):
+    backend.faults.append(DiskFull("full"))
+    out = log.producer()
+    future = await out.send(b"a")
+    for call in (out.flush, lambda: out.send(b"b"), lambda: out.produce_many([b"c"])):
+        with pytest.raises(DiskFull):
+            await call()
+    with pytest.raises(DiskFull):
+        await future
+    assert backend.log.values() == []
+
+
+@pytest.mark.parametrize("wrong", ["text", bytes(limits.batch_bytes_max)], ids=["str", "large"])
+async def test_what_is_no_record_ends_a_producer(log, backend, wrong):
+    out = log.producer()
+    await out.send(b"a")
+    with pytest.raises((TypeError, TooLarge)):
+        await out.send(wrong)
+    with pytest.raises((EarlierRefused, TooLarge)):
+        await out.send(b"b")
+    with pytest.raises((EarlierRefused, TooLarge)) as caught:
+        await out.flush()
+    assert caught.value.number("appended") == 1
+    assert backend.log.values() == [b"a"]
+
+
+async def test_an_exception_in_the_block_of_a_producer_passes(log, backend):
+    backend.held = True
+    with pytest.raises(ZeroDivisionError):
+        async with log.producer() as out:
+            await out.send(b"a")
+            raise ZeroDivisionError
+    backend.held = False
+    await turns()
+    backend.answer()
+    await log.produce(b"b")
+    assert backend.log.values() == [b"a", b"b"], "what was accepted goes on"
+
+
+async def test_a_producer_is_told_of_an_unknown_outcome(backend):
+    async with Log(backend, timeout_seconds=0.05) as log:
+        backend.held = True
+        out = log.producer()
+        await out.send(b"a")
+        with pytest.raises(OutcomeUnknown) as caught:
+            await out.flush()
+        backend.held = False
+        backend.answer()
+        assert await log.resolve(caught.value) == 0
+        with pytest.raises(OutcomeUnknown):
+            await out.send(b"b")
+    assert backend.log.values() == [b"a"]
+
+
+# --- a timeout of one call -----------------------------------------------------------------------
+
+
+async def test_a_call_may_be_given_less_time_than_the_log(log, backend):
+    backend.held = True
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    calls = [
+        log.produce(b"a", timeout_seconds=1),
+        log.produce_many([b"b", b"c"], timeout_seconds=1),
+        log.produce(b"d", expected_offset=3, timeout_seconds=1),
+    ]
+    unknown = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(error) for error in unknown] == [Unresolved] * 3
+    assert 0.9 < loop.time() - began < 1.5
+    backend.held = False
+    backend.answer(len(backend.streams[-1].waiting))
+    assert [await log.resolve(error) for error in unknown] == [0, 1, 3]
+    assert backend.log.values() == [b"a", b"b", b"c", b"d"]
+
+
+async def test_a_record_that_found_no_room_in_time_is_not_in_the_log(log, backend, monkeypatch):
+    monkeypatch.setattr(limits, "client_buffer_bytes_max", 1000)
+    backend.held = True
+    first = asyncio.ensure_future(log.produce(bytes(900)))
+    await turns()
+    with pytest.raises(Overloaded, match="no room"):
+        await log.produce(bytes(900), timeout_seconds=1)
+    backend.held = False
+    backend.answer()
+    assert await first == 0
+    assert await log.produce(b"next") == 1
+    assert log._batcher._budget.taken == 0
+
+
+@pytest.mark.parametrize("seconds", [0, -1, "5", True])
+async def test_a_timeout_of_a_call_is_seconds(log, backend, seconds):
+    for call in (
+        log.produce(b"a", timeout_seconds=seconds),
+        log.produce_many([b"a"], timeout_seconds=seconds),
+        log.describe(timeout_seconds=seconds),
+        log.read(0, timeout_seconds=seconds),
+    ):
+        with pytest.raises(InvalidRequest, match="timeout_seconds is a number of seconds"):
+            await call
+    assert backend.submitted == []
