@@ -49,6 +49,7 @@ from proglog.membership import (
     decode_key,
 )
 from proglog.net.listening import listen
+from proglog.observability.exposition import ViewCollector
 from proglog.observability.history import History
 from proglog.observability.metrics import Metrics
 from proglog.peers.peers import Peers
@@ -195,6 +196,7 @@ class Node:
         self._supervise(mux.serve())
         self._supervise(self._tell_health(rpc))
         self._watch = self._make_watch(history, feed)
+        self.metrics.registry.register(ViewCollector(lambda: self._watch.view))
 
     def _serve_http(self, gateway: Gateway, address: Address) -> None:
         listener = _listen(address)

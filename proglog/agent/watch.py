@@ -49,6 +49,11 @@ class Watch:
         self._feed = feed
         self._started_at = self._clock.now_ms()
         self._disk = (0, 0)
+        self._led_by: tuple[str, int] | None = None
+        self._leader_changes = 0
+        self._leaderless_seconds = 0.0
+        self.view: View | None = None
+        """The newest."""
 
     async def run(self) -> None:
         """Never ends."""
@@ -62,11 +67,20 @@ class Watch:
             await asyncio.sleep(_SECOND)
             now = loop.time()
             view = self._look()
+            self._count(view, now - at)
             for event in changes(before, view):
                 self._history.add(event)
             sample = self._history.sample(now - at, max(0.0, now - due))
             self._feed.publish(view, sample)
-            before, at = view, now
+            self.view = before = view
+            at = now
+
+    def _count(self, view: View, elapsed: float) -> None:
+        if not view.leader:
+            self._leaderless_seconds += elapsed
+        elif self._led_by != (view.leader, view.term):
+            self._leader_changes += self._led_by is not None
+            self._led_by = view.leader, view.term
 
     def _look(self) -> View:
         replica, status = self._replica, self._replica.cluster_status()
@@ -90,6 +104,8 @@ class Watch:
             bytes=replica.log.bytes_upto(replica.applied_index),
             disk_free=self._disk[0],
             disk_total=self._disk[1],
+            leader_changes=self._leader_changes,
+            leaderless_seconds=self._leaderless_seconds,
             not_ready=self._not_ready(),
             not_live=self._not_live(),
         )

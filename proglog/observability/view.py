@@ -63,6 +63,10 @@ class View:
     bytes: int
     disk_free: int
     disk_total: int
+    leader_changes: int
+    """Leaders seen since the start, but for the first."""
+    leaderless_seconds: float
+    """Time since the start in which no leader was known, in whole looks."""
     not_ready: str
     """Why requests should go elsewhere; empty if they should not."""
     not_live: str

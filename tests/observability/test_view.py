@@ -41,6 +41,8 @@ WELL = View(
     bytes=1000,
     disk_free=50,
     disk_total=100,
+    leader_changes=2,
+    leaderless_seconds=1.5,
     not_ready="",
     not_live="",
 )
