@@ -144,6 +144,8 @@ who dialled it, for twice as long by who was dialled."""
 bulk_ping_seconds = 1.0
 bulk_silence_seconds_max = 3.0
 """Likewise; a bulk lane also ends with the control lane beside it."""
+pings_asked_max = 8
+"""Questions of one connection that an answer is still recognised of."""
 peer_unacked_seconds_max = 10.0
 """The kernel gives up a connection that acknowledges nothing for this long, or takes nothing."""
 peers_max = 256
@@ -161,6 +163,29 @@ answers_bytes_max = 64 * KiB
 intake_bytes_max = 32 * MiB
 intake_frames_max = 256
 """Appends of one peer that wait for room here; beyond it they are refused."""
+
+# --- time ----------------------------------------------------------------------------------------
+clock_look_seconds = 0.25
+"""Clocks are compared this often."""
+clock_sample_seconds_max = 10.0
+clock_samples_max = 64
+"""What another server told of its clock counts for this long; so many are kept of each server."""
+clock_apart_ms_max = 1000
+"""Clocks that differ by more than this are told, and whatever moves further has made a step."""
+clock_step_seconds = 10.0
+"""Log time follows a step once it has stood for this long."""
+clock_warn_seconds = 3600.0
+"""A wrong clock is told again after this long."""
+retention_quiet_seconds_max = 600.0
+"""Nothing is deleted for its age before clocks have agreed, without a step, for this long or a
+quarter of the age, whichever is shorter;"""
+retention_held_seconds_max = 3600.0
+"""and no more than usual before they have for this long or the age."""
+retention_window_seconds = 600.0
+retention_share = 0.05
+retention_times_usual = 3
+"""Usual is, in each window: one segment, this share of the log, or so many times what a log of
+steady growth deletes."""
 
 # --- edge ----------------------------------------------------------------------------------------
 message_bytes_max = batch_bytes_max + 64 * KiB

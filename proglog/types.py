@@ -60,6 +60,8 @@ class ClusterStatus:
     """Name of the node that tells."""
     role: str
     """"leader", "follower", "candidate" or "pre-candidate"."""
+    notes: tuple[str, ...] = ()
+    """What operators should know, in sentences."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

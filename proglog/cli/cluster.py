@@ -22,7 +22,7 @@ from proglog.client.admin import Cluster
 from proglog.config import Address
 
 _SERVER = ("id", "uuid", "rpc_addr", "is_leader", "suffrage", "match_index", "active")
-_STATUS = ("term", "commit_index", "applied_index", "cluster_id", "node", "role")
+_STATUS = ("term", "commit_index", "applied_index", "cluster_id", "node", "role", "notes")
 _MEMBER = ("name", "address", "status", "protocol")
 
 app = App(name="cluster")
@@ -120,7 +120,7 @@ async def _status(servers: Sequence[Address], *, as_json: bool) -> int:
         match = "" if each.match_index is None else f"at {each.match_index}"
         silent = ", silent" if each.active is False else ""
         print(f"{each.id:<20} {each.rpc_addr:<24} {role:<8} {match}{silent}".rstrip())
-    for line in differing:
+    for line in [*found.notes, *differing]:
         print(f"! {line}")
     return 0
 

@@ -44,7 +44,6 @@ class Connection(asyncio.Protocol):
         """Why we ended it, if we did."""
         self._reader = FrameReader()
         self._greeting: asyncio.TimerHandle | None = None
-        self._pings = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.wire = cast("asyncio.Transport", transport)  # by its methods: uvloop has its own
@@ -125,15 +124,19 @@ class Connection(asyncio.Protocol):
         if type_ == Type.PING:
             self._answer(_unpack(_PING, payload)[0])
         elif type_ == Type.PONG:
-            _unpack(_PONG, payload)
+            number, wall_ms = _unpack(_PONG, payload)
+            self.answered(number, wall_ms)
         else:
             raise UnknownType(f"a frame of type {type_} is not expected here")
 
     # --- signs of life ---------------------------------------------------------------------------
 
-    def ping(self) -> None:
-        self._pings += 1
-        self.write(frame(Type.PING, NODE, _PING.pack(self._pings)))
+    def ask(self, number: int) -> None:
+        """Wants an answer, which tells this number."""
+        self.write(frame(Type.PING, NODE, _PING.pack(number)))
+
+    def answered(self, number: int, wall_ms: int) -> None:
+        """The other end has answered, and told its wall clock."""
 
     def _answer(self, number: int) -> None:
         self.pulse.told()

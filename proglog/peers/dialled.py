@@ -16,6 +16,7 @@ from proglog.peers.connection import Connection
 from proglog.peers.frames import PROLOGUE, FrameError, Lane, Type, UnknownType
 from proglog.peers.hello import decode_refusal, decode_welcome, encode_hello
 from proglog.peers.local import Local, Names, host_of
+from proglog.peers.offsets import Offsets
 from proglog.peers.pulse import Pulse
 from proglog.peers.racing import first_of
 
@@ -46,6 +47,10 @@ class Owner(Protocol):
         """Its name and address as a configuration has them."""
 
     @property
+    def offsets(self) -> Offsets:
+        """What it tells of its clock."""
+
+    @property
     def redial_seconds_max(self) -> float: ...
 
     @property
@@ -71,6 +76,7 @@ class Dialled(Connection):
         to: str,
         lane: Lane,
         ended: Callable[[Dialled], None],
+        offsets: Offsets,
         is_named: Callable[[Names], bool] = lambda _: True,
     ) -> None:
         """`is_named` says whether a certificate is that of `to`."""
@@ -79,6 +85,10 @@ class Dialled(Connection):
         self._lane = lane
         self._ended = ended
         self._is_named = is_named
+        self._offsets = offsets
+        self._pings = 0
+        self._asked: dict[int, float] = {}
+        """When the last of them were asked."""
         self._paused: asyncio.Future[None] | None = None
         self.welcome: asyncio.Future[None] = local.loop.create_future()
         """Done once the peer has proved who it is. Raises Unavailable."""
@@ -102,6 +112,8 @@ class Dialled(Connection):
         if uuid != self._to:
             raise FrameError(f"{uuid} answers at the address of {self._to}")
         self.greeted(uuid)
+        # What its clock shows is wanted before anybody can be elected.
+        self.ping()
         if not self.welcome.done():
             self.welcome.set_result(None)
 
@@ -111,6 +123,19 @@ class Dialled(Connection):
             raise UnknownType(f"a frame of type {type_} is not expected here")
         if (receiver := self._local.groups.get(group)) is not None:
             receiver.unreachable(self.peer)
+
+    def ping(self) -> None:
+        """Asks for a sign of life, and for the time."""
+        self._pings += 1
+        self._asked[self._pings] = self._local.loop.time()
+        if len(self._asked) > limits.pings_asked_max:
+            del self._asked[next(iter(self._asked))]
+        self.ask(self._pings)
+
+    def answered(self, number: int, wall_ms: int) -> None:
+        asked_at = self._asked.pop(number, None)
+        if asked_at is not None:
+            self._offsets.add(asked_at, self._local.loop.time(), wall_ms)
 
     def give_up(self, why: str) -> None:
         super().give_up(why)
@@ -219,7 +244,10 @@ class DialledLane:
         def is_named(names: Names) -> bool:
             return names(configured[0], host_of(configured[1]))
 
-        connection = Dialled(self._local, self._owner.uuid, self._lane, self._ended, is_named)
+        owner = self._owner
+        connection = Dialled(
+            self._local, owner.uuid, self._lane, self._ended, owner.offsets, is_named
+        )
         try:
             async with asyncio.timeout(limits.dial_seconds_max):
                 await self._local.connect(address, lambda: connection)

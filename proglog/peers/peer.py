@@ -8,6 +8,7 @@ from proglog import limits
 from proglog.peers.dialled import DialledLane
 from proglog.peers.frames import Lane
 from proglog.peers.local import Known, Local
+from proglog.peers.offsets import Offsets
 
 
 class Peer:
@@ -16,6 +17,7 @@ class Peer:
     def __init__(self, local: Local, uuid: str) -> None:
         self._local = local
         self.uuid = uuid
+        self.offsets = Offsets()
         self.known: dict[int, Known] = {}
         """By the groups that it is a server of."""
         self.control = DialledLane(local, self, Lane.CONTROL)

@@ -124,6 +124,11 @@ class Peers:
         peer = self._peers.get(uuid)
         return peer.name if peer else uuid
 
+    def clock_offset(self, uuid: str) -> float | None:
+        """A node's wall clock less our loop's time, in ms; None if it has not told it lately."""
+        peer = self._peers.get(uuid)
+        return peer.offsets.best(self._local.loop.time()) if peer else None
+
     def hint(self, uuid: str, name: str, address: str) -> None:
         """Someone told where a node can be reached. The handshake proves who answers there."""
         if address and uuid != self._local.home.identity.uuid:

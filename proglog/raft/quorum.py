@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TypeVar
+
+N = TypeVar("N", int, float)
 
 
 def majority(voters: int) -> int:
@@ -11,7 +14,7 @@ def majority(voters: int) -> int:
     return voters // 2 + 1
 
 
-def reached_by_majority(values: Iterable[int]) -> int:
+def reached_by_majority(values: Iterable[N]) -> N:
     """The greatest value that a majority has reached; one value a voter.
 
     Sorted ascending, the value at (n - 1) // 2 is reached by itself and all behind it, which are

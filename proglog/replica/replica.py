@@ -41,6 +41,7 @@ from proglog.raft.hard_state import Identity
 from proglog.raft.log_view import LogView
 from proglog.raft.messages import HardState, ReadResult, SoftState
 from proglog.raft.status import Status
+from proglog.replica import views
 from proglog.replica.applier import Applier
 from proglog.replica.barriers import Barriers
 from proglog.replica.exchange import Exchange
@@ -54,6 +55,7 @@ from proglog.replica.proposer import Proposer
 from proglog.replica.repair import Repair
 from proglog.replica.retention import Retention
 from proglog.replica.state import ReplicatedState
+from proglog.replica.timekeeper import StampClock, Timekeeper
 from proglog.replica.waiters import CommitWaiters
 from proglog.types import Appended, Chunk, ClusterStatus, Description, ServerInfo
 
@@ -83,7 +85,9 @@ class Replica:
         self._offload = Offload(ports.worker("proglog-reader"))
         self._node = opened.node
         self._hard_state = opened.hard_state
-        self.log = Log(opened.folder, opened.recovered, config, ports, self, self._offload)
+        self.stamps = StampClock(ports.clock, self._loop.time)
+        stamping = replace(ports, clock=self.stamps)
+        self.log = Log(opened.folder, opened.recovered, config, stamping, self, self._offload)
         self._waiters = CommitWaiters()
         self._closing = self._failed = False
         self._close: asyncio.Task[None] | None = None
@@ -105,7 +109,8 @@ class Replica:
         self.exchange.set_configuration(self.leadership.configuration)
         self.members = Members(self.leadership, self._driver, self.log, self._waiters)
         self._proposer = self._make_proposer()
-        self._retention = Retention(self.log, self._driver, self.members, config, ports.clock)
+        self._timekeeper = self._make_timekeeper(peers)
+        self._retention = self._make_retention()
         self._barriers = Barriers(self._driver)
         self._fitness = Fitness(self.log, self._driver, self.leadership)
         self._handing_over_until = 0.0
@@ -124,7 +129,7 @@ class Replica:
         )
         self._committed_at_start = self._driver.raft.status().commit
         self.committed(self._committed_at_start)
-        for work in (self._retain(), self.repair.run(), self.repair.scrub()):
+        for work in (self._retention.run(), self.repair.run(), self.repair.scrub()):
             self._tasks.spawn(work)
         self._ticker.add(self._tick)
 
@@ -135,7 +140,7 @@ class Replica:
             opened.applied,
             self._waiters,
             spawn=self._tasks.spawn,
-            on_start_moved=self._trim,
+            on_start_moved=lambda: self._retention.trim(),  # noqa: PLW0108  # made later
             on_damage=self._cannot_apply,
             on_unknown=self.failed,
         )
@@ -171,10 +176,32 @@ class Replica:
             ),
             log=self.log,
             hard_state=opened.hard_state,
-            clock=self._ports.clock,
+            clock=self.stamps,
             events=self,
             send=self.exchange.send,
             tick_soon=self._ticker.soon,
+        )
+
+    def _make_timekeeper(self, peers: Peers) -> Timekeeper:
+        return Timekeeper(
+            stamps=self.stamps,
+            clock=self._ports.clock,
+            time=self._loop.time,
+            own_uuid=self.identity.uuid,
+            voters=lambda: self.leadership.configuration.voter_ids,
+            offset_of=peers.clock_offset,
+            last_stamp=lambda: self.log.tip.timestamp,
+        )
+
+    def _make_retention(self) -> Retention:
+        return Retention(
+            log=self.log,
+            driver=self._driver,
+            members=self.members,
+            applier=self._applier,
+            timekeeper=self._timekeeper,
+            config=self._config,
+            leads=lambda: self.leadership.is_mine,
         )
 
     def _make_raft(
@@ -198,6 +225,7 @@ class Replica:
     def _tick(self, ticks: int) -> int:
         try:
             left = self._driver.tick(ticks)
+            self._timekeeper.look(may_step=not self._driver.pending_batches)
             self._waiters.expire(self._loop.time())
             self.members.promote()
             self._look_at_fitness()
@@ -322,20 +350,7 @@ class Replica:
     def describe(self) -> Description:
         """What the log holds. Raises Unavailable while the node is starting."""
         self._check_caught_up()
-        leader = self.leadership.leader
-        return Description(
-            log=self.name,
-            cluster_id=self.identity.cluster_id,
-            node=self.identity.name,
-            node_uuid=self.identity.uuid,
-            earliest=self.earliest,
-            next=self.next_offset,
-            bytes=self.log.bytes_upto(self.applied_index),
-            leader=leader.name if leader else "",
-            leader_addr=leader.rpc_addr if leader else "",
-            term=self.leadership.state.term,
-            commit_index=self.commit_index,
-        )
+        return views.describe(self)
 
     def servers(self) -> list[ServerInfo]:
         """The servers of the cluster's configuration."""
@@ -347,21 +362,8 @@ class Replica:
 
     def cluster_status(self) -> ClusterStatus:
         """The cluster as this server sees it."""
-        status = self.status()
-        peers = {peer.id: peer for peer in status.peers}
-        return ClusterStatus(
-            servers=tuple(
-                replace(server, match_index=peer.match, active=peer.active) if peer else server
-                for server in self.servers()
-                for peer in [peers.get(server.uuid)]
-            ),
-            term=status.term,
-            commit_index=self.commit_index,
-            applied_index=self.applied_index,
-            cluster_id=self.identity.cluster_id,
-            node=self.identity.name,
-            role=status.role.value,
-        )
+        held = filter(None, [self._retention.held])
+        return views.cluster_status(self, [*self._timekeeper.notes(), *held])
 
     async def wait_ready(self) -> None:
         """Until `is_ready`. Raises Unavailable if the replica ends first."""
@@ -421,6 +423,7 @@ class Replica:
             # The no-op that the core has just appended is the first batch of this leadership.
             assert self.log.tip.term == state.term
             leadership.led_from = self.log.tip.index
+            self._timekeeper.begin()
         leadership.changed.tell()
         self._applier.applied.tell()
         self._proposer.room.tell()
@@ -504,16 +507,6 @@ class Replica:
     def configuration_of(self, state: bytes) -> Configuration:
         """The configuration that a snapshot holds. Raises CorruptionError."""
         return ReplicatedState.decode(state).configuration
-
-    def _trim(self) -> None:
-        self._retention.trim(self.earliest)
-
-    async def _retain(self) -> None:
-        while True:
-            await asyncio.sleep(self._config.retention_check_seconds)
-            self._trim()
-            if self.leadership.is_mine:
-                self._retention.look(self.earliest, self.applied_index)
 
     # --- end -------------------------------------------------------------------------------------
 

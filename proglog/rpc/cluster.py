@@ -96,6 +96,7 @@ class ClusterService:
                 cluster_id=status.cluster_id,
                 node=status.node,
                 role=status.role,
+                notes=list(status.notes),
             )
         )
 

@@ -111,6 +111,9 @@ class Node:
         except BaseException:
             self.directory.close()
             raise
+        # How log time follows the clocks is for `test_timekeeper`; here it stands where the wall
+        # clock does.
+        self.replica.stamps.now_ms = self.clock.now_ms  # type: ignore[method-assign]
         return self.replica
 
     async def close(self) -> None:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
+from proglog import limits
 from proglog.config import LogConfig
 from proglog.errors import OffsetOutOfRange
 from proglog.log.format import Tip
-from proglog.replica.retention import start_to_keep
-from tests.replica.support import CONFIG, START_MS, Node, outcomes, proposed
+from proglog.replica.retention import plan_start
+from tests.doubles.disk import SimDisk
+from tests.doubles.files import SimFiles
+from tests.doubles.worker import SimWorker
+from tests.replica.support import CONFIG, START_MS, Node, log_in, outcomes, proposed
 from tests.waiting import DEADLINE_SECONDS, until
 
 BY_SIZE = replace(CONFIG, retention_bytes=CONFIG.segment_bytes, retention_check_seconds=0.01)
-BY_AGE = replace(CONFIG, retention_seconds=60, retention_check_seconds=0.01)
 
 
 def tip(index: int, ms: int = 0) -> Tip:
@@ -50,7 +54,46 @@ def test_what_may_go(
     config = LogConfig(segment_bytes=16385, retention_seconds=seconds)
     object.__setattr__(config, "retention_bytes", bytes_max)
     total = sum(size for _, size in SEGMENTS)
-    assert start_to_keep(SEGMENTS, config, committed_index=committed, total=total, now=now) == start
+    plan = plan_start(
+        SEGMENTS,
+        config,
+        committed_index=committed,
+        total=total,
+        oldest=-math.inf if seconds is None else now - 1000 * seconds,
+        aged_bytes_max=math.inf,
+    )
+    assert plan.start == start
+    assert plan.held == 0
+
+
+@pytest.mark.parametrize(
+    ("bytes_max", "aged_max", "plan"),
+    [
+        # What is too much goes, whatever its age.
+        (100, -1.0, (300, 0, 0)),
+        (None, -1.0, (0, 0, 3)),
+        (None, 0.0, (100, 100, 2)),
+        (None, 199.0, (100, 100, 2)),
+        (None, 200.0, (200, 200, 1)),
+        (None, math.inf, (300, 300, 0)),
+        (250, 0.0, (200, 100, 1)),
+        (249, 100.0, (300, 100, 0)),
+    ],
+)
+def test_no_more_goes_for_its_age_than_is_allowed(
+    bytes_max: int | None, aged_max: float, plan: tuple[int, int, int]
+) -> None:
+    config = LogConfig(segment_bytes=16385)
+    object.__setattr__(config, "retention_bytes", bytes_max)
+    found = plan_start(
+        SEGMENTS,
+        config,
+        committed_index=99,
+        total=350,
+        oldest=10**9,
+        aged_bytes_max=aged_max,
+    )
+    assert found == plan
 
 
 @pytest.mark.parametrize("at_once", [False, True], ids=["one by one", "all at once"])
@@ -104,18 +147,98 @@ async def test_the_oldest_go_by_size(folder: Path) -> None:
         assert node.replica.next_offset == 60
 
 
-async def test_the_oldest_go_by_age(folder: Path) -> None:
-    async with Node(folder, config=BY_AGE) as node:
-        values = await node.fill(40)
-        node.clock.ms = START_MS + 59_000
-        values += await node.fill(40)
-        await asyncio.sleep(0.05)
-        assert node.replica.earliest == 0
-        node.clock.ms = START_MS + 61_000
-        earliest = await until_earliest_moves(node)
-        assert 20 < earliest <= 40
+@dataclass
+class RunningClock:
+    """A wall clock on the time of the loop."""
+
+    wrong_ms: int = 0
+
+    def now_ms(self) -> int:
+        return START_MS + self.wrong_ms + round(1000 * asyncio.get_running_loop().time())
+
+    def stopwatch(self) -> float:
+        return asyncio.get_running_loop().time()
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Days are simulated: nothing need be looked at many times a second."""
+    monkeypatch.setattr(limits, "tick_seconds", 60.0)
+    monkeypatch.setattr(limits, "peer_beat_seconds", 600.0)
+
+
+def aging(config: LogConfig) -> tuple[Node, RunningClock]:
+    """A node whose records become old, in virtual time."""
+    files = SimFiles(SimDisk(1))
+    node = Node(log_in(Path("/data")), config=config, files=files, worker=SimWorker)
+    node.clock = clock = RunningClock()  # type: ignore[assignment]
+    return node, clock
+
+
+DAY = 86_400
+BY_DAYS = replace(CONFIG, retention_seconds=8 * DAY, retention_check_seconds=30.0)
+
+
+@pytest.mark.usefixtures("slow")
+@pytest.mark.virtual_time
+async def test_the_oldest_go_by_age() -> None:
+    """In pieces that were usual all the time."""
+    node, clock = aging(BY_DAYS)
+    async with node:
+        values: list[bytes] = []
+        for _ in range(10):
+            values += await node.fill(30)
+            await asyncio.sleep(DAY)
+        began = clock.now_ms() - 10 * DAY * 1000
+        await asyncio.sleep(60.0)
+        earliest = node.replica.earliest
+        assert 60 < earliest <= 90
         assert await node.consume(earliest) == values[earliest:]
-        assert await node.replica.seek(START_MS) == earliest
+        assert await node.replica.seek(began) == earliest
+        assert node.replica.cluster_status().notes == ()
+
+
+@pytest.mark.usefixtures("slow")
+@pytest.mark.virtual_time
+@pytest.mark.parametrize("wrong_days", [365, 9])
+async def test_a_clock_that_jumps_deletes_little_before_it_has_stood(wrong_days: int) -> None:
+    """A node alone cannot know better than its clock, but gives an hour to mend it."""
+    node, clock = aging(BY_DAYS)
+    async with node:
+        for _ in range(60):
+            await node.fill(10)
+            await asyncio.sleep(3600.0)
+        segments = len(node.replica.log.segment_facts())
+        assert segments > 30
+        clock.wrong_ms = wrong_days * DAY * 1000
+        await asyncio.sleep(limits.retention_quiet_seconds_max - 60)
+        assert node.replica.earliest == 0
+        await asyncio.sleep(1800.0)
+        assert segments - len(node.replica.log.segment_facts()) <= 3 * max(1, 0.05 * segments) + 3
+        (note,) = node.replica.cluster_status().notes
+        assert "retention-time would delete" in note
+        clock.wrong_ms = 0
+        await asyncio.sleep(2 * 3600.0)
+        assert segments - len(node.replica.log.segment_facts()) <= 3 * max(1, 0.05 * segments) + 3
+        clock.wrong_ms = wrong_days * DAY * 1000
+        await asyncio.sleep(limits.retention_held_seconds_max + 120)
+        assert len(node.replica.log.segment_facts()) <= 2
+
+
+@pytest.mark.usefixtures("slow")
+@pytest.mark.virtual_time
+async def test_half_a_second_of_a_wrong_clock_deletes_nothing() -> None:
+    node, clock = aging(replace(BY_DAYS, retention_check_seconds=0.2))
+    async with node:
+        values = await node.fill(100)
+        await asyncio.sleep(2 * 3600.0)
+        clock.wrong_ms = 9 * DAY * 1000
+        await asyncio.sleep(0.5)
+        clock.wrong_ms = 0
+        await asyncio.sleep(2 * 3600.0)
+        assert await node.consume() == values
+        assert await node.produce(b"x") == 100
+        assert node.replica.log.tip.timestamp <= clock.now_ms()
 
 
 async def test_nothing_goes_where_everything_is_kept(folder: Path) -> None:

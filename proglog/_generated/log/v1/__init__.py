@@ -568,6 +568,11 @@ class StatusResponse(betterproto2.Message):
 
     role: "str" = betterproto2.field(7, betterproto2.TYPE_STRING)
 
+    notes: "list[str]" = betterproto2.field(8, betterproto2.TYPE_STRING, repeated=True)
+    """
+    What operators should know, in sentences.
+    """
+
 
 default_message_pool.register_message("log.v1", "StatusResponse", StatusResponse)
 
