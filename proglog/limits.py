@@ -230,14 +230,28 @@ connections_max = 2000
 descriptors_reserved = 192
 """Which are not for clients' connections: 32 stores of segments, four connections to each of the
 other servers, gossip, listeners, threads, and whatever a file system call takes for a moment."""
-streams_per_connection_max = 100
+streams_per_connection_max = 1000
+"""Calls of one connection. Clients in Go open one connection and expect many."""
 http2_frame_bytes_max = 256 * KiB
 http2_header_list_bytes_max = 16 * KiB
 """Headers of one call, and any one frame that is not DATA."""
+http2_continuations_max = 8
+"""Frames that the headers of one call come in."""
+http2_small_data_bytes = 4 * KiB
+"""DATA frames below this are put together as they come."""
+http2_gathered_bytes_max = 64 * KiB
+"""Written to one connection within one turn of the loop and not yet handed to the kernel."""
+turn_units_max = 120
+"""Work of all clients together in one turn of the loop: a unit is about 8 us, so 1 ms."""
+turn_share_units_max = 30
+"""And of one connection at a time, while others wait."""
+bulk_turns_apart = 2
+"""Of all streams that read in bulk, one makes a step in so many turns."""
 http2_write_buffer_bytes_max = 1 * MiB
 """Written to one connection but not taken by its peer; streams wait beyond it."""
 http2_idle_frames_per_second_max = 10_000
-"""PING, SETTINGS and the like of one connection; more cuts it."""
+"""PING, SETTINGS and the like of one connection, and WINDOW_UPDATE beyond what it was sent; more
+cuts it."""
 http2_acknowledge_bytes_min = 16 * KiB
 """Read bytes are given back to the peer's window in such pieces."""
 http2_stream_window_bytes = 1 * MiB
@@ -279,6 +293,7 @@ that hangs is left within twice that."""
 # --- shutdown ------------------------------------------------------------------------------------
 drain_seconds_default = 10.0
 
+assert turn_share_units_max * 4 <= turn_units_max
 assert batch_bytes_max < message_bytes_max
 assert batch_bytes_max < undurable_bytes_max
 assert batch_bytes_max < inflight_bytes_max

@@ -32,7 +32,8 @@ from h2.exceptions import H2Error
 from proglog import errors, limits, wire
 from proglog.auth.principal import ANONYMOUS, Principal
 from proglog.batch import Buffer
-from proglog.grpc.http2 import ReceiveBuffer, Stream
+from proglog.grpc.http2 import Stream
+from proglog.grpc.receiving import ReceiveBuffer
 
 log = logging.getLogger(__name__)
 

@@ -7,6 +7,7 @@ import asyncio
 from grpclib.config import Configuration
 from grpclib.health.check import ServiceStatus
 
+from proglog.aio.turns import Turns
 from proglog.auth.principal import ANONYMOUS, Principal
 from proglog.errors import ProglogError, Unavailable
 from proglog.grpc import http2
@@ -29,6 +30,7 @@ class RpcServer:
         }
         self._codec = ServerCodec()
         self._connections: set[_Connection] = set()
+        self._turns = Turns()
         self._refusal: ProglogError | None = None
 
     def set_serving(self, serving: bool) -> None:
@@ -38,7 +40,7 @@ class RpcServer:
     def protocol_factory(self, principal: Principal = ANONYMOUS) -> http2.Protocol:
         """The protocol of a new connection, and who is at its other end."""
         calls = Calls(self._methods, self._codec, lambda: self._refusal, principal)
-        return _Connection(calls, self._connections)
+        return _Connection(calls, self._connections, self._turns)
 
     async def drain(self, seconds: float) -> None:
         """Refuses new calls, ends streams with Unavailable, and waits for the answers to calls that
@@ -64,9 +66,9 @@ class RpcServer:
 class _Connection(http2.Protocol):
     """One connection, from when it is made until it is lost and its calls are over."""
 
-    def __init__(self, calls: Calls, connections: set[_Connection]) -> None:
+    def __init__(self, calls: Calls, connections: set[_Connection], turns: Turns) -> None:
         super().__init__(
-            calls, Configuration().__for_server__(), http2.configuration(client_side=False)
+            calls, Configuration().__for_server__(), http2.configuration(client_side=False), turns
         )
         self.calls = calls
         self._connections = connections

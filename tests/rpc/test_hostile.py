@@ -155,6 +155,26 @@ async def test_a_header_block_that_never_ends_is_cut(node):
         assert (await peer.goodbye()).error_code == ErrorCodes.ENHANCE_YOUR_CALM
 
 
+async def test_headers_in_many_small_frames_are_cut(node):
+    async with RawPeer(node) as peer:
+        peer.send(HeadersFrame(1, b"").serialize())
+        for _ in range(limits.http2_continuations_max + 1):
+            peer.send(ContinuationFrame(1, b"").serialize())
+        assert (await peer.goodbye()).error_code == ErrorCodes.ENHANCE_YOUR_CALM
+
+
+@pytest.mark.parametrize("size", [0, 64, 2**32 - 1])
+async def test_what_a_peer_says_of_its_table_of_headers_costs_nothing(node, size):
+    async with RawPeer(node) as peer:
+        peer.send(SettingsFrame(0, settings={SettingsFrame.HEADER_TABLE_SIZE: size}).serialize())
+        peer.decoder.max_allowed_table_size = size
+        for _ in range(3):
+            peer.send(peer.headers() + peer.data(GOOD, end=True))
+            assert (await peer.trailers())["grpc-status"] == "0"
+        (connection,) = node.server._connections
+        assert connection.state.encoder.header_table_size <= 4096
+
+
 async def test_a_header_bomb_is_cut(node):
     async with RawPeer(node) as peer:
         first = peer.headers(x_bomb="b" * 3000)
@@ -240,8 +260,10 @@ async def _flood(peer: RawPeer, unit: bytes, count: int) -> int:
         SettingsFrame(0).serialize(),
         frame(0x2A, 0, 0, b""),
         frame(2, 0, 1, b"\0\0\0\0\x10"),
+        # Each makes the window larger, as far as windows go, or is of a stream that is none.
+        frame(8, 0, 0, b"\0\0\0\1"),
     ],
-    ids=["ping", "settings", "unknown", "priority"],
+    ids=["ping", "settings", "unknown", "priority", "window"],
 )
 async def test_a_flood_of_idle_frames_is_cut(node, unit, caplog):
     async with RawPeer(node) as peer:
@@ -266,6 +288,26 @@ async def test_a_peer_that_does_not_read_is_not_read(node, monkeypatch):
         pending = connection.connection._transport.get_write_buffer_size()
         assert pending < limits.http2_write_buffer_bytes_max + (1 << 20)
         assert resident_bytes() - before < 32 << 20
+
+
+async def test_data_of_a_byte_each_is_kept_in_few_buffers(node):
+    """A window full of them took a hundred times its size, and is all within the rules."""
+    node.log.durable_at_once = False
+    async with RawPeer(node) as peer:
+        before = resident_bytes()
+        peer.send(peer.headers("/log.v1.Log/ProduceBatches") + peer.data(b"\0\0\x10\0\0"))
+        units = peer.data(b"x") * 1000
+        for _ in range(100):
+            peer.send(units)
+            await peer.writer.drain()
+
+        def streams():
+            return [s for c in node.server._connections for s in c.processor.streams.values()]
+
+        await until(lambda: [s.buffer.size for s in streams()] == [100_000])
+        (stream,) = streams()
+        assert len(stream.buffer._parts) < 10
+        assert resident_bytes() - before < 16 << 20
 
 
 async def test_a_flood_of_empty_data_is_cut(node):

@@ -18,7 +18,7 @@ from proglog import errors, limits, wire
 from proglog._generated.log import v1
 from proglog.batch import Body, ProposedBatch
 from proglog.grpc import http2
-from proglog.grpc.http2 import Http2Connection
+from proglog.grpc.frames import Http2Connection
 
 U32 = st.integers(0, 2**32 - 1)
 U64 = st.integers(0, 2**64 - 1)
