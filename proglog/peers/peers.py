@@ -55,14 +55,16 @@ class Peers:
         """Why each of those that called was refused last; they call again all the time."""
         self.ticker = Ticker(limits.tick_seconds)
         """The one of the node: whatever else has to look at something now and then shares it."""
-        self._has_begun = self._closed = False
+        self._closed = False
+        self.has_begun = False
+        """Whether somebody speaks for this node."""
 
     # --- groups ----------------------------------------------------------------------------------
 
     def begin(self, home: Home) -> None:
         """From now on others can be told who we are, by the one that speaks for this node."""
-        assert not self._has_begun, "a node is one"
-        self._has_begun = True
+        assert not self.has_begun, "a node is one"
+        self.has_begun = True
         self._local.home = home
         self.ticker.add(self._beat)
 

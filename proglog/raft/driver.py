@@ -128,7 +128,8 @@ class Driver:
         if self._is_starved:
             return 1
         self.raft.tick(ticks)
-        self.pump_soon()
+        # At once: nothing else came before it in this turn of the loop, which it would wait for.
+        self._pump()
         return self.raft.quiet_ticks() + 1
 
     def propose(self, proposed: ProposedBatch) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from proglog.raft.configuration import Configuration
 from proglog.raft.driver import Driver, ReceivedBatch
 from proglog.raft.messages import AppendRequest, InstallSnapshot, Message
 from proglog.replica import messages
+from proglog.replica.budgets import Budget
 from proglog.replica.intake import Intake
 from proglog.replica.outgoing import Outgoing
 
@@ -40,7 +41,9 @@ class Host(Protocol):
 class Exchange:
     """Of one replica."""
 
-    def __init__(self, *, host: Host, log: Log, peers: Peers, group: int, uuid: str) -> None:
+    def __init__(
+        self, *, host: Host, log: Log, peers: Peers, group: int, uuid: str, held: Budget
+    ) -> None:
         self.group = group
         self.log = log
         self.driver: Driver
@@ -48,6 +51,7 @@ class Exchange:
         self._host = host
         self._peers = peers
         self._uuid = uuid
+        self._held = held
         self._outgoing: dict[str, Outgoing] = {}
         self._intakes: dict[str, Intake] = {}
         self._closed = False
@@ -132,7 +136,7 @@ class Exchange:
     def _intake(self, peer: str) -> Intake:
         intake = self._intakes.get(peer)
         if intake is None:
-            intake = self._intakes[peer] = Intake(self, peer)
+            intake = self._intakes[peer] = Intake(self, peer, self._held)
         return intake
 
     def _install(self, peer: str, payload: memoryview) -> None:

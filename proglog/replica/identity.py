@@ -194,8 +194,10 @@ def _lock(files: Files, data_dir: Path) -> Callable[[], None]:
 # --- the seal on a log ---------------------------------------------------------------------------
 
 
-def check_seal(files: Files, folder: Path, group: int, identity: Identity) -> None:
-    """Before anything of a log is touched: it is this node's.
+def check_seal(
+    files: Files, folder: Path, group: int, identity: Identity, *, is_new: bool = False
+) -> None:
+    """Before anything of a log is touched: it is this node's, and there if it is not `is_new`.
 
     Raises ConfigurationError if it is another's, and CorruptionError if the node had one that is
     gone.
@@ -203,7 +205,7 @@ def check_seal(files: Files, folder: Path, group: int, identity: Identity) -> No
     seal = HardStateFile.peek(files, folder)
     if seal is not None and (why := _why_foreign(seal, group, identity)):
         raise ConfigurationError(f"{folder} {why}", setting="data-dir")
-    if identity.cluster_id and not HardStateFile.exists(files, folder):
+    if identity.cluster_id and not is_new and not HardStateFile.exists(files, folder):
         raise CorruptionError(_lost_log(folder), file=folder / HARD_STATE, position=0)
 
 

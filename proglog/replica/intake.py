@@ -16,6 +16,7 @@ from proglog import limits
 from proglog.errors import ProglogError, UnknownFormat
 from proglog.raft.driver import Driver, ReceivedBatch
 from proglog.raft.messages import AppendRequest
+from proglog.replica.budgets import Budget
 
 _logger = structlog.get_logger("replica")
 
@@ -38,8 +39,9 @@ class Taker(Protocol):
 class Intake:
     """Of one peer."""
 
-    def __init__(self, taker: Taker, peer: str) -> None:
+    def __init__(self, taker: Taker, peer: str, budget: Budget) -> None:
         self._taker = taker
+        self._budget = budget
         self._peer = peer
         self._waiting: deque[tuple[AppendRequest, list[ReceivedBatch]]] = deque()
         self._bytes = 0
@@ -55,12 +57,13 @@ class Intake:
             return
         size = _size(received)
         is_full = len(self._waiting) >= limits.intake_frames_max
-        if is_full or (self._waiting and self._bytes + size > limits.intake_bytes_max):
+        if is_full or (self._waiting and not self._budget.has_room(size, self._bytes)):
             self.clear()
             self._taker.refuse(self._peer)
             return
         self._waiting.append((request, received))
         self._bytes += size
+        self._budget.take(size)
         if self._working is None:
             self._working = asyncio.get_running_loop().create_task(self._work())
 
@@ -72,7 +75,7 @@ class Intake:
                 self._is_refusing = False
                 if self._waiting and self._waiting[0][0] is request:
                     self._waiting.popleft()
-                    self._bytes -= _size(received)
+                    self._give(_size(received))
         except UnknownFormat as error:
             # The leader sends what a newer version is needed for: this server cannot follow it.
             self._forget()
@@ -121,7 +124,11 @@ class Intake:
 
     def _forget(self) -> None:
         self._waiting.clear()
-        self._bytes = 0
+        self._give(self._bytes)
+
+    def _give(self, size: int) -> None:
+        self._bytes -= size
+        self._budget.give(size)
 
 
 def _size(received: list[ReceivedBatch]) -> int:

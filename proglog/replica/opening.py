@@ -75,17 +75,20 @@ def open_log(
     ports: Ports,
     rpc_addr: str,
     bootstrap: bool,
+    is_new: bool = False,
 ) -> Opened:
     """Opens a log in a node's directory, or makes it where there is none.
 
-    `bootstrap` begins a cluster of one if the node belongs to none; else it is without effect.
+    `bootstrap` begins a cluster of one if the node belongs to none; else it is without effect. A
+    node of a cluster has its logs, unless this one `is_new` there.
 
     Raises CorruptionError, UnknownFormat, DiskFull, OSError, and ConfigurationError if the log is
     another node's.
     """
+    assert node.identity.cluster_id or not is_new, "a node without a cluster makes its first log"
     folder = group_folder(node.path, group)
     with _telling_where(folder, config.segment_bytes), contextlib.ExitStack() as undo:
-        check_seal(ports.files, folder, group, node.identity)
+        check_seal(ports.files, folder, group, node.identity, is_new=is_new)
         ports.files.mkdir(folder)
         replay = _Replay(folder)
         recovered = recover(

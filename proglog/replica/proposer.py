@@ -13,6 +13,7 @@ from proglog.log.log import Log
 from proglog.ports import Clock, Offload
 from proglog.raft.driver import Driver
 from proglog.replica.applier import Applier
+from proglog.replica.budgets import Budget
 from proglog.replica.leadership import Leadership
 from proglog.replica.waiters import CommitWaiters
 from proglog.types import Appended
@@ -36,6 +37,7 @@ class Proposer:
         clock: Clock,
         check_open: Callable[[], None],
         observe: Observe,
+        budget: Budget,
     ) -> None:
         self._log = log
         self._driver = driver
@@ -47,9 +49,11 @@ class Proposer:
         self._check_open = check_open
         self._observe = observe
         self._loop = asyncio.get_running_loop()
+        self._budget = budget
         self._inflight_bytes = 0
         self.room = News()
-        """Told when less is in flight, or somebody else leads."""
+        """Told when less is in flight on this node, or somebody else leads."""
+        budget.watch(self.room.tell)
 
     async def propose(
         self, batch: ProposedBatch, after: asyncio.Future[Appended] | None
@@ -99,7 +103,7 @@ class Proposer:
                 # What came before this leadership is not known to be committed or not: until it
                 # is, a retried batch cannot be told from a new one.
                 await self._applier.applied.wait()
-            elif self._inflight_bytes and self._inflight_bytes + size > limits.inflight_bytes_max:
+            elif not self._budget.has_room(size, self._inflight_bytes):
                 await self.room.wait()
             elif self._log.has_room(room, count):
                 return
@@ -128,6 +132,7 @@ class Proposer:
         if batch.producer_id:
             producers.appended(batch, index, offset)
         self._inflight_bytes += size
+        self._budget.take(size)
         future = self._waiters.add(index, term, deadline)
         began = self._clock.stopwatch()
         future.add_done_callback(lambda done: self._answered(done, batch.body.count, size, began))
@@ -137,7 +142,7 @@ class Proposer:
         self, answer: asyncio.Future[Appended], records: int, size: int, began: float
     ) -> None:
         self._inflight_bytes -= size
-        self.room.tell()
+        self._budget.give(size)
         if not answer.cancelled() and answer.exception() is None:
             self._observe(records, size, self._clock.stopwatch() - began)
 
@@ -154,3 +159,7 @@ class Proposer:
             timestamp = segment.index.timestamp(index - segment.first_index)
         future.set_result(Appended(offset, timestamp))
         return future
+
+    def close(self) -> None:
+        """Nobody waits here any more."""
+        self._budget.unwatch(self.room.tell)

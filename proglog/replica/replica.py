@@ -16,11 +16,10 @@ import structlog
 
 from proglog import limits
 from proglog.aio.tasks import Tasks
-from proglog.batch import ProposedBatch, data_only
+from proglog.batch import ProposedBatch
 from proglog.config import LogConfig
 from proglog.errors import (
     CorruptionError,
-    OffsetOutOfRange,
     ProglogError,
     RangeCorrupt,
     Unavailable,
@@ -44,6 +43,7 @@ from proglog.raft.status import Status
 from proglog.replica import views
 from proglog.replica.applier import Applier
 from proglog.replica.barriers import Barriers
+from proglog.replica.budgets import Budgets
 from proglog.replica.exchange import Exchange
 from proglog.replica.fitness import Fitness
 from proglog.replica.identity import NodeDirectory
@@ -52,6 +52,7 @@ from proglog.replica.members import Members
 from proglog.replica.observer import Observer
 from proglog.replica.opening import FIRST_TERM, Opened, first_batch, open_log
 from proglog.replica.proposer import Proposer
+from proglog.replica.reading import read_data
 from proglog.replica.repair import Repair
 from proglog.replica.retention import Retention
 from proglog.replica.state import ReplicatedState
@@ -75,8 +76,10 @@ class Replica:
         ports: Ports,
         observer: Observer,
         peers: Peers,
+        budgets: Budgets,
     ) -> None:
         self.name = name
+        self._budgets = budgets
         self._ports = ports
         self._config = config
         self._raft_config = raft_config
@@ -95,7 +98,6 @@ class Replica:
         self._adopted = self.identity.cluster_id
         self._applier = self._make_applier(opened)
         self._ticker = peers.ticker
-        peers.begin(self)
         self.exchange = self._make_exchange(peers)
         self.leadership = Leadership(
             self.identity.name,
@@ -146,12 +148,17 @@ class Replica:
         )
 
     def _make_exchange(self, peers: Peers) -> Exchange:
+        if not peers.has_begun:
+            # The first log of a node speaks for it. There is a second one only in a cluster, which
+            # a node joins once.
+            peers.begin(self)
         return Exchange(
             host=self,
             log=self.log,
             peers=peers,
             group=self._hard_state.seal.group,
             uuid=self.identity.uuid,
+            held=self._budgets.held,
         )
 
     def _make_proposer(self) -> Proposer:
@@ -165,6 +172,7 @@ class Replica:
             clock=self._ports.clock,
             check_open=self._check_open,
             observe=self._observer.appended,
+            budget=self._budgets.inflight,
         )
 
     def _make_driver(self, opened: Opened) -> Driver:
@@ -284,33 +292,19 @@ class Replica:
         is after that. Raises OffsetOutOfRange or RangeCorrupt.
         """
         self._check_caught_up()
-        self._check_offset(offset)
-        while offset < self.next_offset:
-            index = self.log.index_of_offset(offset)
-            try:
-                run = await self.log.read(index, self.applied_index, bytes_max)
-            except RangeCorrupt as error:
-                self.repair.report(error)
-                raise
-            except Unavailable:
-                pass  # A snapshot replaced the log: is the offset still in it?
-            else:
-                next_offset = run.headers[-1].next_offset
-                if data := data_only(run.data, run.headers):
-                    self._observer.consumed(len(data))
-                    return Chunk(data, next_offset)
-                offset = max(next_offset, offset)
-            self._check_offset(offset)
-        return Chunk(b"", offset)
+        self._check_open()
+        try:
+            chunk = await read_data(self.log, self._applier, offset, bytes_max, self._check_open)
+        except RangeCorrupt as error:
+            self.repair.report(error)
+            raise
+        if chunk.data:
+            self._observer.consumed(len(chunk.data))
+        return chunk
 
     def _check_open(self) -> None:
         if self._closing:
             raise Unavailable("the node is stopping")
-
-    def _check_offset(self, offset: int) -> None:
-        self._check_open()
-        if not self.earliest <= offset <= self.next_offset:
-            raise OffsetOutOfRange.of(offset, self.earliest, self.next_offset)
 
     async def wait_past(self, offset: int) -> None:
         """Until a record at `offset` is committed, or gone. Raises Unavailable at the end."""
@@ -534,6 +528,7 @@ class Replica:
         await self._tasks.end()
         await self.log.close()
         self._waiters.give_up()
+        self._proposer.close()
         self._offload.stop()
         self._hard_state.close()
 
@@ -561,15 +556,21 @@ async def open_replica(
     ports: Ports,
     observer: Observer,
     peers: Peers,
+    group: int = DEFAULT_GROUP,
+    is_new: bool = False,
+    budgets: Budgets | None = None,
 ) -> Replica:
-    """Opens the log of a node, or makes it. `rpc_addr` is where a server that begins a cluster is
-    reached. Raises as `open_log`."""
+    """Opens a log of a node, or makes it. `rpc_addr` is where a server that begins a cluster is
+    reached. The first log of a node makes itself; a further one is made where it `is_new`, once
+    the node belongs to a cluster. The logs of a node share `peers` and `budgets`. Raises as
+    `open_log`."""
     opening = Offload(ports.worker("proglog-opening"))
     try:
         opened = await opening.run(
             lambda: open_log(
                 node,
-                DEFAULT_GROUP,
+                group,
+                is_new=is_new,
                 config=config,
                 ports=ports,
                 rpc_addr=rpc_addr,
@@ -588,4 +589,5 @@ async def open_replica(
         ports=ports,
         observer=observer,
         peers=peers,
+        budgets=budgets or Budgets(),
     )

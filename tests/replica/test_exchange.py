@@ -19,6 +19,7 @@ from proglog.raft.configuration import Configuration, Server
 from proglog.raft.driver import ReceivedBatch
 from proglog.raft.messages import AppendRequest, HeartbeatResponse
 from proglog.replica import messages
+from proglog.replica.budgets import Budgets
 from proglog.replica.exchange import Exchange
 from proglog.replica.opening import first_batch
 from tests.peers.doubles import GROUP, Home, Network, Wire, call, called, hello, make_peers
@@ -89,12 +90,14 @@ class World:
         self.network, self.home = Network(), Home()
         self.peers: Peers = make_peers(self.network, self.home)
         self.log, self.driver = Log(), Driver()
+        self.held = Budgets().held
         self.exchange = Exchange(
             host=cast("Any", self.home),
             log=cast("Any", self.log),
             peers=self.peers,
             group=GROUP,
             uuid="us",
+            held=self.held,
         )
         self.exchange.driver = cast("Any", self.driver)
 
