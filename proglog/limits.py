@@ -112,6 +112,17 @@ forming_spare_max = 8
 forming_subsets_max = 2000
 """and choices of them tried to find the one that was promised."""
 leave_seconds_max = 30.0
+drain_transfers_max = 3
+"""A node that drains tries so often to let another one lead."""
+drain_told_seconds = 1.0
+"""Gossip that a node drains is about by then,"""
+drain_safe_seconds_max = 10.0
+"""and it waits this long at most until the others can do without it."""
+drain_kept_seconds = 600.0
+"""A node that was drained and not stopped takes part again after this time."""
+admin_connections_max = 8
+admin_line_bytes_max = 4 * KiB
+"""What is asked of a node through the socket in its directory, at a time and in length."""
 replay_bytes = 1 * MiB
 
 # --- repair --------------------------------------------------------------------------------------

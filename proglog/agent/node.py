@@ -11,7 +11,7 @@ import gc
 import random
 import socket
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ import structlog
 
 from proglog import limits
 from proglog.agent.addresses import Addresses
+from proglog.agent.admin_socket import AdminSocket
 from proglog.agent.cluster import (
     ClusterAdmin,
     ask_identity,
@@ -29,13 +30,14 @@ from proglog.agent.cluster import (
     leave_configuration,
     newcomer,
 )
+from proglog.agent.drain import Drain, read_order
 from proglog.agent.forming import Forming
 from proglog.agent.policy import misses_somebody
 from proglog.agent.reconciler import Reconciler
 from proglog.agent.security import Security, check_listener
 from proglog.agent.watch import Watch
 from proglog.config import Address, NodeConfig
-from proglog.errors import ConfigurationError, why_not_bound
+from proglog.errors import ConfigurationError, InvalidRequest, why_not_bound
 from proglog.gateway.console.feed import Feed
 from proglog.gateway.health import Probes
 from proglog.gateway.server import Gateway
@@ -98,6 +100,9 @@ class Node:
         self._reconciler: Reconciler
         self._watch: Watch
         self._forming: Forming | None = None
+        self.drain: Drain
+        self._meeting: list[asyncio.Task[None]] = []
+        """What speaks to others by gossip, as long as this node takes part in it."""
 
     async def start(self) -> None:
         """Starts everything. Raises ProglogError or OSError; then nothing is left running."""
@@ -150,13 +155,17 @@ class Node:
         self._parts.push_async_callback(self.membership.close)
         self._supervise(self.membership.wait_ended())
         self._supervise(self._watch.run())
-        self._supervise(self._reconciler.run())
-        self._supervise(self._reconciler.watch())
-        self._supervise(Addresses(self.replica, self.membership, self.peers, self._identify).run())
+        addresses = Addresses(self.replica, self.membership, self.peers, self._identify)
+        self._meeting += [
+            self._supervise(self._reconciler.run()),
+            self._supervise(self._reconciler.watch()),
+            self._supervise(addresses.run()),
+        ]
         if config.start_join_addrs:
-            self._supervise(self._join())
+            self._meeting.append(self._supervise(self._join()))
         if admin.forming is not None:
             self._supervise(admin.forming.run())
+        await self._open_admin_socket()
         if len(self.replica.leadership.configuration.voters) == 1 and config.begins_alone:
             await self._wait_ready()
         # What recovery left is there for good: the collector need not look at it again.
@@ -178,6 +187,8 @@ class Node:
         self._parts.push_async_callback(rpc.close)
         history = History(self.metrics, lambda: self.replica.next_offset)
         feed = Feed(history)
+        self.drain = self._make_drain(rpc.send_away)
+        self._parts.callback(self.drain.close)
         gateway = Gateway(
             logs, self.metrics, allowed_hosts=config.http_hosts, probes=self._probes(), feed=feed
         )
@@ -209,7 +220,7 @@ class Node:
 
     async def _tell_health(self, rpc: RpcServer) -> None:
         while True:
-            rpc.set_serving(self.replica.is_ready and not self._stopping)
+            rpc.set_serving(not self._why_not_ready())
             await asyncio.sleep(limits.health_seconds)
 
     async def _drain(self, rpc: RpcServer, gateway: Gateway) -> None:
@@ -277,7 +288,37 @@ class Node:
             rpc_addr=str(self.told_addr),
             expect=self._config.bootstrap_expect,
             dead_server_after_seconds=self._config.dead_server_after_seconds,
+            draining=lambda: self.drain.began,
         )
+
+    def _make_drain(self, send_away: Callable[[], None]) -> Drain:
+        return Drain(
+            self.replica,
+            self.membership,
+            tell=self._reconciler.tell,
+            send_away=send_away,
+            leave=self._go,
+            now_ms=self._ports.clock.now_ms,
+        )
+
+    async def _open_admin_socket(self) -> None:
+        admin = AdminSocket(Path(self._config.data_dir), self._administer)
+        self._parts.push_async_callback(admin.close)
+        try:
+            await admin.start()
+        except OSError as error:
+            # It serves all the same: some file systems have no sockets.
+            _logger.warning("no admin.sock, so `proglog drain` cannot be used", why=str(error))
+
+    async def _administer(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What the owner of the data directory asks for. Raises ProglogError."""
+        match request:
+            case {"do": "drain", **order}:
+                outcome = await self.drain.run(read_order(order))
+                return {"result": outcome.result, "said": outcome.said}
+            case {"do": "undo"}:
+                return {"result": 0, "said": self.drain.undo()}
+        raise InvalidRequest("this node knows only how to drain, and to undo that")
 
     def _make_forming(self) -> Forming | None:
         expect = self._config.bootstrap_expect
@@ -315,17 +356,24 @@ class Node:
     async def leave(self) -> None:
         """Leaves the cluster for good: out of its configuration, if the rest can do without this
         node, then out of the gossip. Then the node stops. Raises ChangeRefused: it stays."""
-        await leave_configuration(self.replica, self.security.way)
-        await self.membership.leave()
+        await self.drain.leave()
         if not self.left.done():
             self.left.set_result(None)
 
+    async def _go(self) -> None:
+        """As `leave`, but goes on running, by itself."""
+        await leave_configuration(self.replica, self.security.way)
+        for task in self._meeting:
+            task.cancel()
+        await self.membership.leave()
+
     # --- supervision -----------------------------------------------------------------------------
 
-    def _supervise(self, work: Coroutine[Any, Any, None]) -> None:
+    def _supervise(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._part_ended)
+        return task
 
     def _part_ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -373,6 +421,8 @@ class Node:
         gauge("log_bytes", "Bytes retained.", lambda: replica.log.bytes_upto(replica.applied_index))
 
     def _why_not_ready(self) -> str:
+        if self.drain.began:
+            return "not ready: the node is drained, to be stopped"
         if self.replica.is_ready and not self._stopping:
             return ""
         if self._forming is not None and not self.replica.leadership.configuration.servers:

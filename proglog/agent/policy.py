@@ -21,6 +21,10 @@ from proglog.types import ServerInfo
 ROLE = "proglog"
 """The tag `role` of our members; others, such as stock Serf agents, are listed and ignored."""
 
+DRAINING_TAG = "draining"
+"""The tag of a member that is about to stop: when that began, on its own wall clock in
+milliseconds. Who is first goes first; a wrong clock makes somebody wait, for a while."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
@@ -92,21 +96,17 @@ def may_remove_dead(
 
 
 def in_reach(servers: Sequence[ServerInfo], members: Sequence[Member]) -> list[ServerInfo]:
-    """The servers that a client may be sent to: all but those that gossip calls failed or left.
+    """The servers that a client may be sent to: all but those that gossip calls failed or left, or
+    that are about to stop.
 
     One that gossip does not know, or not yet, is kept. So is the leader: whether it is there, its
     followers know better and sooner.
     """
-    said: dict[str, set[Status]] = {}
+    there: dict[str, bool] = {}
     for member in _ours(members):
-        said.setdefault(member.tags.get("uuid", ""), set()).add(member.status)
-    return [
-        server
-        for server in servers
-        if server.is_leader
-        or server.uuid not in said
-        or not all(status.gone for status in said[server.uuid])
-    ]
+        uuid, stays = member.tags.get("uuid", ""), DRAINING_TAG not in member.tags
+        there[uuid] = there.get(uuid, False) or (stays and not member.status.gone)
+    return [server for server in servers if server.is_leader or there.get(server.uuid, True)]
 
 
 def misses_somebody(configuration: Configuration, members: Sequence[Member], own: str) -> bool:
@@ -164,6 +164,8 @@ def _newcomer(view: View) -> Add | None:
             member.status is Status.ALIVE
             and member.tags.get("cluster", "") in {"", view.cluster_id}
             and member.tags.get("uuid")
+            # One that leaves is out of the configuration before it is out of the gossip.
+            and DRAINING_TAG not in member.tags
             and view.configuration.find(member.tags["uuid"]) is None
         ):
             return Add(member)

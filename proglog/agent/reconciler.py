@@ -10,6 +10,7 @@ import structlog
 
 from proglog import limits
 from proglog.agent.policy import (
+    DRAINING_TAG,
     ROLE,
     Add,
     Remove,
@@ -43,6 +44,7 @@ class Reconciler:
         rpc_addr: str,
         expect: int,
         dead_server_after_seconds: float,
+        draining: Callable[[], str],
     ) -> None:
         self._replica = replica
         self._membership = membership
@@ -51,6 +53,7 @@ class Reconciler:
         self._rpc_addr = rpc_addr
         self._expect = expect
         self._dead_server_after_seconds = dead_server_after_seconds
+        self._draining = draining
         self._loop = asyncio.get_running_loop()
         self._heard: dict[str, float] = {}
         self._heard_term = 0
@@ -72,6 +75,8 @@ class Reconciler:
         }
         if self._expect:
             tags["expect"] = str(self._expect)
+        if began := self._draining():
+            tags[DRAINING_TAG] = began
         if self._replica.leadership.configuration.servers:
             # Absent while the node belongs to no cluster that exists, promised or not.
             tags["cluster"] = identity.cluster_id
@@ -80,13 +85,14 @@ class Reconciler:
     async def run(self) -> None:
         """Reconciles for ever."""
         while True:
-            self._tell()
+            self.tell()
             self._listen()
             if self._replica.leadership.is_mine:
                 await self._step()
             await asyncio.sleep(limits.reconcile_seconds)
 
-    def _tell(self) -> None:
+    def tell(self) -> None:
+        """Brings about what this node tells of itself, where that has changed."""
         if self._membership.local.tags != self.tags:
             self._membership.set_tags(self.tags)
 

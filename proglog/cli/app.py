@@ -42,6 +42,7 @@ app.command("proglog.cli.consume:consume", help="Print records, each value on a 
 app.command("proglog.cli.cluster:app", name="cluster", help="Look at a cluster and change it.")
 app.command("proglog.cli.cluster:members", help="Print who is there, by gossip.")
 app.command("proglog.cli.cluster:leave", help="Make a node leave its cluster and stop.")
+app.command("proglog.cli.drain:drain", help="Make a node ready to be stopped.")
 app.command("proglog.cli.dev:dev", help="Run a local cluster in this terminal.")
 app.command("proglog.cli.bench:bench", help="Measure how fast a node is.")
 app.command("proglog.cli.check:verify", help="Check every byte of a stopped node's data.")

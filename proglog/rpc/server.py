@@ -42,6 +42,12 @@ class RpcServer:
         calls = Calls(self._methods, self._codec, lambda: self._refusal, principal)
         return _Connection(calls, self._connections, self._turns)
 
+    def send_away(self) -> None:
+        """Ends the streams that are under way with Unavailable: clients go on with them elsewhere.
+        New calls are answered."""
+        for connection in self._connections:
+            connection.calls.end(Unavailable("the node is about to stop: go on with another one"))
+
     async def drain(self, seconds: float) -> None:
         """Refuses new calls, ends streams with Unavailable, and waits for the answers to calls that
         are under way; then says GOAWAY and closes the connections. What has not ended within

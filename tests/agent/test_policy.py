@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from proglog.agent.policy import (
+    DRAINING_TAG,
     Add,
     Remove,
     View,
@@ -207,6 +208,14 @@ def test_clients_are_sent_to_servers_that_are_there(
         for server in servers(3)
     ]
     assert [server.name for server in in_reach(known, members)] == [f"n{i}" for i in found]
+
+
+def test_who_leaves_is_not_added_again() -> None:
+    configuration = Configuration(servers(2))
+    alive = [member(number) for number in range(2)]
+    assert next_change(view(configuration, [*alive, member(2)])) == Add(member(2))
+    leaving = member(2, **{DRAINING_TAG: "1"})
+    assert next_change(view(configuration, [*alive, leaving])) is None
 
 
 @pytest.mark.parametrize(

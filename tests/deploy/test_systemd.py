@@ -83,7 +83,7 @@ def test_an_abstract_socket_is_told() -> None:
 
 def test_systemd_understands_every_line_of_the_unit(tmp_path: Path) -> None:
     if shutil.which("systemd-analyze") is None:
-        judges.leave_out("systemd-analyze is missing", None)
+        judges.leave_out("systemd-analyze is missing", "", always=False)
     program = tmp_path / "proglog"
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
@@ -107,13 +107,15 @@ def test_the_unit_starts_nothing_again_that_cannot_help() -> None:
     assert (service["Type"], service["KillMode"]) == ("notify", "mixed")
     assert service["RestartPreventExitStatus"] == "2 3"
     assert re.fullmatch(r"/opt/proglog/bin/proglog serve .*", service["ExecStart"])
+    # Its exit status is news, and no reason not to stop.
+    assert service["ExecStop"].startswith("-/opt/proglog/bin/proglog drain --leave never ")
 
 
 def test_sigterm_ends_a_first_process_that_has_not_begun() -> None:
     """As in a container, where the kernel drops it unless there is a handler."""
     first = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child"]
     if subprocess.run([*first, "true"], capture_output=True).returncode:
-        judges.leave_out("no namespaces of processes can be made", None)
+        judges.leave_out("no namespaces of processes can be made", "", always=False)
     done = subprocess.run(
         [*first, sys.executable, "-c", ENDED_EARLY], capture_output=True, timeout=60
     )
