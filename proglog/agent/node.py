@@ -207,7 +207,7 @@ class Node:
         self._supervise(mux.serve())
         self._supervise(self._tell_health(rpc))
         self._watch = self._make_watch(history, feed)
-        self.metrics.registry.register(ViewCollector(lambda: self._watch.view))
+        self.metrics.registry.register(ViewCollector(lambda: feed.view))
 
     def _serve_http(self, gateway: Gateway, address: Address) -> None:
         listener = _listen(address)

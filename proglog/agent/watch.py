@@ -52,13 +52,12 @@ class Watch:
         self._led_by: tuple[str, int] | None = None
         self._leader_changes = 0
         self._leaderless_seconds = 0.0
-        self.view: View | None = None
-        """The newest."""
 
     async def run(self) -> None:
         """Never ends."""
         loop = asyncio.get_running_loop()
-        before, at, seconds = self._look(), loop.time(), 0
+        self._feed.view = before = self._look()
+        at, seconds = loop.time(), 0
         while True:
             if seconds % _DISK_LOOKS_EVERY == 0:
                 self._disk = await asyncio.to_thread(_disk_space, self._data_dir)
@@ -72,7 +71,7 @@ class Watch:
                 self._history.add(event)
             sample = self._history.sample(now - at, max(0.0, now - due))
             self._feed.publish(view, sample)
-            self.view = before = view
+            self._feed.view = before = view
             at = now
 
     def _count(self, view: View, elapsed: float) -> None:

@@ -41,7 +41,7 @@ async def test_what_rules_and_dashboard_ask_for_is_exposed(tmp_path: Path) -> No
     node = Node(NodeConfig.for_tests(tmp_path))
     await node.start()
     try:
-        await until(lambda: node._watch.view, "the node has looked at itself")
+        await until(lambda: node._watch._feed.view, "the node has looked at itself")
         exposed = await asyncio.to_thread(exposed_by, node)
     finally:
         await node.stop()

@@ -34,12 +34,13 @@ class Feed:
     def __init__(self, history: History) -> None:
         self._history = history
         self._watchers: set[asyncio.Queue[bytes | None]] = set()
-        self._view: View | None = None
+        self.view: View | None = None
+        """The newest; none while the node starts."""
         self._told = 0
 
     def publish(self, view: View, sample: dict[str, float]) -> None:
         """A second has passed."""
-        self._view = view
+        self.view = view
         told, self._told = self._told, self._history.events_told
         if not self._watchers:
             return
@@ -55,9 +56,9 @@ class Feed:
                 watcher.put_nowait(data)
 
     def _seen(self) -> View:
-        if self._view is None:
+        if self.view is None:
             raise Unavailable("the node is starting")
-        return self._view
+        return self.view
 
     async def status(self, _: web.Request) -> web.StreamResponse:
         """`GET /v1/status`: the view and the verdict."""
