@@ -142,6 +142,12 @@ dial_apart_seconds = 0.05
 """Between the addresses of one server, which are dialled side by side."""
 greeting_seconds_max = 1.0
 """Whoever connected has said who it is by then."""
+twin_seconds_max = 0.5
+"""An earlier life of a node that is still there answers in this time; the newer one waits."""
+floors_seconds = 10.0
+"""What is known of the others is written down this often."""
+restate_seconds = 1.0
+"""A server tells the others this often what it has on its disk, while that changes."""
 redial_seconds_first = 0.02
 voter_redial_seconds_max = 0.25
 redial_seconds_max = 2.0
@@ -318,6 +324,7 @@ assert segment_batches_default <= segment_batches_max
 # A sign of life that was lost is asked for again, and again, before anybody is given up.
 assert 3 * (control_ping_seconds + peer_beat_seconds) < control_silence_seconds_max
 assert 2 * (bulk_ping_seconds + peer_beat_seconds) < bulk_silence_seconds_max
+assert twin_seconds_max < greeting_seconds_max
 # After silence of any length: given up, dialled, greeted within 2 s, and a leader elected.
 assert dial_seconds_max + voter_redial_seconds_max < control_silence_seconds_max
 assert segment_bytes_default > batch_bytes_max

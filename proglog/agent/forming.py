@@ -119,7 +119,7 @@ class Forming:
             await self._form(chosen)
         else:
             # No round is under way, and none will be.
-            await self._replica.release_cluster(promised)
+            await self._replica.home.release_cluster(promised)
 
     def _tell(self, why: str) -> None:
         """Once for each reason."""
@@ -223,14 +223,14 @@ class Forming:
     async def _form(self, chosen: Sequence[Member]) -> None:
         uuids = sorted(member.tags["uuid"] for member in chosen)
         cluster_id = cluster_of(uuids)
-        await self._replica.adopt_cluster(cluster_id)
+        await self._replica.home.adopt_cluster(cluster_id)
         try:
             servers = await asyncio.gather(
                 *(self._promise_of(member, cluster_id, uuids) for member in chosen)
             )
         except ProglogError:
             # This round is over, whoever has promised: from here on nobody is kept by it.
-            await self._replica.release_cluster(cluster_id)
+            await self._replica.home.release_cluster(cluster_id)
             raise
         await self._replica.begin(Configuration(tuple(servers)))
         _logger.info("a cluster was formed", cluster=cluster_id, servers=len(servers))
@@ -253,7 +253,7 @@ class Forming:
         if min(uuids) == self._own:
             raise ChangeRefused("of these nodes it is this one that coordinates")
         self._promises += 1
-        await self._replica.adopt_cluster(cluster_id)
+        await self._replica.home.adopt_cluster(cluster_id)
 
     async def _ask_whether_it_stands(self, coordinator: Member, cluster_id: str) -> None:
         """Lets go of a promise where the coordinator has given up."""
@@ -263,4 +263,4 @@ class Forming:
             raise ChangeRefused(f"{server.name} answers at the address of {coordinator.name}")
         # Promised anew meanwhile: what was answered is from before.
         if holds != cluster_id and before == self._promises and not self._is_done:
-            await self._replica.release_cluster(cluster_id)
+            await self._replica.home.release_cluster(cluster_id)

@@ -166,7 +166,8 @@ class Node:
         if admin.forming is not None:
             self._supervise(admin.forming.run())
         await self._open_admin_socket()
-        if len(self.replica.leadership.configuration.voters) == 1 and config.begins_alone:
+        is_alone = len(self.replica.leadership.configuration.voters) == 1
+        if is_alone and config.begins_alone and not self.replica.standing.doubt:
             await self._wait_ready()
         # What recovery left is there for good: the collector need not look at it again.
         gc.collect()
@@ -425,6 +426,8 @@ class Node:
             return "not ready: the node is drained, to be stopped"
         if self.replica.is_ready and not self._stopping:
             return ""
+        if why := self.replica.standing.doubt:
+            return f"not ready: {why}"
         if self._forming is not None and not self.replica.leadership.configuration.servers:
             return f"not ready: {self._forming.why}"
         return "not ready"

@@ -95,11 +95,13 @@ class TwinFile:
         write_whole(files, path, _pack(magic, 0, payload) * len(PLACES))
         return cls(files, path, magic, TwinState(0, payload, [], []))
 
-    def save(self, payload: bytes) -> None:
-        """Makes a new content durable, in both copies. After an error nothing is known of it."""
+    def save(self, payload: bytes) -> int:
+        """Makes a new content durable, in both copies; its sequence. After an error nothing is
+        known of it."""
         self._sequence += 1
         for place in PLACES:
             self._write(place, payload)
+        return self._sequence
 
     def _write(self, place: int, payload: bytes) -> None:
         self._file.pwritev([_pack(self._magic, self._sequence, payload)], place)

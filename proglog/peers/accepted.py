@@ -14,14 +14,14 @@ from proglog.peers.connection import UNASKED, Connection
 from proglog.peers.frames import PROLOGUE, FrameError, Lane, Type, frame
 from proglog.peers.hello import (
     Hello,
+    Life,
     Refusal,
     Welcome,
     common_protocol,
     decode_hello,
-    encode_refusal,
     encode_welcome,
 )
-from proglog.peers.local import Local, Names, host_of
+from proglog.peers.local import Local, Names, Receiver, host_of
 from proglog.peers.pulse import Pulse
 
 _logger = structlog.get_logger("peers")
@@ -34,6 +34,15 @@ class Host(Protocol):
 
     def welcomed(self, accepted: Accepted, hello: Hello) -> None:
         """A connection has a peer and a lane from now on."""
+
+    def why_not(self, life: Life) -> Refusal | None:
+        """Why one that calls itself this is not believed."""
+
+    async def is_twin(self, life: Life) -> bool:
+        """Whether an earlier life of this node is still there. Takes a moment if one may be."""
+
+    def stood(self, accepted: Accepted) -> None:
+        """Its statement was accepted."""
 
     def refused(self, hello: Hello, refusal: Refusal) -> None: ...
 
@@ -52,6 +61,9 @@ class Accepted(Connection):
         self._names = names
         self._prologue_seen = False
         self._checking: asyncio.Task[None] | None = None
+        self._hello: Hello
+        self._standing: set[int] = set()
+        """The groups in which it has said where it stands, and may."""
         self.lane = Lane.CONTROL
         self.protocol = 0
 
@@ -89,8 +101,19 @@ class Accepted(Connection):
         receiver = self._local.groups.get(group)
         if receiver is None:
             self.write(frame(Type.NO_GROUP, group))
-        else:
+        elif type_ == Type.STAND:
+            self._take_statement(receiver, group, payload)
+        elif group in self._standing:
             receiver.receive(self.peer, type_, payload)
+
+    def _take_statement(self, receiver: Receiver, group: int, payload: memoryview) -> None:
+        refusal = receiver.stands(self.life, payload)
+        if refusal is None:
+            self._standing.add(group)
+            self._host.stood(self)
+        else:
+            self._host.refused(self._hello, refusal)
+            self.refuse(refusal)
 
     # --- the beginning ---------------------------------------------------------------------------
 
@@ -114,16 +137,15 @@ class Accepted(Connection):
             return
         if refusal is not None:
             self._host.refused(hello, refusal)
-            self.write(encode_refusal(refusal))
-            self.given_up = refusal.why
-            self.wire.close()
+            self.refuse(refusal)
             return
+        self._hello = hello
         self.lane, self.protocol = Lane(hello.lane), common_protocol(hello.protocols)
         if self.lane is Lane.BULK:
             self.pulse = Pulse(self._local.awake, 0, 2 * limits.bulk_silence_seconds_max)
         identity = self._local.home.identity
         self.write(encode_welcome(Welcome(self._local.life, identity.cluster_id, self.protocol)))
-        self.greeted(hello.life.uuid)
+        self.greeted(hello.life)
         self._host.welcomed(self, hello)
         self._checking = None
         self.wire.resume_reading()
@@ -151,7 +173,19 @@ class Accepted(Connection):
             await home.adopt_cluster(hello.cluster_id)
         elif hello.cluster_id != home.identity.cluster_id:
             return Refusal("CLUSTER", f"this server belongs to cluster {home.identity.cluster_id}")
-        return None
+        return await self._why_not_believed(hello.life)
+
+    async def _why_not_believed(self, life: Life) -> Refusal | None:
+        if (refusal := self._host.why_not(life)) is not None:
+            return refusal
+        if await self._host.is_twin(life):
+            return Refusal(
+                "TWIN",
+                f"an earlier start of {life.name} still runs and answers: there are two processes, "
+                "or a copy of its directory is in use",
+            )
+        # Another one may have come meanwhile; from here on nothing waits.
+        return self._host.why_not(life)
 
     def _is_named(self, hello: Hello, names: Names) -> bool:
         """A server is who the configuration says, wherever it calls from; any other node is who it

@@ -21,6 +21,7 @@ from proglog.peers.frames import (
     UnknownType,
     frame,
 )
+from proglog.peers.hello import Life, Refusal, decode_refusal, encode_refusal
 from proglog.peers.local import Local
 from proglog.peers.pulse import Pulse
 
@@ -30,20 +31,31 @@ _PING = struct.Struct("<Q")
 _PONG = struct.Struct("<QQ")
 UNASKED = 0
 """In the place of a PING's number: a PONG that answers none."""
+_WHETHER_THERE = 1 << 63
+"""Numbers from here on are of questions whether anybody is still there."""
+_NOBODY = Life("", "", 0, "")
 
 
 class Connection(asyncio.Protocol):
-    """What both ends have in common. `peer` is empty until the other one has said who it is."""
+    """What both ends have in common."""
 
     def __init__(self, local: Local, pulse: Pulse) -> None:
         self._local = local
         self.pulse = pulse
         self.wire: asyncio.Transport | None = None
-        self.peer = ""
+        self.life = _NOBODY
+        """Who the other one is."""
         self.given_up = ""
         """Why we ended it, if we did."""
         self._reader = FrameReader()
         self._greeting: asyncio.TimerHandle | None = None
+        self._questions = 0
+        self._asked_whether_there: dict[int, asyncio.Future[bool]] = {}
+
+    @property
+    def peer(self) -> str:
+        """The uuid of the other one; empty until it has said who it is."""
+        return self.life.uuid
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.wire = cast("asyncio.Transport", transport)  # by its methods: uvloop has its own
@@ -55,9 +67,9 @@ class Connection(asyncio.Protocol):
             limits.greeting_seconds_max, self.give_up, "no greeting in time"
         )
 
-    def greeted(self, peer: str) -> None:
+    def greeted(self, life: Life) -> None:
         """The other end has said who it is, and it is who it should be."""
-        self.peer = peer
+        self.life = life
         self._reader.bytes_max = FRAME_BYTES_MAX
         self._end_greeting()
         self.pulse.heard()
@@ -70,6 +82,16 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's
         self.wire = None
         self._end_greeting()
+        for answer in list(self._asked_whether_there.values()):
+            if not answer.done():
+                answer.set_result(False)
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Ends it, and tells the other end why."""
+        self.write(encode_refusal(refusal))
+        self.given_up = refusal.why
+        if self.wire is not None:
+            self.wire.close()
 
     def give_up(self, why: str) -> None:
         """Ends it at once."""
@@ -125,7 +147,12 @@ class Connection(asyncio.Protocol):
             self._answer(_unpack(_PING, payload)[0])
         elif type_ == Type.PONG:
             number, wall_ms = _unpack(_PONG, payload)
+            self._is_there(number)
             self.answered(number, wall_ms)
+        elif type_ == Type.REFUSAL:
+            refusal = decode_refusal(payload)
+            self._local.home.doubted(refusal, self.life.name)
+            self.give_up(refusal.why)
         else:
             raise UnknownType(f"a frame of type {type_} is not expected here")
 
@@ -137,6 +164,22 @@ class Connection(asyncio.Protocol):
 
     def answered(self, number: int, wall_ms: int) -> None:
         """The other end has answered, and told its wall clock."""
+
+    def ask_whether_there(self) -> asyncio.Future[bool]:
+        """True once the process at the other end answers what it is asked now; false if that ends
+        first. Cancel it when that is not of interest any more."""
+        answer: asyncio.Future[bool] = self._local.loop.create_future()
+        self._questions += 1
+        number = _WHETHER_THERE + self._questions
+        self._asked_whether_there[number] = answer
+        answer.add_done_callback(lambda _: self._asked_whether_there.pop(number, None))
+        self.ask(number)
+        return answer
+
+    def _is_there(self, number: int) -> None:
+        answer = self._asked_whether_there.get(number)
+        if answer is not None and not answer.done():
+            answer.set_result(True)
 
     def _answer(self, number: int) -> None:
         self.pulse.told()

@@ -14,7 +14,7 @@ from proglog.batch import Buffer
 from proglog.errors import ProglogError, Unavailable, reason_of
 from proglog.peers.connection import Connection
 from proglog.peers.frames import PROLOGUE, FrameError, Lane, Type, UnknownType
-from proglog.peers.hello import decode_refusal, decode_welcome, encode_hello
+from proglog.peers.hello import Life, Refusal, decode_refusal, decode_welcome, encode_hello
 from proglog.peers.local import Local, Names, host_of
 from proglog.peers.offsets import Offsets
 from proglog.peers.pulse import Pulse
@@ -60,6 +60,12 @@ class Owner(Protocol):
     def addresses(self, lane: Lane) -> Sequence[str]:
         """Where to dial now, the best one first; perhaps nowhere."""
 
+    def why_not(self, life: Life) -> Refusal | None:
+        """Why one that welcomes us as this is not believed."""
+
+    def refused(self, refusal: Refusal, address: str) -> None:
+        """Whoever answers at this address does not take us for what we say."""
+
     def opened(self, lane: Lane, address: str) -> None:
         """The peer has proved who it is, at this address."""
 
@@ -73,19 +79,16 @@ class Dialled(Connection):
     def __init__(
         self,
         local: Local,
-        to: str,
+        owner: Owner,
+        address: str,
         lane: Lane,
         ended: Callable[[Dialled], None],
-        offsets: Offsets,
-        is_named: Callable[[Names], bool] = lambda _: True,
     ) -> None:
-        """`is_named` says whether a certificate is that of `to`."""
         super().__init__(local, Pulse(local.awake, _PING_SECONDS[lane], _SILENCE_SECONDS[lane]))
-        self._to = to
+        self._owner = owner
+        self._address = address
         self._lane = lane
         self._ended = ended
-        self._is_named = is_named
-        self._offsets = offsets
         self._pings = 0
         self._asked: dict[int, float] = {}
         """When the last of them were asked."""
@@ -100,18 +103,29 @@ class Dialled(Connection):
             # Before a word is said: whoever answers at this address is somebody else.
             self.give_up("the certificate there is another node's")
             return
-        self.write([PROLOGUE, *encode_hello(self._local.hello(self._to, self._lane))])
+        self.write([PROLOGUE, *encode_hello(self._local.hello(self._owner.uuid, self._lane))])
+
+    def _is_named(self, names: Names) -> bool:
+        """Whether a certificate is that of who is meant."""
+        name, address = self._owner.configured or (self._owner.name, self._address)
+        return names(name, host_of(address))
 
     def _greet(self, type_: int, payload: memoryview) -> None:
         if type_ == Type.REFUSAL:
-            self.give_up(decode_refusal(payload).why)
+            refusal = decode_refusal(payload)
+            self._owner.refused(refusal, self._address)
+            self.give_up(refusal.why)
             return
         if type_ != Type.WELCOME:
             raise FrameError(f"a frame of type {type_} is not expected here")
-        uuid = decode_welcome(payload).life.uuid
-        if uuid != self._to:
-            raise FrameError(f"{uuid} answers at the address of {self._to}")
-        self.greeted(uuid)
+        life = decode_welcome(payload).life
+        if life.uuid != self._owner.uuid:
+            raise FrameError(f"{life.uuid} answers at the address of {self._owner.uuid}")
+        if (why_not := self._owner.why_not(life)) is not None:
+            self.refuse(why_not)
+            self._fail(why_not.why)
+            return
+        self.greeted(life)
         # What its clock shows is wanted before anybody can be elected.
         self.ping()
         if not self.welcome.done():
@@ -135,7 +149,7 @@ class Dialled(Connection):
     def answered(self, number: int, wall_ms: int) -> None:
         asked_at = self._asked.pop(number, None)
         if asked_at is not None:
-            self._offsets.add(asked_at, self._local.loop.time(), wall_ms)
+            self._owner.offsets.add(asked_at, self._local.loop.time(), wall_ms)
 
     def give_up(self, why: str) -> None:
         super().give_up(why)
@@ -190,6 +204,11 @@ class DialledLane:
         return self._open is not None
 
     @property
+    def connection(self) -> Connection | None:
+        """The one that is open, if it is."""
+        return self._open
+
+    @property
     def is_blocked(self) -> bool:
         """Nothing can be sent now. Begins to dial where that is why."""
         if self._open is None:
@@ -239,22 +258,15 @@ class DialledLane:
             self._begin(address, connection)
 
     async def _try(self, address: str) -> tuple[str, Dialled]:
-        configured = self._owner.configured or (self._owner.name, address)
-
-        def is_named(names: Names) -> bool:
-            return names(configured[0], host_of(configured[1]))
-
-        owner = self._owner
-        connection = Dialled(
-            self._local, owner.uuid, self._lane, self._ended, owner.offsets, is_named
-        )
+        connection = Dialled(self._local, self._owner, address, self._lane, self._ended)
         try:
             async with asyncio.timeout(limits.dial_seconds_max):
                 await self._local.connect(address, lambda: connection)
             async with asyncio.timeout(limits.greeting_seconds_max):
                 await connection.welcome
         except BaseException:
-            connection.give_up("it was not welcomed")
+            if not connection.given_up:  # else it is perhaps being told why
+                connection.give_up("it was not welcomed")
             raise
         return address, connection
 

@@ -50,6 +50,8 @@ class Type(enum.IntEnum):
     PING = 4
     PONG = 5
     # Of a log.
+    STAND = 9
+    """The first of its group on every connection: what the sender states of itself."""
     APPEND = 10
     APPEND_RESPONSE = 11
     HEARTBEAT = 12

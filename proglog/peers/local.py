@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from proglog import limits
+from proglog.batch import Buffer
 from proglog.peers.frames import Lane
-from proglog.peers.hello import Hello, Life
+from proglog.peers.hello import Hello, Life, Refusal
 from proglog.peers.pulse import AwakeClock
 from proglog.ports import Clock
 
@@ -53,6 +54,10 @@ class Home(Protocol):
     async def adopt_cluster(self, cluster_id: str) -> None:
         """This node joins a cluster, durably. Raises Unavailable if it belongs to another."""
 
+    def doubted(self, refusal: Refusal, by: str) -> None:
+        """Another node, whom people know by this name, has refused this one as what it says that
+        it is."""
+
     def failed(self, error: BaseException) -> None:
         """A promise is broken: the node must end."""
 
@@ -61,8 +66,16 @@ class Receiver(Protocol):
     """A log, as the frames of its group reach it. Nothing here waits: a connection is everybody's,
     and is never held up for one."""
 
+    def statement(self) -> Buffer | None:
+        """What this server states of itself at the beginning of every connection, before anything
+        else. None: it may take part in nothing, and says nothing."""
+
+    def stands(self, life: Life, payload: memoryview) -> Refusal | None:
+        """A peer's statement. Why nothing of what it says counts, if so. Raises FrameError."""
+
     def receive(self, peer: str, type_: int, payload: memoryview) -> None:
-        """A frame. Raises FrameError; UnknownType if it does not know the type."""
+        """A frame of a peer that stands. Raises FrameError; UnknownType if it does not know the
+        type."""
 
     def unreachable(self, peer: str) -> None:
         """What was sent to a peer in bulk may be lost, or it has no such log."""

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from proglog import limits
 from proglog.peers.dialled import DialledLane
-from proglog.peers.frames import Lane
+from proglog.peers.frames import Lane, Type, frame
+from proglog.peers.hello import Life, Refusal
 from proglog.peers.local import Known, Local
 from proglog.peers.offsets import Offsets
 
@@ -28,6 +29,57 @@ class Peer:
         self._hinted_name = ""
         self._proved = ""
         """Where it was found last."""
+        self.life: Life | None = None
+        """The latest of its lives that is known. A life is one start of one directory, and its
+        number only grows: see `why_not`."""
+
+    # --- who it is -------------------------------------------------------------------------------
+
+    def why_not(self, life: Life) -> Refusal | None:
+        """Why one that calls itself this is not believed to be this peer as it is now.
+
+        An earlier life has forgotten what a later one has promised. Of two that bear one number,
+        one is a copy, or has lost that it began: which of them cannot be known, so it is the later
+        to come.
+        """
+        named = next((known.name for known in self.known.values()), life.name)
+        if life.name != named:
+            return Refusal("NAME", f"{life.uuid} is {named} here, not {life.name}")
+        last = self.life
+        if last is None or life.incarnation > last.incarnation or life == last:
+            return None
+        if life.incarnation < last.incarnation:
+            return Refusal(
+                "OLD_LIFE",
+                f"this is start {life.incarnation} of {life.name}, and start {last.incarnation} "
+                "was seen: the directory is an older copy",
+            )
+        return Refusal(
+            "TWIN",
+            f"another process was seen that is start {life.incarnation} of {life.name} too: its "
+            "directory was copied, or was set back",
+        )
+
+    def lives_as(self, life: Life) -> None:
+        """It has proved to be this one, which is no earlier one than the last."""
+        if life != self.life:
+            self.life, before = life, self.life
+            if before is not None:
+                self.give_up(before, "it was started anew")
+
+    def give_up(self, life: Life, why: str) -> None:
+        """Ends the lanes to this life of it."""
+        for lane in (self.control, self.bulk):
+            if lane.connection is not None and lane.connection.life == life:
+                lane.give_up(why)
+
+    def refused(self, refusal: Refusal, address: str) -> None:
+        """It does not take us for what we say. Not believed of whoever answers where gossip says
+        that it is: what is heard there stops nobody."""
+        if any(address == known.address for known in self.known.values()):
+            self._local.home.doubted(refusal, self.name)
+
+    # --- where it is -----------------------------------------------------------------------------
 
     @property
     def name(self) -> str:
@@ -84,12 +136,26 @@ class Peer:
         self.bulk.dial_soon(now=now)
 
     def opened(self, lane: Lane, address: str) -> None:
-        """A lane is open."""
+        """A lane is open. The first that it brings is what we state in each log.
+
+        Who answered there may be of a newer life than the last that is known. Only its own greeting
+        makes it the last: that is where it is asked whether the one before is still there.
+        """
+        for group in self._local.groups:
+            self.state(group, lane)
         if lane is Lane.CONTROL:
             self._proved = address
             self.bulk.dial_soon(now=True)
             for receiver in list(self._local.groups.values()):
                 receiver.reconnected(self.uuid)
+
+    def state(self, group: int, lane: Lane) -> None:
+        """Tells it where we stand in a log, if this lane is open."""
+        dialled = self.control if lane is Lane.CONTROL else self.bulk
+        if not dialled.is_open:
+            return
+        if (statement := self._local.groups[group].statement()) is not None:
+            dialled.write(frame(Type.STAND, group, statement))
 
     def lost(self, lane: Lane) -> None:
         """A lane has ended."""

@@ -12,8 +12,9 @@ import structlog
 from proglog import limits
 from proglog.aio.ticker import Ticker
 from proglog.peers.accepted import Accepted
+from proglog.peers.connection import Connection
 from proglog.peers.frames import Lane
-from proglog.peers.hello import Hello, Refusal
+from proglog.peers.hello import Hello, Life, Refusal
 from proglog.peers.local import Certificate, Connect, Home, Known, Local, Names, Receiver
 from proglog.peers.peer import Peer
 from proglog.ports import Clock
@@ -51,7 +52,7 @@ class Peers:
         self._strangers: dict[Accepted, None] = {}
         """Accepted, but not greeted yet."""
         self._accepted: dict[tuple[str, Lane], Accepted] = {}
-        self._refused: dict[str, str] = {}
+        self._refused: dict[str, Refusal] = {}
         """Why each of those that called was refused last; they call again all the time."""
         self.ticker = Ticker(limits.tick_seconds)
         """The one of the node: whatever else has to look at something now and then shares it."""
@@ -72,6 +73,19 @@ class Peers:
         """The frames of this group go there."""
         assert group not in self._local.groups, "a group is one log"
         self._local.groups[group] = receiver
+        for lane in Lane:
+            for peer in self._peers.values():
+                peer.state(group, lane)
+
+    def remember(self, lives: Iterable[Life]) -> None:
+        """The latest lives that this node, in an earlier one of its own, knew of others."""
+        for life in lives:
+            self.peer(life.uuid).lives_as(life)
+
+    def state(self, group: int) -> None:
+        """Tells all others where we stand in a log, as far as they can be reached."""
+        for peer in self._peers.values():
+            peer.state(group, Lane.CONTROL)
 
     def detach(self, group: int) -> None:
         """There is no such group any more."""
@@ -169,9 +183,35 @@ class Peers:
         if len(self._strangers) > limits.peer_strangers_max:
             next(iter(self._strangers)).give_up("too many connections wait for a greeting")
 
+    def why_not(self, life: Life) -> Refusal | None:
+        """Why one that calls itself this is not believed."""
+        peer = self._peers.get(life.uuid)
+        return None if peer is None else peer.why_not(life)
+
+    async def is_twin(self, life: Life) -> bool:
+        """Whether an earlier life of this node is still there, at the other end of some lane: its
+        process answers what it is asked now. After a plain restart there is none to ask."""
+        lanes: list[Connection | None] = [self._accepted.get((life.uuid, lane)) for lane in Lane]
+        if (peer := self._peers.get(life.uuid)) is not None:
+            lanes.append(peer.control.connection)
+        older = [lane for lane in lanes if lane is not None and lane.life != life]
+        if not older:
+            return False
+        asked = [lane.ask_whether_there() for lane in older]
+        await asyncio.wait(asked, timeout=limits.twin_seconds_max)
+        is_there = any(answer.done() and answer.result() for answer in asked)
+        for answer in asked:
+            answer.cancel()
+        return is_there
+
     def welcomed(self, accepted: Accepted, hello: Hello) -> None:
         """It takes the place of an older one: whoever dials again knows that that is lost."""
         self._strangers.pop(accepted, None)
+        self.peer(hello.life.uuid).lives_as(hello.life)
+        for lane in Lane:
+            of_old = self._accepted.get((accepted.peer, lane))
+            if of_old is not None and of_old.life != hello.life:
+                of_old.give_up("it was started anew")
         key = (accepted.peer, accepted.lane)
         older, self._accepted[key] = self._accepted.get(key), accepted
         if older is not None:
@@ -189,13 +229,24 @@ class Peers:
 
     def refused(self, hello: Hello, refusal: Refusal) -> None:
         """A caller is turned away; told once."""
-        uuid, why = hello.life.uuid, refusal.why
-        if self._refused.get(uuid) != why:
+        uuid = hello.life.uuid
+        if self._refused.get(uuid) != refusal:
             if len(self._refused) >= limits.peers_max:
                 self._refused.pop(next(iter(self._refused)))
-            self._refused[uuid] = why
+            self._refused[uuid] = refusal
             peer = f"{hello.life.name} at {hello.address}"
-            _logger.warning("peer refused", peer=peer, code=refusal.code, why=why)
+            _logger.warning("peer refused", peer=peer, code=refusal.code, why=refusal.why)
+        known = self._peers.get(uuid)
+        if known is not None and known.life != hello.life:
+            known.give_up(hello.life, refusal.why)
+
+    def stood(self, accepted: Accepted) -> None:
+        """It may take part."""
+        self._refused.pop(accepted.peer, None)
+
+    def refusal_of(self, uuid: str) -> Refusal | None:
+        """Why a node was refused here, if it has not been accepted since."""
+        return self._refused.get(uuid)
 
     def ended(self, accepted: Accepted) -> None:
         """A connection is gone; by now there may be another one in its place."""

@@ -113,6 +113,11 @@ class Raft:
         return self._state.term
 
     @property
+    def commit(self) -> int:
+        """The last entry that this server knows to be committed."""
+        return self._state.commit
+
+    @property
     def configuration(self) -> Configuration:
         """The newest one in the log, which is in force, committed or not."""
         return self._state.configurations.latest
@@ -249,6 +254,21 @@ class Raft:
         voters = self._state.configurations.voter_ids
         if self._role is Role.PRE_CANDIDATE and peer in voters and peer not in self._votes:
             self._request_vote(peer, pre_vote=True, transfer=False)
+
+    def restarted(self, peer: NodeId, end: int) -> None:
+        """Its disk ends at `end` now: see `Leader.restarted`."""
+        if self._leader is not None:
+            self._leader.restarted(peer, end)
+
+    def acknowledged(self) -> dict[NodeId, int]:
+        """If this server leads: what each other has on its disk of what is committed."""
+        return {} if self._leader is None else self._leader.acknowledged()
+
+    def is_missed_by_us(self, heartbeat: Heartbeat) -> bool:
+        """Whether a leader counts on us for what we do not hold: a heartbeat says what is committed
+        of that which *we* acknowledged to it."""
+        state = self._state
+        return heartbeat.term >= state.term and heartbeat.commit > state.log.last_index
 
     def compacted(self, index: int) -> None:
         """The driver dropped the log up to this index; it has a durable snapshot of it."""

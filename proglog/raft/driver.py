@@ -28,6 +28,7 @@ from proglog.raft.messages import (
     AppendRequest,
     Entry,
     HardState,
+    Heartbeat,
     InstallSnapshot,
     Message,
     ReadResult,
@@ -60,6 +61,9 @@ class DriverEvents(Protocol):
 
     def installed(self, snapshot: LogSnapshot) -> None:
         """A snapshot has replaced the log."""
+
+    def is_missed(self, sender: str, index: int) -> None:
+        """A leader counts on this server for batches up to `index`, which it does not hold."""
 
     def failed(self, error: BaseException) -> None: ...
 
@@ -200,9 +204,13 @@ class Driver:
 
     def receive(self, message: Message) -> None:
         """Steps a message without batches."""
-        if not self._is_starved:
-            self.raft.step(message)
-            self.pump_soon()
+        if self._is_starved:
+            return
+        if isinstance(message, Heartbeat) and self.raft.is_missed_by_us(message):
+            self._events.is_missed(message.sender, message.commit)
+            return
+        self.raft.step(message)
+        self.pump_soon()
 
     def has_room_for(self, received: Sequence[ReceivedBatch]) -> bool:
         """Whether a leader's batches could be taken now. Control room is theirs too."""

@@ -64,10 +64,16 @@ class HardStateFile:
             )
         self._members = parse_members(state.payload, path)
         self._file = TwinFile(files, path, HARD_STATE, state)
+        self._sequence = state.sequence
 
     @property
     def seal(self) -> Seal:
         return _seal(self._members)
+
+    @property
+    def sequence(self) -> int:
+        """Counts what was saved; only grows. Of what is durable."""
+        return self._sequence
 
     @property
     def hard_state(self) -> HardState:
@@ -110,7 +116,7 @@ class HardStateFile:
         members = {**self._members, "term": hard_state.term, "voted_for": hard_state.voted_for}
         if cluster_id is not None:
             members["cluster"] = cluster_id
-        self._file.save(pack_members(members))
+        self._sequence = self._file.save(pack_members(members))
         self._members = members
 
     def close(self) -> None:

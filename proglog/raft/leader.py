@@ -347,6 +347,19 @@ class Leader:
             peer.become_probe()
             peer.probe_sent = True  # The answer to a heartbeat says when to try again.
 
+    def restarted(self, uuid: NodeId, end: int) -> None:
+        """A follower's process is another one. What the one before acknowledged is not counted any
+        more: of what was not committed yet its disk may have lost what it said it had, and whoever
+        commits by it would commit what fewer disks hold."""
+        if (peer := self.peers.get(uuid)) is not None:
+            peer.match = 0
+            peer.become_probe(min(end, self._state.log.last_index) + 1)
+
+    def acknowledged(self) -> dict[NodeId, int]:
+        """Of each follower: the last that is on its disk and committed."""
+        commit = self._state.commit
+        return {peer.id: min(peer.match, commit) for peer in self.peers.values()}
+
     # --- transfer --------------------------------------------------------------------------------
 
     def transfer(self, to: NodeId | None) -> NodeId:

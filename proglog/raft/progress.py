@@ -47,7 +47,7 @@ class Progress:
     def __init__(self, peer: NodeId, *, next_: int, config: RaftConfig, now: int) -> None:
         self.id = peer
         self.match = 0
-        """Durable there and equal to ours. Only grows."""
+        """Durable there and equal to ours. Only grows, in one life of the follower."""
         self.next = next_
         """The first index of the next append."""
         self.flow = Flow.PROBE

@@ -3,12 +3,15 @@ group. The connections are the node's (`proglog.peers`)."""
 
 from __future__ import annotations
 
+import asyncio
 from typing import Protocol
 
+from proglog import limits
 from proglog.batch import Buffer
 from proglog.errors import RangeCorrupt, UnknownFormat
 from proglog.log.log import Log
 from proglog.peers.frames import Type, UnknownType, frame
+from proglog.peers.hello import Life, Refusal
 from proglog.peers.local import Known
 from proglog.peers.peers import Peers
 from proglog.raft.configuration import Configuration
@@ -18,6 +21,7 @@ from proglog.replica import messages
 from proglog.replica.budgets import Budget
 from proglog.replica.intake import Intake
 from proglog.replica.outgoing import Outgoing
+from proglog.replica.standing import Standing, Statement
 
 
 class Host(Protocol):
@@ -42,7 +46,15 @@ class Exchange:
     """Of one replica."""
 
     def __init__(
-        self, *, host: Host, log: Log, peers: Peers, group: int, uuid: str, held: Budget
+        self,
+        *,
+        host: Host,
+        log: Log,
+        peers: Peers,
+        group: int,
+        uuid: str,
+        held: Budget,
+        standing: Standing,
     ) -> None:
         self.group = group
         self.log = log
@@ -52,17 +64,23 @@ class Exchange:
         self._peers = peers
         self._uuid = uuid
         self._held = held
+        self._standing = standing
         self._outgoing: dict[str, Outgoing] = {}
         self._intakes: dict[str, Intake] = {}
         self._closed = False
+        peers.remember(standing.memory.lives.values())
         peers.attach(group, self)
 
     # --- out -------------------------------------------------------------------------------------
 
     def send(self, message: Message) -> None:
         """Sends a message or drops it."""
-        if self._closed:
+        if self._closed or self._standing.doubt:
             return
+        if self._standing.has_voted_since:
+            # What this says may rest on the vote that was saved: whoever counts it must know that
+            # there is one, so that this server cannot come back without.
+            self._peers.state(self.group)
         if not isinstance(message, AppendRequest | InstallSnapshot):
             self._send_control(message.to, messages.encode(self.group, message))
             return
@@ -91,6 +109,22 @@ class Exchange:
         """Tells a peer that what it sent was not taken."""
         self._send_control(peer, frame(Type.BUSY, self.group))
 
+    # --- where servers stand ---------------------------------------------------------------------
+
+    def statement(self) -> bytes | None:
+        return None if self._closed else self._standing.state()
+
+    def stands(self, life: Life, payload: memoryview) -> Refusal | None:
+        return self._standing.judge(life, Statement.decode(payload))
+
+    async def restate(self) -> None:
+        """Tells the others where this server stands, while it moves."""
+        while True:
+            await asyncio.sleep(limits.restate_seconds)
+            self._standing.look()
+            if self._standing.is_news:
+                self._peers.state(self.group)
+
     # --- what is needed for that -----------------------------------------------------------------
 
     @property
@@ -111,7 +145,8 @@ class Exchange:
 
     def receive(self, peer: str, type_: int, payload: memoryview) -> None:
         try:
-            self._receive(peer, type_, payload)
+            if not self._standing.doubt:
+                self._receive(peer, type_, payload)
         except UnknownFormat as error:
             # The leader sends what a newer version is needed for: this server cannot follow it.
             self._host.failed(error)

@@ -1,4 +1,5 @@
-"""Whether this server should lead: not with damaged batches, a full disk, or one that stalls."""
+"""Whether this server should lead: not with damaged batches, a full disk, one that stalls, or
+where others say that it has forgotten something."""
 
 from __future__ import annotations
 
@@ -7,13 +8,17 @@ from proglog.batch import HEADER_BYTES
 from proglog.log.log import Log
 from proglog.raft.driver import Driver
 from proglog.replica.leadership import Leadership
+from proglog.replica.standing import Standing
 
 
 class Fitness:
     """Belongs to a replica, which looks at every tick."""
 
-    def __init__(self, log: Log, driver: Driver, leadership: Leadership) -> None:
+    def __init__(
+        self, log: Log, driver: Driver, leadership: Leadership, standing: Standing
+    ) -> None:
         self._log = log
+        self._standing = standing
         self._leadership = leadership
         self._driver = driver
         self._durable_index = log.durable_index
@@ -35,8 +40,9 @@ class Fitness:
         # full disk. Only a refusal is one, or an answer that does not come.
         waits_long = now - self._room_at > limits.disk_stall_seconds_max
         full = not has_room and (log.is_refused_room or waits_long)
-        self._driver.raft.may_campaign = has_room and not (self.is_damaged or stalled)
-        return not (self.is_damaged or stalled or full)
+        unfit = self.is_damaged or stalled or bool(self._standing.doubt)
+        self._driver.raft.may_campaign = has_room and not unfit
+        return not (unfit or full)
 
     def _has_room(self, now: float) -> bool:
         # A leader must be able to append its no-op, and what clients send beyond it. Alone, the

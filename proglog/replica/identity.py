@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from proglog.errors import ConfigurationError, CorruptionError, DiskFull
+from proglog.errors import ConfigurationError, CorruptionError, DiskFull, clip
 from proglog.log.envelope import NODE
 from proglog.log.names import DEFAULT_GROUP, GROUPS, HARD_STATE, group_folder
 from proglog.log.plan import Entry, Verdict
@@ -29,6 +29,7 @@ from proglog.ports import Files, Offload, Ports, RealFiles
 from proglog.raft.hard_state import HardStateFile, Identity, Seal, new_id
 
 FILE_NAME = "node"
+EVIDENCE_BYTES_MAX = 1000
 LOST = (
     "this directory does not say any more whose it is, so the node does not know what it promised. "
     "Restore the file, or remove the node from its cluster and start it anew with an empty "
@@ -57,6 +58,16 @@ class NodeDirectory:
     def incarnation(self) -> int:
         """Which life of this node the present one is, once it has begun."""
         return int(self._members["incarnation"])
+
+    @property
+    def doubts(self) -> str:
+        """Why this node takes part in nothing, for people; empty if nothing speaks against it."""
+        return str(self._members.get("evidence", ""))
+
+    def doubt(self, why: str) -> None:
+        """Durably takes part in nothing from now on. May wait for the disk, raises OSError."""
+        evidence = clip(why, EVIDENCE_BYTES_MAX)
+        self._save({**self._members, "state": "suspect", "evidence": evidence})
 
     def adopt(self, cluster_id: str) -> None:
         """Durably belongs to a cluster from now on. May wait for the disk, raises OSError."""

@@ -30,6 +30,8 @@ from proglog.raft.configuration import Configuration, Server
 from proglog.raft.hard_state import HardStateFile, Identity, new_id
 from proglog.raft.log_view import LogView
 from proglog.raft.messages import HardState
+from proglog.replica import floors
+from proglog.replica.floors import Memory
 from proglog.replica.identity import NodeDirectory, check_seal
 from proglog.replica.state import ReplicatedState
 
@@ -50,6 +52,8 @@ class Opened:
     applied: int
     configurations: list[tuple[int, Configuration]]
     """That of `state`, then those in the log behind it."""
+    memory: Memory
+    """Of the other servers."""
 
     def log_view(self, size_of: Callable[[int], int]) -> LogView:
         """The core's view of the log."""
@@ -111,6 +115,7 @@ def open_log(
             # Also where the line above was the last thing that a first start did.
             _begin_cluster(ports, recovered, node.identity, rpc_addr)
         configurations = _configurations(recovered, replay)
+        memory = floors.load(ports.files, folder)
         node.begin_life()
         undo.pop_all()
     return Opened(
@@ -121,6 +126,7 @@ def open_log(
         state=replay.state,
         applied=replay.applied,
         configurations=configurations,
+        memory=memory,
     )
 
 

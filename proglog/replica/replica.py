@@ -46,6 +46,7 @@ from proglog.replica.barriers import Barriers
 from proglog.replica.budgets import Budgets
 from proglog.replica.exchange import Exchange
 from proglog.replica.fitness import Fitness
+from proglog.replica.home import Home
 from proglog.replica.identity import NodeDirectory
 from proglog.replica.leadership import Leadership
 from proglog.replica.members import Members
@@ -95,7 +96,8 @@ class Replica:
         self._closing = self._failed = False
         self._close: asyncio.Task[None] | None = None
         self._tasks = Tasks(self.failed)
-        self._adopted = self.identity.cluster_id
+        self.home = self._make_home(opened)
+        self.standing = self.home.standing
         self._applier = self._make_applier(opened)
         self._ticker = peers.ticker
         self.exchange = self._make_exchange(peers)
@@ -114,7 +116,7 @@ class Replica:
         self._timekeeper = self._make_timekeeper(peers)
         self._retention = self._make_retention()
         self._barriers = Barriers(self._driver)
-        self._fitness = Fitness(self.log, self._driver, self.leadership)
+        self._fitness = Fitness(self.log, self._driver, self.leadership, self.standing)
         self._handing_over_until = 0.0
         # Before the first tick: a server with no room for its no-op must not win at once.
         self._look_at_fitness()
@@ -131,7 +133,16 @@ class Replica:
         )
         self._committed_at_start = self._driver.raft.status().commit
         self.committed(self._committed_at_start)
-        for work in (self._retention.run(), self.repair.run(), self.repair.scrub()):
+        self._begin_work()
+
+    def _begin_work(self) -> None:
+        for work in (
+            self._retention.run(),
+            self.repair.run(),
+            self.repair.scrub(),
+            self.exchange.restate(),
+            self.home.keep_memory(),
+        ):
             self._tasks.spawn(work)
         self._ticker.add(self._tick)
 
@@ -147,11 +158,22 @@ class Replica:
             on_unknown=self.failed,
         )
 
+    def _make_home(self, opened: Opened) -> Home:
+        return Home(
+            opened,
+            log=self.log,
+            files=self._ports.files,
+            raft=lambda: self._driver.raft,
+            retire=self._retire,
+            spawn=self._tasks.spawn,
+            failed=self.failed,
+        )
+
     def _make_exchange(self, peers: Peers) -> Exchange:
         if not peers.has_begun:
             # The first log of a node speaks for it. There is a second one only in a cluster, which
             # a node joins once.
-            peers.begin(self)
+            peers.begin(self.home)
         return Exchange(
             host=self,
             log=self.log,
@@ -159,6 +181,7 @@ class Replica:
             group=self._hard_state.seal.group,
             uuid=self.identity.uuid,
             held=self._budgets.held,
+            standing=self.standing,
         )
 
     def _make_proposer(self) -> Proposer:
@@ -335,6 +358,8 @@ class Replica:
     def _check_caught_up(self) -> None:
         """Until a node that was started has applied what it knew to be committed, it would show an
         end of the log that was passed long ago."""
+        if self.standing.doubt:
+            raise Unavailable(self.standing.doubt)
         if self.applied_index < max(self._committed_at_start, self._led_from()):
             raise Unavailable("the node is still starting: it reads its log")
 
@@ -367,7 +392,7 @@ class Replica:
     @property
     def is_ready(self) -> bool:
         """Whether it serves: it leads and has applied all before, or follows a leader."""
-        if self._closing:
+        if self._closing or self.standing.doubt:
             return False
         if self.leadership.is_mine:
             return self.applied_index >= self.leadership.led_from
@@ -451,37 +476,15 @@ class Replica:
     def range_received(self, batches: list[ReceivedBatch]) -> None:
         self.repair.received(batches)
 
-    # --- joining ---------------------------------------------------------------------------------
+    # --- who this server is ----------------------------------------------------------------------
 
-    async def adopt_cluster(self, cluster_id: str) -> None:
-        """Joins the cluster of a leader that called, durably. Raises Unavailable."""
-        # Decided here, at once: who calls may be gone, and another call come, before it is written.
-        if self._adopted not in {"", cluster_id}:
-            raise Unavailable(f"this server joined cluster {self._adopted}")
-        self._adopted = cluster_id
-        file, node = self._hard_state, self._node
+    def _retire(self) -> None:
+        """This server takes part in nothing any more."""
+        self._look_at_fitness()
+        self._driver.resign()
 
-        def adopt() -> None:
-            # Read when it is written, on the thread that writes: a vote may come in between.
-            file.save(file.hard_state, cluster_id)
-            node.adopt(cluster_id)
-
-        await self.log.run_job(adopt)
-
-    async def release_cluster(self, cluster_id: str) -> None:
-        """Takes a promise back, durably: to belong to a cluster that does not exist and never will,
-        with what was promised (see `agent.forming`)."""
-        assert not self.leadership.configuration.servers, "this server belongs to a cluster"
-        if self._adopted == cluster_id:
-            self._adopted = ""
-            file, node = self._hard_state, self._node
-
-            def release() -> None:
-                # The other way round: in between it has promised still, as the next start finds.
-                node.release()
-                file.save(file.hard_state, "")
-
-            await self.log.run_job(release)
+    def is_missed(self, sender: str, index: int) -> None:
+        self.home.is_missed(self.exchange.name_of(sender), index)
 
     async def begin(self, configuration: Configuration) -> None:
         """Begins a cluster with these servers, once: the log must be empty, and all of them must
@@ -526,6 +529,7 @@ class Replica:
         self.exchange.close()
         await self._driver.close()
         await self._tasks.end()
+        await self.home.save_memory()
         await self.log.close()
         self._waiters.give_up()
         self._proposer.close()

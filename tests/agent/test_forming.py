@@ -8,7 +8,7 @@ import random
 from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -77,7 +77,11 @@ class NewNode:
             for name in self.world.made_up
         ]
 
-    # As a replica:
+    # As a replica, and as its home:
+
+    @property
+    def home(self) -> Any:
+        return self
 
     async def adopt_cluster(self, cluster_id: str) -> None:
         await asyncio.sleep(0)

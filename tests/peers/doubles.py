@@ -7,8 +7,8 @@ import random
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, cast
 
-from proglog.peers.frames import PROLOGUE, FrameReader, Lane, UnknownType
-from proglog.peers.hello import Hello, Life, Welcome, encode_hello, encode_welcome
+from proglog.peers.frames import PROLOGUE, FrameReader, Lane, Type, UnknownType, frame
+from proglog.peers.hello import Hello, Life, Refusal, Welcome, encode_hello, encode_welcome
 from proglog.peers.peers import Peers
 from proglog.ports import RealClock
 
@@ -25,9 +25,13 @@ class Home:
     def __init__(self) -> None:
         self.identity = Who()
         self.failures: list[BaseException] = []
+        self.doubts: list[tuple[str, str]] = []
 
     async def adopt_cluster(self, cluster_id: str) -> None:
         self.identity = self.identity._replace(cluster_id=cluster_id)
+
+    def doubted(self, refusal: Refusal, by: str) -> None:
+        self.doubts.append((refusal.code, by))
 
     def failed(self, error: BaseException) -> None:
         self.failures.append(error)
@@ -40,6 +44,15 @@ class Receiver:
         self.disconnections: list[str] = []
         self.reconnections: list[str] = []
         self.ended: list[str] = []
+        self.states: bytes | None = b"we"
+        self.refusal: Refusal | None = None
+        """What the statements of others get."""
+
+    def statement(self) -> bytes | None:
+        return self.states
+
+    def stands(self, life: Life, payload: memoryview) -> Refusal | None:
+        return self.refusal
 
     def receive(self, peer: str, type_: int, payload: memoryview) -> None:
         if type_ not in range(10, 30):
@@ -112,6 +125,9 @@ class Network:
         self.down: set[str] = set()
         """Addresses that do not answer."""
         self.greets = True
+        self.is_called = ""
+        self.life = (1, "s")
+        """Number and session of whoever answers."""
 
     async def connect(self, address: str, factory: Callable[[], asyncio.Protocol]) -> None:
         self.dialled.append(address)
@@ -122,7 +138,8 @@ class Network:
         self.wires.append(wire)
         connection.connection_made(cast("Any", wire))
         if self.greets:
-            life = Life(address.partition(":")[0], "", 1, "s")
+            name = address.partition(":")[0]
+            life = Life(self.is_called or name, name, *self.life)
             welcome = encode_welcome(Welcome(life, "cluster", 2))
             connection.data_received(b"".join(welcome))
 
@@ -157,5 +174,12 @@ async def call(peers: Peers, said: Hello) -> tuple[asyncio.Protocol, Wire]:
 
 
 async def called(peers: Peers, sender: str, lane: Lane) -> asyncio.Protocol:
-    connection, _ = await call(peers, hello(sender, lane.value))
+    connection, _ = await stood(peers, hello(sender, lane.value))
     return connection
+
+
+async def stood(peers: Peers, said: Hello) -> tuple[asyncio.Protocol, Wire]:
+    """Likewise, and where it stands in the group."""
+    connection, wire = await call(peers, said)
+    connection.data_received(b"".join(frame(Type.STAND, GROUP, bytes(32))))
+    return connection, wire

@@ -26,6 +26,7 @@ from tests.peers.doubles import (
     called,
     hello,
     make_peers,
+    stood,
 )
 
 pytestmark = pytest.mark.virtual_time
@@ -152,7 +153,7 @@ async def test_who_reads_no_answers_is_given_up(peers: Peers) -> None:
 
 
 async def test_a_frame_of_an_unknown_group_is_answered(peers: Peers, receiver: Receiver) -> None:
-    connection, wire = await call(peers, hello("them"))
+    connection, wire = await stood(peers, hello("them"))
     connection.data_received(b"".join(frame(Type.VOTE, 77, b"x")))
     connection.data_received(b"".join(frame(Type.VOTE, GROUP, b"y")))
     assert wire.frames[-1] == (Type.NO_GROUP, 77, b"")
@@ -164,7 +165,7 @@ async def test_a_frame_of_an_unknown_group_is_answered(peers: Peers, receiver: R
 async def test_what_a_later_version_says_is_skipped_where_it_may_be(
     peers: Peers, group: int
 ) -> None:
-    connection, wire = await call(peers, hello("them"))
+    connection, wire = await stood(peers, hello("them"))
     connection.data_received(b"".join([b"".join(frame(cast("Any", 128), group, b"x"))]))
     assert not wire.aborted
     connection.data_received(b"".join(frame(cast("Any", 127), group, b"x")))

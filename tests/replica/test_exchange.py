@@ -13,6 +13,7 @@ from proglog.errors import DiskFull, ProglogError
 from proglog.log.format import Tip
 from proglog.log.tail import Run
 from proglog.peers.frames import Lane, Type
+from proglog.peers.hello import Life
 from proglog.peers.peers import Peers
 from proglog.ports import RealClock
 from proglog.raft.configuration import Configuration, Server
@@ -21,8 +22,10 @@ from proglog.raft.messages import AppendRequest, HeartbeatResponse
 from proglog.replica import messages
 from proglog.replica.budgets import Budgets
 from proglog.replica.exchange import Exchange
+from proglog.replica.floors import Memory
 from proglog.replica.opening import first_batch
-from tests.peers.doubles import GROUP, Home, Network, Wire, call, called, hello, make_peers
+from proglog.replica.standing import Statement
+from tests.peers.doubles import GROUP, Home, Network, Wire, called, hello, make_peers, stood
 
 pytestmark = pytest.mark.virtual_time
 
@@ -63,6 +66,27 @@ class Driver:
         self.appended.append(request)
 
 
+class Standing:
+    """All stand, until they are doubted."""
+
+    def __init__(self) -> None:
+        self.doubt = ""
+        self.is_news = self.has_voted_since = False
+        self.memory = Memory({}, {})
+        self.statements = 0
+        self.judged: list[tuple[str, Statement]] = []
+
+    def state(self) -> bytes | None:
+        self.statements += 1
+        self.is_news = self.has_voted_since = False
+        return None if self.doubt else Statement(1, 2, 3, self.statements).encode()
+
+    def judge(self, life: Life, statement: Statement) -> None:
+        self.judged.append((life.uuid, statement))
+
+    def look(self) -> None: ...
+
+
 class Log:
     """Of one batch of term 1."""
 
@@ -89,7 +113,7 @@ class World:
     def __init__(self) -> None:
         self.network, self.home = Network(), Home()
         self.peers: Peers = make_peers(self.network, self.home)
-        self.log, self.driver = Log(), Driver()
+        self.log, self.driver, self.standing = Log(), Driver(), Standing()
         self.held = Budgets().held
         self.exchange = Exchange(
             host=cast("Any", self.home),
@@ -98,6 +122,7 @@ class World:
             group=GROUP,
             uuid="us",
             held=self.held,
+            standing=cast("Any", self.standing),
         )
         self.exchange.driver = cast("Any", self.driver)
 
@@ -213,13 +238,13 @@ async def test_the_end_of_a_control_lane_is_told(world: World) -> None:
 
 
 async def test_an_append_with_batches_of_a_later_term_is_not_taken(world: World) -> None:
-    connection, wire = await call(world.peers, hello("them", "bulk"))
+    connection, wire = await stood(world.peers, hello("them", "bulk"))
     connection.data_received(world.append(term=0))
     assert wire.aborted
 
 
 async def test_appends_without_room_wait_in_their_order_and_hold_nobody_up(world: World) -> None:
-    connection, wire = await call(world.peers, hello("them", "bulk"))
+    connection, wire = await stood(world.peers, hello("them", "bulk"))
     world.driver.room.clear()
     connection.data_received(world.append(commit=0) + world.append(commit=1))
     vote = messages.encode(GROUP, HeartbeatResponse("them", "us", 1, 0))
@@ -239,7 +264,7 @@ async def test_appends_that_cannot_be_taken_are_refused(
     world: World, monkeypatch: pytest.MonkeyPatch, why: str
 ) -> None:
     control, _ = await world.opened()
-    connection, wire = await call(world.peers, hello("them", "bulk"))
+    connection, wire = await stood(world.peers, hello("them", "bulk"))
     world.driver.room.clear()
     if why == "the disk is full":
         world.driver.refusal = DiskFull(why)
@@ -256,14 +281,14 @@ async def test_appends_that_cannot_be_taken_are_refused(
 
 
 async def test_one_that_was_refused_is_probed_again(world: World) -> None:
-    connection, _ = await call(world.peers, hello("them"))
+    connection, _ = await stood(world.peers, hello("them"))
     world.exchange.refuse("nobody")
     connection.data_received(b"".join(messages.frame(Type.BUSY, GROUP)))
     assert world.driver.unreachables == ["them"]
 
 
 async def test_what_waits_is_forgotten_with_its_lane(world: World) -> None:
-    connection, wire = await call(world.peers, hello("them", "bulk"))
+    connection, wire = await stood(world.peers, hello("them", "bulk"))
     world.driver.room.clear()
     connection.data_received(world.append())
     wire.abort()

@@ -22,6 +22,7 @@ class Shape:
         self.asked: list[int] = []
         self.pending_bytes = 0
         self.raft = SimpleNamespace(may_campaign=True)
+        self.doubt = ""
         self.configuration = SimpleNamespace(voters=[1, 2, 3])
 
     def has_room(self, size: int) -> bool:
@@ -38,7 +39,7 @@ def shape() -> Shape:
 
 def fitness_of(shape: Shape) -> Fitness:
     each = cast("Any", shape)
-    return Fitness(each, each, each)
+    return Fitness(each, each, each, each)
 
 
 def test_the_end_of_a_segment_is_no_full_disk(shape: Shape) -> None:

@@ -177,11 +177,11 @@ async def test_the_cluster_that_calls_first_is_joined(folder: Path) -> None:
     node = Node(folder, bootstrap=False)
     for _ in range(2):
         replica = await node.open()
-        calling = asyncio.ensure_future(replica.adopt_cluster(ours))
+        calling = asyncio.ensure_future(replica.home.adopt_cluster(ours))
         await asyncio.sleep(0)
         calling.cancel()
         with pytest.raises(Unavailable, match=ours):
-            await replica.adopt_cluster(theirs)
+            await replica.home.adopt_cluster(theirs)
         await node.written()
         assert replica.identity.cluster_id == ours
         await node.close()

@@ -90,28 +90,49 @@ def _read_store(data: bytes, index: int, chain: int | None) -> tuple[Batch, ...]
 
 def read_promise(disk: SimDisk, path: Path, *, durable: bool = True) -> Promise | None:
     """Term and vote that the hard state on a disk says; None if it says nothing."""
-    payload = _read_twin(disk, path, b"PROGHARD", durable=durable)
-    if payload is None:
-        return None
+    copy = _read_twin(disk, path, b"PROGHARD", durable=durable)
+    return None if copy is None else _promise(copy[1])
+
+
+def read_saved(disk: SimDisk, path: Path) -> tuple[int, Promise]:
+    """How often a hard state was saved, and what it says."""
+    copy = _read_twin(disk, path, b"PROGHARD", durable=True)
+    assert copy is not None
+    return copy[0], _promise(copy[1])
+
+
+def _promise(payload: bytes) -> Promise:
     said = json.loads(payload)
     return Promise(said["term"], said["voted_for"])
 
 
+def read_floors(disk: SimDisk, path: Path) -> dict[str, list[int]]:
+    """What a server has written down of others: sequence, term, index by uuid."""
+    number = disk.listing(path.parent, durable=True).get(path.name)
+    if number is None:
+        return {}
+    payload = _payload(content_of(disk, number, durable=True), b"PROGFLOO")
+    floors: dict[str, list[int]] = {} if payload is None else json.loads(payload)["floors"]
+    return floors
+
+
 def _read_base(disk: SimDisk, path: Path, *, durable: bool) -> int:
     """The last batch before the log."""
-    payload = _read_twin(disk, path, b"PROGMANI", durable=durable)
-    return 0 if payload is None else int(struct.unpack_from("<QQQ", payload)[2])
+    copy = _read_twin(disk, path, b"PROGMANI", durable=durable)
+    return 0 if copy is None else int(struct.unpack_from("<QQQ", copy[1])[2])
 
 
-def _read_twin(disk: SimDisk, path: Path, magic: bytes, *, durable: bool) -> bytes | None:
-    """The newest of two copies; None if none is whole."""
+def _read_twin(
+    disk: SimDisk, path: Path, magic: bytes, *, durable: bool
+) -> tuple[int, bytes] | None:
+    """The newest of two copies, with its number; None if none is whole."""
     number = disk.listing(path.parent, durable=durable).get(path.name)
     if number is None:
         return None
     data = content_of(disk, number, durable=durable)
     copies = [_payload(data[at : at + _BLOCK_BYTES], magic) for at in (0, _BLOCK_BYTES)]
     found = [(int.from_bytes(copy[:8], "little"), copy[8:]) for copy in copies if copy is not None]
-    return max(found)[1] if found else None
+    return max(found, default=None)
 
 
 def _payload(data: bytes, magic: bytes) -> bytes | None:

@@ -15,7 +15,7 @@ from proglog.errors import ProglogError
 from tests.doubles import crash
 from tests.doubles.disk import SimDisk
 from tests.doubles.inode import Kind
-from tests.sim.disks import FOLDER, PREAMBLE_BYTES
+from tests.sim.disks import FOLDER, PREAMBLE_BYTES, read_batches, read_floors, read_saved
 from tests.sim.node import SimNode
 from tests.sim.processes import Gone, Process
 from tests.sim.settings import Settings
@@ -264,6 +264,21 @@ class Nemesis:
         self._later(fault.seconds, self._world.start, node)
         return True
 
+    async def _set_back(self, fault: Fault, node: SimNode, _chance: random.Random) -> bool:
+        """A machine comes back with an older copy of its disk. Not drawn for the swarm: see
+        `test_lives`. Nothing is promised of a copy that says as much as the others have written
+        down of its node."""
+        world = self._world
+        await world._within(10.0, "it is whole", world.is_whole)
+        copy = node.disk.crash(next(crash.extremes(node.disk.unsynced())).fates)
+        await asyncio.sleep(fault.seconds)
+        if world.lost_disk or not node.is_open or not is_older(copy, node, world.nodes):
+            return False
+        world.lost_disk = True
+        node.set_back(copy)
+        world.start(node)
+        return True
+
     # --- members ---------------------------------------------------------------------------------
 
     async def _remove(self, fault: Fault, node: SimNode, _chance: random.Random) -> bool:
@@ -287,6 +302,19 @@ class Nemesis:
         name = chance.choice(("", node.name))
         self._world.spawn(_transfer(leader, name))
         return True
+
+
+def is_older(copy: SimDisk, node: SimNode, nodes: list[SimNode]) -> bool:
+    """Whether every other server has written down more of a node than is on this copy."""
+    sequence, promise = read_saved(copy, FOLDER / "hard-state")
+    batches = read_batches(copy, FOLDER, durable=True)
+    end = batches[-1].index if batches else 0
+    for other in nodes:
+        if other is not node:
+            floor = read_floors(other.disk, FOLDER / "floors").get(node.uuid, (0, 0, 0))
+            if sequence >= floor[0] and promise.term >= floor[1] and end >= floor[2]:
+                return False
+    return True
 
 
 async def _transfer(leader: SimNode, name: str) -> None:

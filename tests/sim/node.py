@@ -60,6 +60,8 @@ class SimNode:
         self.is_open = False
         self.spoken = Promise(0, "")
         """The latest term in which it sent anything, and the vote that it told of then."""
+        self.is_set_back = False
+        """Its disk is an older one than it had: it must not take part any more."""
         self.is_rotten = False
         self.must_be_replaced = False
         """It refuses to start: what rotted is a change of members that no snapshot holds, or a cut
@@ -154,16 +156,17 @@ class SimNode:
             worker=self._worker,
         )
         address = f"{self.name}:{PORT}"
+        directory = await open_node(DATA_DIR, node_name=self.name, ports=ports)
         peers = Peers(
             connect=_connect,
             chance=random.Random(f"{settings.seed}/{self.name}/{self.lives}/peers"),
             clock=self.clock,
             rpc_addr=address,
-            incarnation=self.lives,
+            incarnation=directory.incarnation + 1,
         )
         replica = await open_replica(
             "default",
-            await open_node(DATA_DIR, node_name=self.name, ports=ports),
+            directory,
             rpc_addr=address,
             bootstrap=self.bootstrap,
             config=settings.log,
@@ -237,13 +240,26 @@ class SimNode:
         after.faults.uncached_rate = self.world.settings.uncached_rate
         self.disk = after
 
-    def wipe(self) -> None:
-        """The disk is lost: what comes back is another server."""
+    def set_back(self, disk: SimDisk) -> None:
+        """Its disk is an older one than it was, and it does not know."""
+        self._remember_loss()
+        if self.process is not None:
+            self.kill()
+        self.is_set_back = True
+        self.disk = disk
+        self.spoken = Promise(0, "")
+        self._forget()
+
+    def _remember_loss(self) -> None:
         # Acks that it gave are perhaps still on their way, and count: nobody can know.
         last = self.durable_seen
         while last < max(self.logged, default=0) and self.is_durable(last + 1):
             last += 1
         self.world.lost_with[self.uuid] = last
+
+    def wipe(self) -> None:
+        """The disk is lost: what comes back is another server."""
+        self._remember_loss()
         if self.process is not None:
             self.kill()
         self.wipes += 1
@@ -252,7 +268,7 @@ class SimNode:
         self.disk.faults.uncached_rate = self.world.settings.uncached_rate
         self.uuid = ""
         self.spoken = Promise(0, "")
-        self.is_rotten = self.must_be_replaced = False
+        self.is_rotten = self.must_be_replaced = self.is_set_back = False
         self._forget()
 
     # --- Observer --------------------------------------------------------------------------------
@@ -381,6 +397,8 @@ class SimNode:
         if self.replica._driver._waiting_for_disk is not None:
             return  # The core is ahead of the log, which is still to be cut, say: nobody was told.
         core, applied = self.replica._driver.raft, self.replica._applier.applied_index
+        doubt = self.replica.standing.doubt
+        require(self.is_set_back or not doubt, "nobody is doubted wrongly", doubt)
         term, commit, role = core._state.term, core._state.commit, core._role
         self._applied_seen = applied
         if commit != self._commit_seen:

@@ -257,6 +257,9 @@ class World:
         they can tell that, so somebody has to replace it."""
         if node.must_be_replaced:
             return True
+        if node.is_open and node.is_set_back and node.replica.standing.doubt:
+            self.oracle.counts["set back, and doubted"] += 1
+            return True
         if not node.is_rotten or not node.is_open or node.is_mended():
             return False
         others = [each for each in self.nodes if each.is_open and each is not node]
