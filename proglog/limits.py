@@ -290,7 +290,7 @@ client_resolve_seconds_max = 600.0
 client_patience_seconds_first = 5.0
 """A node that says nothing for so long is asked again, or another one; next time for twice that."""
 client_dial_seconds_max = 3.0
-"""One address gets this long to accept a connection before the next is tried."""
+"""One address gets this long to accept a connection before the next is tried, at most."""
 client_read_connections_max = 15
 """From one log to one node, for what reads; a further one is made where all others are full."""
 client_calls_per_connection_max = 100
@@ -304,8 +304,16 @@ client_backoff_seconds_first = 0.02
 client_backoff_seconds_max = 0.1
 """A failover takes about half a second; longer pauses would only add to it."""
 client_keepalive_seconds = 2.0
-"""A connection with calls is pinged this often, and given up when no answer comes as long: a leader
-that hangs is left within twice that."""
+"""A connection with calls is pinged this often, and given up when no answer comes as long."""
+client_quiet_seconds = 0.5
+client_pong_seconds = 0.1
+"""Sooner than that: a connection with calls that brings nothing for so long is asked for a sign of
+life, and without one in this time other nodes are asked who leads, again and again."""
+client_word_seconds_max = 0.25
+"""They get this long to say so."""
+client_dial_seconds_first = 1.0
+"""One address gets this long to accept a connection where there are others; twice that once it was
+too short, up to:"""
 
 # --- shutdown ------------------------------------------------------------------------------------
 drain_seconds_default = 10.0

@@ -39,6 +39,11 @@ class Picker:
     def current(self) -> Address:
         return self._leader or self._addresses[self._turn]
 
+    def others(self, asked: Address) -> list[Address]:
+        """All known addresses but one."""
+        known = [*self._addresses, *([self._leader] if self._leader else [])]
+        return [address for address in dict.fromkeys(known) if address != asked]
+
     def redirect(self, asked: Address, leader: str) -> None:
         """`asked` said who leads, or with "" that it does not know."""
         try:

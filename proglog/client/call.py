@@ -51,7 +51,7 @@ class Call(http2.Stream):
         link = connection.connection
         super().__init__(link, link._connection, link._transport)
         self._carrier = connection
-        connection.calls.add(self)
+        connection.take_on(self)
         self._method = method
         self._release: Callable[[], None] | None = None
         self._lost: str | None = None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections.abc import Callable
 from typing import Any
 
 from grpclib.client import Handler
@@ -16,6 +17,7 @@ from hyperframe.frame import GoAwayFrame
 
 from proglog import limits
 from proglog.client.backend import log_closed
+from proglog.client.silence import Watch
 from proglog.config import Address
 from proglog.errors import Overloaded, ProglogError, Unauthenticated, Unavailable, reason_of
 from proglog.grpc import http2
@@ -27,6 +29,10 @@ _CONFIGURATION = Configuration(
     _http2_max_pings_without_data=0,
     _http2_min_sent_ping_interval_without_data=limits.client_keepalive_seconds / 2,
 ).__for_client__()
+
+
+_SIGN_OF_LIFE = b"are you "
+"""What a PING holds: eight bytes."""
 
 
 class Connection(http2.Protocol):
@@ -44,6 +50,11 @@ class Connection(http2.Protocol):
         """Why the other end does not accept who we are, once it has said so."""
         self._heard = False
         self._channel = channel
+        self._watch = Watch(
+            waits=lambda: bool(self.calls) and not self.connection.is_closing(),
+            ping=self._ping,
+            silent=channel.is_silent,
+        )
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -68,13 +79,18 @@ class Connection(http2.Protocol):
         most = min(allowed, limits.client_calls_per_connection_max)
         return self.takes_calls and len(self.calls) < most
 
+    def take_on(self, call: object) -> None:
+        """A call begins."""
+        self.calls.add(call)
+        self._watch.begin()
+
     def let_go(self, call: object) -> None:
         """A call is over."""
         self.calls.discard(call)
         self._channel.has_got_room()
 
     def abort(self) -> None:
-        """Ends a connection without calls."""
+        """Ends a connection without calls, or one that calls wait for in vain."""
         self.draining = True
         if not self.connection.is_closing():
             # Nobody waits for what is still to be sent, and the node may not take it.
@@ -82,7 +98,12 @@ class Connection(http2.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._heard = True
+        self._watch.heard()
         super().data_received(data)
+
+    def _ping(self) -> None:
+        self.state.ping(_SIGN_OF_LIFE)
+        self.connection.flush()
 
     def _goaway_received(self, frame: GoAwayFrame) -> tuple[list[Any], list[Event]]:
         self.draining = True
@@ -93,6 +114,7 @@ class Connection(http2.Protocol):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self.draining = True
+        self._watch.end()
         if isinstance(exc, ssl.SSLError) and not self._heard:
             # In TLS 1.3 a server judges our certificate after we take the connection for made.
             self.refused = (
@@ -108,8 +130,22 @@ class Connection(http2.Protocol):
 class Channel:
     """Connects to one address when a call needs it: `connections_max` take calls at a time."""
 
-    def __init__(self, address: Address, way: Way, *, connections_max: int) -> None:
+    def __init__(
+        self,
+        address: Address,
+        way: Way,
+        *,
+        connections_max: int,
+        silent: Callable[[Address], None] | None = None,
+    ) -> None:
+        """`silent` is called over and over while calls wait and nothing comes: there are other
+        nodes to be asked."""
         self.address = address
+        self._silent = silent
+        self._dialling: asyncio.Timeout | None = None
+        self._dial_seconds = (
+            limits.client_dial_seconds_first if silent else limits.client_dial_seconds_max
+        )
         self._way = way
         self._connections_max = connections_max
         self._lock = asyncio.Lock()
@@ -142,6 +178,18 @@ class Channel:
         for connection in self._open:
             if connection.version != self._way.version:
                 connection.draining = True
+
+    def is_silent(self) -> None:
+        """Calls wait, and nothing comes."""
+        if self._silent is not None:
+            self._silent(self.address)
+
+    def abandon(self) -> None:
+        """Ends what is there, since nothing comes of it; a later call may try anew."""
+        if self._dialling is not None and not self._dialling.expired():
+            self._dialling.reschedule(asyncio.get_running_loop().time())
+        for connection in list(self._open):
+            connection.abort()
 
     def has_got_room(self) -> None:
         """A call is over. Connections without any end, but for one with room for the next call."""
@@ -198,14 +246,19 @@ class Channel:
             raise log_closed()
 
     async def _dial(self) -> Connection:
+        seconds = self._dial_seconds
+        watch = Watch(
+            waits=lambda: self._dialling is not None, ping=lambda: None, silent=self.is_silent
+        )
+        watch.begin()
         try:
-            async with asyncio.timeout(limits.client_dial_seconds_max):
+            async with asyncio.timeout(seconds) as self._dialling:
                 _, connection = await self._way.dial(lambda: Connection(self), self.address)
                 connection.version = self._way.version
         except TimeoutError:
-            raise Unavailable(
-                f"no connection to {self.address} within {limits.client_dial_seconds_max:g} s"
-            ) from None
+            # It may be far away, or the network slow.
+            self._dial_seconds = min(2 * seconds, limits.client_dial_seconds_max)
+            raise Unavailable(f"no connection to {self.address} within {seconds:g} s") from None
         except ssl.SSLCertVerificationError as error:
             raise Unauthenticated(
                 f"the certificate of {self.address} is not trusted: {error.verify_message}"
@@ -216,6 +269,9 @@ class Channel:
         except OSError as error:
             message = f"cannot connect to {self.address}: {reason_of(error)}"
             raise Unavailable(message) from None
+        finally:
+            self._dialling = None
+            watch.end()
         return connection
 
 

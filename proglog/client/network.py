@@ -16,6 +16,7 @@ from proglog.client.address import Picker
 from proglog.client.backend import At, Start, log_closed
 from proglog.client.call import Call, CallEnded, Method
 from proglog.client.channel import Channel
+from proglog.client.silence import another_leader
 from proglog.config import Address
 from proglog.errors import (
     Action,
@@ -51,6 +52,7 @@ class NetworkBackend:
         self._picker = Picker(addresses)
         self._writing: dict[Address, Channel] = {}
         self._reading: dict[Address, Channel] = {}
+        self._asking: asyncio.Task[None] | None = None
         self._closed = False
 
     async def open(self) -> None:
@@ -96,6 +98,8 @@ class NetworkBackend:
 
     def abort(self) -> None:
         self._closed = True
+        if self._asking is not None:
+            self._asking.cancel()
         for channels in (self._writing, self._reading):
             for channel in channels.values():
                 channel.close()
@@ -113,8 +117,49 @@ class NetworkBackend:
             raise log_closed()
         address = self._picker.current
         if address not in channels:
-            channels[address] = Channel(address, self._way, connections_max=connections_max)
+            channels[address] = Channel(
+                address,
+                self._way,
+                connections_max=connections_max,
+                silent=self._is_silent if self._picker.others(address) else None,
+            )
         return channels[address]
+
+    # --- a node that says nothing ----------------------------------------------------------------
+
+    def _is_silent(self, address: Address) -> None:
+        if self._asking is None and not self._closed:
+            self._asking = asyncio.get_running_loop().create_task(
+                self._ask_others(address), name="proglog-leader"
+            )
+
+    async def _ask_others(self, silent: Address) -> None:
+        """See `proglog.client.silence`."""
+        try:
+            others = self._picker.others(silent)
+            if leader := await another_leader(others, silent, self._leader_by):
+                if self._picker.current == silent:
+                    self._picker.redirect(silent, leader)
+                for channels in (self._writing, self._reading):
+                    if silent in channels:
+                        channels[silent].abandon()
+        finally:
+            self._asking = None
+
+    async def _leader_by(self, address: Address) -> str:
+        """Where the leader is, by the word of one node. Raises ProglogError."""
+        channel = Channel(address, self._way, connections_max=1)
+        try:
+            call = await self._start(channel, _DESCRIBE)
+            try:
+                with suppress(CallEnded):
+                    await call.send(v1.DescribeRequest(log=self._log), end=True)
+                reply = await call.receive()
+            finally:
+                call.close()
+        finally:
+            channel.close()
+        return str(reply.leader_addr) if reply is not None else ""
 
     async def _start(self, channel: Channel, method: Method) -> Call:
         call = Call(await channel.connection(), method)

@@ -105,6 +105,7 @@ class FakeBackend:
 
     def __init__(self, log: FakeLog | None = None) -> None:
         self.log = log or FakeLog()
+        self.leader_addr = "127.0.0.1:1"
         self.faults: deque[ProglogError | Lost | None] = deque()
         self.open_faults: deque[ProglogError | None] = deque()
         self.consume_faults: deque[tuple[int, ProglogError]] = deque()
@@ -212,7 +213,7 @@ class FakeBackend:
             next=self.log.next,
             bytes=0,
             leader="n",
-            leader_addr="127.0.0.1:1",
+            leader_addr=self.leader_addr,
             term=1,
             commit_index=len(self.log.batches),
         )

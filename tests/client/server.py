@@ -111,6 +111,7 @@ class LogService:
         )
 
     async def describe(self, stream) -> None:
+        self.calls.append("describe")
         await stream.recv_message()
         description = await self.fake.describe()
         names = v1.DescribeResponse().__dataclass_fields__
