@@ -15,12 +15,15 @@ from proglog import limits
 from proglog.errors import StorageFailed, Unavailable
 from proglog.log.log import Log
 from proglog.peers.hello import Refusal
-from proglog.ports import Files
+from proglog.ports import Ports
+from proglog.raft.configuration import Configuration
 from proglog.raft.core import Raft
 from proglog.raft.hard_state import Identity
+from proglog.raft.messages import HardState
 from proglog.replica import floors
 from proglog.replica.floors import Memory
-from proglog.replica.opening import Opened
+from proglog.replica.identity import Begin
+from proglog.replica.opening import FIRST_TERM, Opened
 from proglog.replica.standing import Standing
 
 _logger = structlog.get_logger("replica")
@@ -34,7 +37,7 @@ class Home:
         opened: Opened,
         *,
         log: Log,
-        files: Files,
+        ports: Ports,
         raft: Callable[[], Raft],
         retire: Callable[[], None],
         spawn: Callable[[Coroutine[Any, Any, None]], object],
@@ -42,7 +45,7 @@ class Home:
     ) -> None:
         """`retire` is called when this server is to take part in nothing any more."""
         self._node, self._file, self._log = opened.node, opened.hard_state, log
-        self._files, self._folder = files, opened.folder
+        self._ports, self._folder = ports, opened.folder
         self.standing = Standing(
             log=log, hard_state=self._file, raft=raft, node=self._node, memory=opened.memory
         )
@@ -89,6 +92,24 @@ class Home:
 
             await self._log.run_job(release)
 
+    async def begin(self, configuration: Configuration) -> Begin:
+        """Begins the cluster that all these servers have promised to belong to: that it does so,
+        then its first term, durably. The first batch is to follow."""
+        file, node = self._file, self._node
+        begin = Begin(
+            file.seal.group,
+            self.identity.cluster_id,
+            configuration.encode().decode(),
+            self._ports.clock.now_ms(),
+        )
+
+        def intend() -> None:
+            node.intend(begin)
+            file.save(HardState(FIRST_TERM), begin.cluster_id)
+
+        await self._log.run_job(intend)
+        return begin
+
     # --- what it remembers -----------------------------------------------------------------------
 
     async def keep_memory(self) -> None:
@@ -104,7 +125,9 @@ class Home:
         memory = Memory(dict(memory.floors), dict(memory.lives))
         if memory != self._saved:
             with contextlib.suppress(OSError, StorageFailed):
-                await self._log.run_job(lambda: floors.save(self._files, self._folder, memory))
+                await self._log.run_job(
+                    lambda: floors.save(self._ports.files, self._folder, memory)
+                )
                 self._saved = memory
 
     # --- whether it is believed ------------------------------------------------------------------

@@ -16,7 +16,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from proglog.errors import ConfigurationError, CorruptionError, DiskFull, clip
 from proglog.log.envelope import NODE
@@ -35,6 +35,18 @@ LOST = (
     "Restore the file, or remove the node from its cluster and start it anew with an empty "
     "directory"
 )
+
+
+class Begin(NamedTuple):
+    """A cluster that this node is about to begin: everything that its first batch is made of. It is
+    in the file before the first term is, so that a start that finds it does the same again,
+    whatever was done of it. Without it an empty log leads nobody."""
+
+    group: int
+    cluster_id: str
+    configuration: str
+    """As it is encoded."""
+    timestamp: int
 
 
 class NodeDirectory:
@@ -68,6 +80,23 @@ class NodeDirectory:
         """Durably takes part in nothing from now on. May wait for the disk, raises OSError."""
         evidence = clip(why, EVIDENCE_BYTES_MAX)
         self._save({**self._members, "state": "suspect", "evidence": evidence})
+
+    @property
+    def beginning(self) -> Begin | None:
+        """The cluster that this node was about to begin, if that is not known to be done."""
+        intent = self._members.get("intent")
+        return None if intent is None else Begin(**intent["begin"])
+
+    def intend(self, begin: Begin) -> None:
+        """Durably; from here on there is no way back. May wait for the disk, raises OSError."""
+        assert self.identity.cluster_id in {"", begin.cluster_id}
+        self._save({**self._members, "intent": {"begin": begin._asdict()}})
+
+    def has_begun(self, begin: Begin) -> None:
+        """Its first batch is durable. May wait for the disk, raises OSError."""
+        members = {**self._members, "cluster_id": begin.cluster_id}
+        members.pop("intent", None)
+        self._save(members)
 
     def adopt(self, cluster_id: str) -> None:
         """Durably belongs to a cluster from now on. May wait for the disk, raises OSError."""

@@ -25,14 +25,14 @@ from proglog.log.recovery import Recovered, recover
 from proglog.log.segment import REFUSALS, Segment
 from proglog.log.snapshot import Snapshot
 from proglog.log.tail import TailEntry
-from proglog.ports import Clock, Ports
+from proglog.ports import Ports
 from proglog.raft.configuration import Configuration, Server
 from proglog.raft.hard_state import HardStateFile, Identity, new_id
 from proglog.raft.log_view import LogView
 from proglog.raft.messages import HardState
 from proglog.replica import floors
 from proglog.replica.floors import Memory
-from proglog.replica.identity import NodeDirectory, check_seal
+from proglog.replica.identity import Begin, NodeDirectory, check_seal
 from proglog.replica.state import ReplicatedState
 
 FIRST_TERM = 1
@@ -107,13 +107,12 @@ def open_log(
         replay.hand_over(recovered)
         hard_state = _hard_state(ports, folder, group, node.identity)
         undo.callback(hard_state.close)
-        if bootstrap and not hard_state.seal.cluster_id:
-            hard_state.save(HardState(FIRST_TERM), cluster_id=new_id(ports.random))
-        if node.identity.cluster_id != hard_state.seal.cluster_id:
+        if bootstrap and not hard_state.seal.cluster_id and node.beginning is None:
+            node.intend(_alone(node.identity, group, rpc_addr, ports))
+        if node.beginning is not None and node.beginning.group == group:
+            _begin_cluster(node.beginning, node, recovered, hard_state)
+        elif node.identity.cluster_id != hard_state.seal.cluster_id:
             node.adopt(hard_state.seal.cluster_id)
-        if recovered.tip.index == 0 and hard_state.hard_state == HardState(FIRST_TERM):
-            # Also where the line above was the last thing that a first start did.
-            _begin_cluster(ports, recovered, node.identity, rpc_addr)
         configurations = _configurations(recovered, replay)
         memory = floors.load(ports.files, folder)
         node.begin_life()
@@ -202,31 +201,42 @@ def _telling_where(folder: Path, segment_bytes: int) -> Iterator[None]:
         raise
 
 
-def first_batch(configuration: Configuration, clock: Clock) -> tuple[BatchHeader, bytes, Buffer]:
+def first_batch(configuration: bytes, timestamp: int) -> tuple[BatchHeader, bytes, Buffer]:
     """The batch at index 1 of a new cluster: header, its bytes, body."""
-    body = batches.plain_body(configuration.encode())
+    body = batches.plain_body(configuration)
     header, packed = batches.build(
         body,
         kind=Kind.CONFIGURATION,
         index=1,
         term=FIRST_TERM,
         base_offset=0,
-        timestamp=clock.now_ms(),
+        timestamp=timestamp,
         chain_crc=0,
     )
     return header, packed, body.data
 
 
-def _begin_cluster(ports: Ports, recovered: Recovered, identity: Identity, rpc_addr: str) -> None:
-    """Writes the first batch: this server is the only voter."""
+def _alone(identity: Identity, group: int, rpc_addr: str, ports: Ports) -> Begin:
+    """A cluster in which this server is the only voter."""
     configuration = Configuration((Server(identity.uuid, identity.name, rpc_addr),))
-    header, packed, body = first_batch(configuration, ports.clock)
-    segment = recovered.segments[-1]
-    store = segment.open()
-    store.pwritev([packed, body, fmt.END_OF_LOG], segment.index.end_position)
-    store.fdatasync()
-    segment.index.append(header)
-    recovered.commit_hint = 1
+    text = configuration.encode().decode()
+    return Begin(group, new_id(ports.random), text, ports.clock.now_ms())
+
+
+def _begin_cluster(
+    begin: Begin, node: NodeDirectory, recovered: Recovered, hard_state: HardStateFile
+) -> None:
+    """Does what is left of it: the term, then the first batch, then it is done."""
+    if recovered.tip.index == 0:
+        hard_state.save(HardState(FIRST_TERM), begin.cluster_id)
+        header, packed, body = first_batch(begin.configuration.encode(), begin.timestamp)
+        segment = recovered.segments[-1]
+        store = segment.open()
+        store.pwritev([packed, body, fmt.END_OF_LOG], segment.index.end_position)
+        store.fdatasync()
+        segment.index.append(header)
+        recovered.commit_hint = 1
+    node.has_begun(begin)
 
 
 def _configurations(recovered: Recovered, replay: _Replay) -> list[tuple[int, Configuration]]:

@@ -38,7 +38,7 @@ from proglog.raft.core import Raft
 from proglog.raft.driver import Driver, ReceivedBatch
 from proglog.raft.hard_state import Identity
 from proglog.raft.log_view import LogView
-from proglog.raft.messages import HardState, ReadResult, SoftState
+from proglog.raft.messages import ReadResult, SoftState
 from proglog.raft.status import Status
 from proglog.replica import views
 from proglog.replica.applier import Applier
@@ -162,7 +162,7 @@ class Replica:
         return Home(
             opened,
             log=self.log,
-            files=self._ports.files,
+            ports=self._ports,
             raft=lambda: self._driver.raft,
             retire=self._retire,
             spawn=self._tasks.spawn,
@@ -491,11 +491,10 @@ class Replica:
         have promised to belong to this cluster."""
         assert self.log.tip.index == 0
         assert self.identity.cluster_id
-        file = self._hard_state
-        await self.log.run_job(lambda: file.save(HardState(FIRST_TERM)))
-        header, packed, body = first_batch(configuration, self._ports.clock)
+        begin = await self.home.begin(configuration)
+        header, packed, body = first_batch(begin.configuration.encode(), begin.timestamp)
         self.log.append(header, (packed, body))
-        await self.log.run_job(lambda: None)
+        await self.log.run_job(lambda: self._node.has_begun(begin))
         log = LogView(runs=[(1, FIRST_TERM)], last_index=1, size_of=self.log.size_of)
         self._driver.raft = self._make_raft(log, [(1, configuration)], 1)
         self.configured(configuration)

@@ -15,7 +15,6 @@ from proglog.log.tail import Run
 from proglog.peers.frames import Lane, Type
 from proglog.peers.hello import Life
 from proglog.peers.peers import Peers
-from proglog.ports import RealClock
 from proglog.raft.configuration import Configuration, Server
 from proglog.raft.driver import ReceivedBatch
 from proglog.raft.messages import AppendRequest, HeartbeatResponse
@@ -93,7 +92,7 @@ class Log:
     room_batches_max = 1000
 
     def __init__(self) -> None:
-        header, packed, body = first_batch(Configuration(), RealClock())
+        header, packed, body = first_batch(Configuration().encode(), 1)
         self.first_index = 1
         self.tip = Tip.after(header)
         self.run = Run(packed + body, [header])

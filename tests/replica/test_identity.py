@@ -13,13 +13,21 @@ import pytest
 from proglog.config import LogConfig
 from proglog.errors import ConfigurationError, CorruptionError, UnknownFormat
 from proglog.log.envelope import NODE
-from proglog.log.format import PREAMBLE_BYTES
+from proglog.log.format import END_OF_LOG, PREAMBLE_BYTES
 from proglog.log.plan import Verdict
 from proglog.log.twin import BLOCK_BYTES, TwinFile
 from proglog.ports import Ports, RealFiles
+from proglog.raft.configuration import Configuration, Server
 from proglog.raft.hard_state import FILE_NAME as HARD_STATE
-from proglog.replica.identity import FILE_NAME, NodeReport, open_node_directory, verify_node
-from proglog.replica.opening import Opened, open_log
+from proglog.raft.messages import HardState
+from proglog.replica.identity import (
+    FILE_NAME,
+    Begin,
+    NodeReport,
+    open_node_directory,
+    verify_node,
+)
+from proglog.replica.opening import FIRST_TERM, Opened, first_batch, open_log
 from tests.doubles import crash
 from tests.doubles.disk import PowerCut, SimDisk
 from tests.doubles.files import SimFiles
@@ -27,6 +35,7 @@ from tests.doubles.worker import SimWorker
 from tests.replica.support import Clock, Node, log_in
 
 DATA_DIR = Path("/data")
+CLUSTER = "c" * 36
 
 
 def members_of(data_dir: Path) -> dict[str, object]:
@@ -305,6 +314,80 @@ def test_a_promise_is_kept_by_both_files_whenever_the_power_goes() -> None:
         if answered:
             return
     raise AssertionError("it never ends")
+
+
+def form(disk: SimDisk, cluster_id: str) -> None:
+    """A node that has promised itself begins the cluster of three, as `Replica.begin` does."""
+    ports = Ports(files=SimFiles(disk), clock=Clock(), random=random.Random(1), worker=SimWorker)
+    node = open_node_directory(DATA_DIR, node_name="", ports=ports)
+    opened = open_log(
+        node, 2, config=LogConfig.for_tests(), ports=ports, rpc_addr="n:1", bootstrap=False
+    )
+    own = Server(node.identity.uuid, "n", "n:1")
+    three = Configuration((own, Server("b", "b", "b:1"), Server("c", "c", "c:1")))
+    begin = Begin(2, cluster_id, three.encode().decode(), 7)
+    node.intend(begin)
+    opened.hard_state.save(HardState(FIRST_TERM), cluster_id)
+    _, packed, body = first_batch(begin.configuration.encode(), begin.timestamp)
+    segment = opened.recovered.segments[-1]
+    store = segment.open()
+    store.pwritev([packed, body, END_OF_LOG], segment.index.end_position)
+    store.fdatasync()
+    node.has_begun(begin)
+    opened.recovered.close()
+    opened.hard_state.close()
+    node.close()
+
+
+def promised() -> SimDisk:
+    """What has promised itself to a cluster, and waits."""
+    disk = SimDisk()
+    start(disk, bootstrap=False)
+    ports = Ports(files=SimFiles(disk), clock=Clock(), random=random.Random(1), worker=SimWorker)
+    node = open_node_directory(DATA_DIR, node_name="", ports=ports)
+    opened = open_log(
+        node, 2, config=LogConfig.for_tests(), ports=ports, rpc_addr="n:1", bootstrap=False
+    )
+    opened.hard_state.save(opened.hard_state.hard_state, CLUSTER)
+    node.adopt(CLUSTER)
+    opened.recovered.close()
+    opened.hard_state.close()
+    node.close()
+    return disk
+
+
+def test_a_cluster_that_is_formed_is_whole_or_none_whenever_the_power_goes() -> None:
+    """Never one of a single server under the id that the others have promised themselves to: for
+    its first batch it does not go by what the hard state looks like, but by what was intended."""
+    made = promised()
+    found: set[int] = set()
+    number, over = 1, False
+    while not over:
+        disk = made.copy()
+        disk.faults.power_cut_at = disk.operations + number
+        try:
+            form(disk, CLUSTER)
+            over = True
+        except PowerCut:
+            pass
+        for left in left_of(disk):
+            for again in (0, 1, 3, 5, 8, 12, 20):
+                copy = left.copy()
+                if again:
+                    cut_at(copy, again)
+                for last in left_of(copy):
+                    opened = start(last, seed=number)
+                    assert opened.node.identity.cluster_id == CLUSTER
+                    configurations = [each for _, each in opened.configurations]
+                    found.add(len(configurations[-1].voters) if configurations else 0)
+                    if configurations:
+                        assert opened.hard_state.hard_state == HardState(FIRST_TERM)
+                        assert opened.node.beginning is None
+                        batch = opened.recovered.segments[-1].index.last
+                        assert (batch.index, batch.timestamp) == (1, 7)
+        number += 1
+    assert number > 8
+    assert found == {0, 3}
 
 
 async def test_a_directory_is_locked_before_it_is_looked_at(folder: Path, tmp_path: Path) -> None:
