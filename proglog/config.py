@@ -260,6 +260,8 @@ class NodeConfig:
             name, which they resolve whenever they dial, or an IP address. Port 0 is the RPC port.
         rpc_port: gRPC and HTTP, told apart by the first bytes. 0 takes a free port.
         http_addr: HTTP alone; None turns this listener off. Port 0 takes a free port.
+        health_addr: probes and metrics alone, from the first moment of a start; None turns this
+            listener off. It is plaintext, and answers to any host.
         http_hosts: names besides loopback that plain HTTP answers to (the Host header).
         start_join_addrs: gossip addresses of other nodes, tried until one answers.
         bootstrap: begin a cluster of one on the first start, or wait until a cluster adds this
@@ -282,6 +284,7 @@ class NodeConfig:
     advertise_addr: Address | None = None
     rpc_port: int = RPC_PORT_DEFAULT
     http_addr: Address | None = HTTP_ADDR_DEFAULT
+    health_addr: Address | None = None
     http_hosts: tuple[str, ...] = ()
     start_join_addrs: tuple[str, ...] = ()
     bootstrap: bool | None = None
@@ -338,11 +341,11 @@ class NodeConfig:
                 "a name, without its port or with",
             )
         _require(self.drain_seconds >= 0, "drain-timeout", self.drain_seconds, "0 or more")
-        if self.http_addr is not None:
+        for setting, listener in (("http-addr", self.http_addr), ("health-addr", self.health_addr)):
             _require(
-                self.http_addr.port == 0 or self.http_addr != self.rpc_addr,
-                "http-addr",
-                self.http_addr,
+                listener is None or listener.port == 0 or listener != self.rpc_addr,
+                setting,
+                listener,
                 "another address than that of the RPC port, which answers HTTP anyway",
             )
 

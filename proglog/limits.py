@@ -120,6 +120,14 @@ drain_safe_seconds_max = 10.0
 """and it waits this long at most until the others can do without it."""
 drain_kept_seconds = 600.0
 """A node that was drained and not stopped takes part again after this time."""
+probe_connections_max = 64
+"""Of who asks `health-addr`."""
+hook_body_bytes_max = 1 * MiB
+hook_replicas_max = 64
+hook_ports_max = 16
+"""What Metacontroller asks, and what is asked for by annotations."""
+goodbye_seconds_max = 3.0
+"""A node that was drained tells gossip that it stops, within this time."""
 admin_connections_max = 8
 admin_line_bytes_max = 4 * KiB
 """What is asked of a node through the socket in its directory, at a time and in length."""

@@ -86,6 +86,7 @@ def test_a_wrong_log_setting_is_named(wrong: dict[str, Any]) -> None:
         {"rpc_port": 65536},
         {"drain_seconds": -1},
         {"http_addr": Address("127.0.0.1", 8400)},
+        {"health_addr": Address("127.0.0.1", 8400)},
         {"bind_addr": Address("0.0.0.0", 8401)},
         {"bind_addr": Address("::", 8401)},
         {"advertise_addr": Address("::ffff:0.0.0.0", 8401)},

@@ -7,6 +7,7 @@ part that fails stops the node: a node that half works is worse than one that is
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import random
 import socket
@@ -40,6 +41,7 @@ from proglog.config import Address, NodeConfig
 from proglog.errors import ConfigurationError, InvalidRequest, why_not_bound
 from proglog.gateway.console.feed import Feed
 from proglog.gateway.health import Probes
+from proglog.gateway.probing import ProbeServer
 from proglog.gateway.server import Gateway
 from proglog.membership import (
     CLUSTER_TAG,
@@ -47,6 +49,7 @@ from proglog.membership import (
     KeyRefused,
     Membership,
     MembershipConfig,
+    MembershipError,
     Timing,
     decode_key,
 )
@@ -94,6 +97,9 @@ class Node:
         self.told_addr = self.rpc_addr
         """What other nodes and clients are told, once started."""
         self.http_addr = config.http_addr
+        self.health_addr = config.health_addr
+        """Where probes and metrics alone are served; with its real port once started."""
+        self._is_started = False
         self.peers: Peers
         self.replica: Replica
         self.membership: Membership
@@ -120,6 +126,9 @@ class Node:
         self._parts.callback(listener.close)
         port = listener.getsockname()[1]
         check_listener(config, listener.getsockname()[:2])
+        if config.health_addr is not None:
+            # Before the log is recovered, which may take a while: that it goes on is asked here.
+            await self._serve_probes(config.health_addr)
         await self.security.load()
         # By name, not by the address it has now: peers resolve it each time they dial.
         self.rpc_addr = Address(config.bind_addr.host, port)
@@ -166,6 +175,7 @@ class Node:
         if admin.forming is not None:
             self._supervise(admin.forming.run())
         await self._open_admin_socket()
+        self._is_started = True
         is_alone = len(self.replica.leadership.configuration.voters) == 1
         if is_alone and config.begins_alone and not self.replica.standing.doubt:
             await self._wait_ready()
@@ -219,6 +229,14 @@ class Node:
         self.http_addr = Address(*mux.address)
         self._supervise(mux.serve())
 
+    async def _serve_probes(self, address: Address) -> None:
+        listener = _listen(address)
+        self._parts.callback(listener.close)
+        self.health_addr = Address(*listener.getsockname()[:2])
+        probes = ProbeServer(self._probes(), self.metrics)
+        self._parts.push_async_callback(probes.close)
+        await probes.start(listener)
+
     async def _tell_health(self, rpc: RpcServer) -> None:
         while True:
             rpc.set_serving(not self._why_not_ready())
@@ -240,7 +258,18 @@ class Node:
         self._stopping = True
         for task in self._tasks:
             task.cancel()
+        await self._say_goodbye()
         await self._parts.aclose()
+
+    async def _say_goodbye(self) -> None:
+        """Gossip is told of a stop that a drain announced, so that the name is free at once: the
+        next life may be at another address, where it would be ignored while this one is taken for
+        alive. The tag says that it is no leaving."""
+        if not self._is_started or not self.drain.began or self.drain.has_left:
+            return
+        with contextlib.suppress(TimeoutError, MembershipError):
+            async with asyncio.timeout(limits.goodbye_seconds_max):
+                await self.membership.leave()
 
     def _make_peers(self, incarnation: int) -> Peers:
         return Peers(
@@ -422,6 +451,8 @@ class Node:
         gauge("log_bytes", "Bytes retained.", lambda: replica.log.bytes_upto(replica.applied_index))
 
     def _why_not_ready(self) -> str:
+        if not self._is_started:
+            return "not ready: the node starts"
         if self.drain.began:
             return "not ready: the node is drained, to be stopped"
         if self.replica.is_ready and not self._stopping:
@@ -436,7 +467,7 @@ class Node:
         return Probes(
             live=lambda: "a part of it failed" if self.failure.done() else "",
             ready=self._why_not_ready,
-            started=lambda: "",
+            started=lambda: "" if self._is_started else "the log is recovered",
         )
 
 
@@ -456,7 +487,7 @@ def _listen(address: Address) -> socket.socket:
 
 def _cannot_listen(address: Address, error: OSError) -> ConfigurationError:
     return ConfigurationError(
-        f"cannot listen on {address}: {why_not_bound(error)} another --rpc-port, --bind-addr or "
-        "--http-addr",
+        f"cannot listen on {address}: {why_not_bound(error)} another --rpc-port, --bind-addr, "
+        "--http-addr or --health-addr",
         address=address,
     )

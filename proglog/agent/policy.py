@@ -141,6 +141,8 @@ def _leaver(view: View) -> Remove | None:
         if (
             server is not None
             and member.status is Status.LEFT
+            # One that only stops says goodbye to gossip too, so that its name is free at once.
+            and DRAINING_TAG not in member.tags
             and view.gone_seconds.get(server.uuid, 0.0) >= view.left_server_after_seconds
             and may_leave(view.configuration, view.healthy, server.uuid)
         ):

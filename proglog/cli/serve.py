@@ -40,6 +40,7 @@ def serve(
     advertise_addr: OptionalToldAddress = _NODE.advertise_addr,
     rpc_port: int = _NODE.rpc_port,
     http_addr: OptionalListenAddress = _NODE.http_addr,
+    health_addr: OptionalListenAddress = _NODE.health_addr,
     http_hosts: Words = _NODE.http_hosts,
     start_join_addrs: Words = _NODE.start_join_addrs,
     bootstrap: bool | None = _NODE.bootstrap,
@@ -77,6 +78,8 @@ def serve(
         Port of gRPC and HTTP; 0 takes a free one.
     http_addr
         Where HTTP is served as well, or none.
+    health_addr
+        Where probes and metrics alone are served, in plaintext and to any host, or none.
     http_hosts
         Host names besides loopback that plain HTTP answers to.
     start_join_addrs
@@ -116,6 +119,7 @@ def serve(
         advertise_addr=advertise_addr,
         rpc_port=rpc_port,
         http_addr=http_addr,
+        health_addr=health_addr,
         http_hosts=http_hosts,
         start_join_addrs=start_join_addrs,
         bootstrap=bootstrap,

@@ -210,6 +210,24 @@ def test_clients_are_sent_to_servers_that_are_there(
     assert [server.name for server in in_reach(known, members)] == [f"n{i}" for i in found]
 
 
+def test_who_says_goodbye_to_gossip_only_is_not_removed() -> None:
+    configuration = Configuration(servers(3))
+    alive = [member(number) for number in range(2)]
+
+    def change(gone: Member) -> object:
+        return next_change(
+            view(
+                configuration,
+                [*alive, gone],
+                healthy={"uuid-0", "uuid-1"},
+                gone_seconds={"uuid-2": 50.0},
+            )
+        )
+
+    assert change(member(2, Status.LEFT)) == Remove("uuid-2", "it has left")
+    assert change(member(2, Status.LEFT, **{DRAINING_TAG: "1"})) is None
+
+
 def test_who_leaves_is_not_added_again() -> None:
     configuration = Configuration(servers(2))
     alive = [member(number) for number in range(2)]
