@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from proglog.batch import Record, RecordBatch
     from proglog.client.client import Log, connect
     from proglog.client.columns import NewRecord
+    from proglog.client.consumer import Consumer, Last
     from proglog.client.producer import Producer
     from proglog.client.tls import Tls
     from proglog.errors import (
@@ -60,6 +61,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ChangeRefused",
     "ConfigurationError",
+    "Consumer",
     "ConsumerGap",
     "CorruptionError",
     "DeadlineExceeded",
@@ -69,6 +71,7 @@ __all__ = [
     "Internal",
     "InvalidBatch",
     "InvalidRequest",
+    "Last",
     "Log",
     "LogClosed",
     "NewRecord",
@@ -101,7 +104,9 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Consumer": "proglog.client.consumer",
     "Description": "proglog.types",
+    "Last": "proglog.client.consumer",
     "Log": "proglog.client.client",
     "NewRecord": "proglog.client.columns",
     "Producer": "proglog.client.producer",

@@ -311,6 +311,22 @@ client_close_seconds_max = 1.0
 client_backoff_seconds_first = 0.02
 client_backoff_seconds_max = 0.1
 """A failover takes about half a second; longer pauses would only add to it."""
+client_readers_max = 64
+"""Streams by which the consumers of one log read: those who read at the same place share one."""
+client_prefetch_bytes_max = 1 * MiB
+"""Of one stream, what nobody has taken yet, besides the piece that comes last;"""
+client_window_bytes_max = 1 * MiB
+"""and what somebody has taken and others may take still, before they need a stream of their own."""
+client_piece_bytes = 512
+"""What a piece of a stream takes beside its bytes, about."""
+client_stalled_seconds_max = 1.0
+"""A stream from which nobody takes for so long gives way to those who wait for one."""
+client_first_answer_seconds_max = 5.0
+"""A node that accepts a call to read and says nothing for so long is left for another."""
+client_slice_records_max = 1000
+"""A consumer hands out so many records at a time before other tasks have their turn."""
+client_wake_consumers_max = 256
+"""Consumers that are woken in one turn of the loop."""
 client_keepalive_seconds = 2.0
 """A connection with calls is pinged this often, and given up when no answer comes as long."""
 client_quiet_seconds = 0.5
@@ -335,6 +351,7 @@ assert http2_acknowledge_bytes_min * 4 <= http2_stream_window_bytes
 assert http2_stream_window_bytes * 16 <= http2_connection_window_bytes
 assert client_inflight_batches_max <= producer_window_batches
 assert client_dial_seconds_max < client_room_seconds_max
+assert client_readers_max < client_read_connections_max * client_calls_per_connection_max
 assert http2_connection_window_bytes < client_connection_window_bytes < 2**31
 assert segment_batches_default <= segment_batches_max
 # A sign of life that was lost is asked for again, and again, before anybody is given up.

@@ -173,32 +173,39 @@ class LocalBackend:
         return LocalProduceStream(self._replica)
 
     async def consume(
-        self, start: Start, *, follow: bool, linearizable: bool = False, bytes_max: int = 0
+        self,
+        start: Start,
+        *,
+        follow: bool,
+        linearizable: bool = False,
+        leader: bool = False,
+        bytes_max: int = 0,
     ) -> AsyncGenerator[Chunk, None]:
+        del leader  # The only node leads.
         replica = self._replica
         if linearizable:
             await replica.barrier()
         offset = start if isinstance(start, int) else await _locate(replica, start)
-        if not isinstance(start, int):
-            yield Chunk(b"", offset)
-        while True:
+        chunk = await replica.read(offset, bytes_max or limits.read_bytes_max)
+        yield chunk
+        while chunk.next_offset > offset or follow:
+            if chunk.next_offset == offset:
+                await replica.wait_past(offset)
+            offset = chunk.next_offset
             chunk = await replica.read(offset, bytes_max or limits.read_bytes_max)
             if chunk.next_offset > offset:
-                offset = chunk.next_offset
                 yield chunk
-            elif follow:
-                await replica.wait_past(offset)
-            else:
-                return
 
-    async def read(self, offset: int) -> Record:
+    async def read(self, offset: int, *, leader: bool = False) -> Record:
+        del leader
         replica = self._replica
         chunk = await replica.read(offset, 1)
         check_holds(chunk, offset, replica.describe)
         batch, *_ = decode_all(chunk.data)
         return batch[offset - batch.base_offset]
 
-    async def describe(self) -> Description:
+    async def describe(self, *, leader: bool = False) -> Description:
+        del leader
         return self._replica.describe()
 
     async def close(self) -> None:

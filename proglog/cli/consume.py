@@ -6,6 +6,7 @@ import sys
 from binascii import b2a_base64
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
+from datetime import UTC, datetime
 from typing import Annotated, Literal, TypeAlias
 
 import orjson
@@ -19,6 +20,7 @@ from proglog.config import Address
 from proglog.errors import ConfigurationError
 
 Offset: TypeAlias = int | Literal["earliest", "latest"]
+Start: TypeAlias = Offset | datetime
 Render: TypeAlias = Callable[[RecordBatch], bytes]
 
 
@@ -62,14 +64,15 @@ def consume(
     render = _json if json else _raw if raw else _values
     if limit == 0:
         return 0
-    start = "earliest" if offset is None else offset
-    return run_on_loop(_consume(server, start, timestamp, render, follow=follow, limit=limit))
+    start: Start = "earliest" if offset is None else offset
+    if timestamp is not None:
+        start = datetime.fromtimestamp(timestamp / 1000, UTC)
+    return run_on_loop(_consume(server, start, render, follow=follow, limit=limit))
 
 
 async def _consume(
     servers: Sequence[Address],
-    offset: Offset,
-    timestamp: int | None,
+    start: Start,
     render: Render,
     *,
     follow: bool,
@@ -78,7 +81,7 @@ async def _consume(
     left = limit
     async with (
         connected(servers) as log,
-        aclosing(log.consume_batches(offset, timestamp=timestamp, follow=follow)) as batches,
+        aclosing(log.consume_batches(start, follow=follow)) as batches,
     ):
         async for batch in batches:
             stop = None if left is None else batch.base_offset + left

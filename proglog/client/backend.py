@@ -60,23 +60,30 @@ class Backend(Protocol):
         """A new stream for batches. Nothing is appended if it fails. Raises ProglogError."""
 
     def consume(
-        self, start: Start, *, follow: bool, linearizable: bool = False, bytes_max: int = 0
+        self,
+        start: Start,
+        *,
+        follow: bool,
+        linearizable: bool = False,
+        leader: bool = False,
+        bytes_max: int = 0,
     ) -> AsyncGenerator[Chunk, None]:
         """Whole data batches from `start` on, in chunks of about `bytes_max` (0: as the log likes).
 
-        The first batch may begin before an offset asked for. For any other start the first chunk is
-        empty and says where reading begins. `follow` waits at the end instead of ending there.
+        The first batch may begin before an offset asked for. The first chunk comes at once; it may
+        be empty, and says where reading begins. `follow` waits at the end instead of ending there.
         `linearizable`: whatever was acknowledged anywhere before this call is there to be read.
+        `leader`: only the node is asked that is believed to lead.
 
         A reader that finds a chunk damaged throws the error in here, so that it is known.
 
         Raises ProglogError; OffsetOutOfRange also midway, when retention overtakes the reader.
         """
 
-    async def read(self, offset: int) -> Record:
+    async def read(self, offset: int, *, leader: bool = False) -> Record:
         """One record. Raises ProglogError."""
 
-    async def describe(self) -> Description:
+    async def describe(self, *, leader: bool = False) -> Description:
         """What the log holds and who leads it. Raises ProglogError."""
 
     async def close(self) -> None:

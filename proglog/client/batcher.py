@@ -28,6 +28,7 @@ from proglog.client.columns import (
     check_size,
 )
 from proglog.client.sender import Batch, Sender, Series
+from proglog.client.session import Session
 from proglog.errors import Internal
 
 
@@ -209,12 +210,15 @@ class Batcher:
         compress: bool,
         idempotent: bool,
         chance: random.Random,
+        session: Session,
     ) -> None:
         self._timeout = timeout_seconds
         self._compress = compress
         self._loop = asyncio.get_running_loop()
         self._budget = Budget(limits.client_buffer_bytes_max)
-        self._sender = Sender(backend, self, self._budget, idempotent=idempotent, chance=chance)
+        self._sender = Sender(
+            backend, self, self._budget, idempotent=idempotent, chance=chance, session=session
+        )
         self._lanes: list[Lane] = []
         self.lane = self.open_lane(None)
         """Of `Log.produce`."""

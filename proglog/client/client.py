@@ -7,7 +7,6 @@ import random
 import ssl
 import warnings
 from collections.abc import (
-    AsyncGenerator,
     AsyncIterable,
     Awaitable,
     Callable,
@@ -20,23 +19,29 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from proglog import limits
-from proglog.batch import Record, RecordBatch
+from proglog.batch import Record
 from proglog.client.address import parse_url
 from proglog.client.backend import (
-    At,
     Backend,
-    Start,
     log_closed,
-    to_milliseconds,
     to_offset,
     to_timeout,
 )
 from proglog.client.batcher import Batcher
 from proglog.client.columns import HeadersLike, NewRecord, RecordLike, rows
-from proglog.client.consumer import Consumer, OnGap
+from proglog.client.consumer import (
+    Batches,
+    Consumer,
+    Last,
+    OnGap,
+    checked_start,
+)
 from proglog.client.producer import Producer
+from proglog.client.readers import Readers
+from proglog.client.reading import Consistency, Contract, contract_of
 from proglog.client.retry import T, behind, call_until
 from proglog.client.sender import Series, Unresolved, look_at
+from proglog.client.session import Session
 from proglog.client.tls import Tls, way_of
 from proglog.errors import (
     InvalidRequest,
@@ -86,8 +91,10 @@ _running_loop = asyncio._get_running_loop
 """None where no loop runs."""
 
 
-def _abandon(batcher: Batcher | None, backend: Backend) -> None:
+def _abandon(batcher: Batcher | None, readers: Readers | None, backend: Backend) -> None:
     """Ends what a log left behind that nobody holds any more."""
+    if readers is not None:
+        readers.abort()
     if batcher is not None:
         batcher.abort()
     backend.abort()
@@ -115,7 +122,9 @@ class Log:
         self._idempotent = idempotent
         self._chance = chance or random.Random()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._session = Session()
         self._batcher: Batcher | None = None
+        self._readers: Readers | None = None
         self._closed = False
 
     async def produce(
@@ -225,66 +234,114 @@ class Log:
 
     def consume(
         self,
-        offset: int | Literal["earliest", "latest"] = "earliest",
+        start: int | Literal["earliest", "latest"] | Last | datetime = "earliest",
         *,
-        timestamp: int | datetime | None = None,
         follow: bool = True,
-        linearizable: bool = False,
+        consistency: Consistency = "session",
         after: int | None = None,
         on_gap: OnGap = "raise",
-    ) -> AsyncGenerator[Record, None]:
-        """The records from an offset on or, with `timestamp`, from those appended since that time.
+    ) -> Consumer:
+        """The records from a place on, one by one or as the consumer's methods have it.
 
-        Goes on at the next offset when the connection or the node is lost. With `follow=False` it
-        ends at the end of the log; otherwise it waits there for more. Where retention deletes
-        records before they were read it raises ConsumerGap, which says which, or skips them.
+        It goes on at the next offset when the connection or the node is lost, and waits at the end
+        for more; with `follow=False` it ends there. Where retention deletes records before they
+        were read it raises ConsumerGap, which says which, or skips them.
 
-        What was acknowledged is there to be read at once on the leader, but a follower may be a
-        moment behind. With `linearizable` only the leader is asked, and only after it made sure
-        that it is. `after` is cheaper: an offset that `produce` returned, maybe to somebody else; a
-        node that has not got it yet is waited for.
+        Args:
+            start: an offset, the oldest record, the next one to come, the last so many (`Last(n)`),
+                or those appended at a time or later.
+            follow: whether to wait for more at the end.
+            consistency: what is there to be read at least: see docs/guarantees.md.
+            after: an offset that `produce` returned, maybe to somebody else: this record too. A
+                node that has not got it yet is waited for.
+            on_gap: "raise" or "skip".
 
-        Raises ProglogError: OffsetOutOfRange if the log does not hold the offset.
+        Raises InvalidRequest, and, when records are asked for, ProglogError: OffsetOutOfRange if
+        the log does not hold the offset.
         """
-        return self._consumer(offset, timestamp, follow, linearizable, after, on_gap).records()
+        self._check_open()
+        if on_gap not in ("raise", "skip"):
+            raise InvalidRequest(f'on_gap is "raise" or "skip", not {on_gap!r}')
+        checked = checked_start(start)
+        if after is not None:
+            after = to_offset(after)
+        contract = Contract(
+            follow=bool(follow),
+            after=after,
+            **contract_of(consistency),
+        )
+        floor = 0
+        if consistency == "session":
+            floor = self._session.end
+            if not follow and floor > 0:
+                contract = contract._replace(after=max(floor - 1, after or 0))
+        return Consumer(self, self._readers_or_new(), checked, contract, on_gap=on_gap, floor=floor)
 
     def consume_batches(
         self,
-        offset: int | Literal["earliest", "latest"] = "earliest",
+        start: int | Literal["earliest", "latest"] | Last | datetime = "earliest",
         *,
-        timestamp: int | datetime | None = None,
         follow: bool = True,
-        linearizable: bool = False,
+        consistency: Consistency = "session",
         after: int | None = None,
         on_gap: OnGap = "raise",
-    ) -> AsyncGenerator[RecordBatch, None]:
-        """Like `consume`, but whole batches at a time: several times faster."""
-        return self._consumer(offset, timestamp, follow, linearizable, after, on_gap).batches()
+    ) -> Batches:
+        """Short for `consume(...).batches()`: several times quicker than record by record."""
+        return self.consume(
+            start, follow=follow, consistency=consistency, after=after, on_gap=on_gap
+        ).batches()
 
     async def read(
-        self, offset: int, *, after: int | None = None, timeout_seconds: float | None = None
+        self,
+        offset: int,
+        *,
+        consistency: Consistency = "session",
+        after: int | None = None,
+        timeout_seconds: float | None = None,
     ) -> Record:
         """One record. Raises OffsetOutOfRange where there is none (yet, or any more).
 
-        A node that has not got the record at `after` yet is waited for, as in `consume`.
+        `consistency` and `after` are as for `consume`.
         """
         self._check_open()
         checked = to_offset(offset)
-        return await self._call(lambda: self._read(checked, after), timeout_seconds)
+        if after is not None:
+            after = to_offset(after)
+        contract = Contract(follow=False, after=after, **contract_of(consistency))
+        if consistency == "session" and self._session.end > 0:
+            contract = contract._replace(after=max(self._session.end - 1, after or 0))
+        return await self._call(lambda: self._read(checked, contract), timeout_seconds)
 
-    async def _read(self, offset: int, after: int | None) -> Record:
+    async def _read(self, offset: int, contract: Contract) -> Record:
+        if contract.linearizable:
+            await self._readers_or_new().end(contract)
         try:
-            return await self._backend.read(offset)
+            record = await self._backend.read(offset, leader=contract.leader)
         except OffsetOutOfRange as error:
-            next_offset = error.number("next")
+            next_offset, after = error.number("next"), contract.after
             if after is None or next_offset is None or next_offset > after:
                 raise
             raise behind(after) from None
+        self._session.reaches(offset + 1)
+        return record
 
-    async def describe(self, *, timeout_seconds: float | None = None) -> Description:
-        """What the log holds, and who leads it."""
+    async def describe(
+        self, *, consistency: Consistency = "session", timeout_seconds: float | None = None
+    ) -> Description:
+        """What the log holds, and who leads it. `consistency` is as for `consume`."""
         self._check_open()
-        return await self._call(self._backend.describe, timeout_seconds)
+        contract = Contract(follow=False, **contract_of(consistency))
+        end = self._session.end if consistency == "session" else 0
+        return await self._call(lambda: self._describe(end, contract), timeout_seconds)
+
+    async def _describe(self, end: int, contract: Contract) -> Description:
+        if contract.linearizable:
+            end = await self._readers_or_new().end(contract)
+        described = await self._backend.describe(leader=contract.leader)
+        if described.next < end:
+            raise behind(end - 1)
+        self._session.reaches(described.next)
+        return described
 
     async def _call(self, call: Callable[[], Awaitable[T]], timeout_seconds: float | None) -> T:
         seconds = self._timeout
@@ -326,7 +383,7 @@ class Log:
             return
         # Its tasks and connections know nothing of this object, or it could not be dropped. The
         # collector may run in any thread.
-        loop.call_soon_threadsafe(_abandon, self._batcher, self._backend)
+        loop.call_soon_threadsafe(_abandon, self._batcher, self._readers, self._backend)
 
     async def __aexit__(
         self,
@@ -344,7 +401,11 @@ class Log:
             if self._batcher is not None:
                 await self._batcher.close(flush=flush)
         finally:
-            await self._backend.close()
+            try:
+                if self._readers is not None:
+                    await self._readers.close()
+            finally:
+                await self._backend.close()
 
     def _check_open(self) -> None:
         if self._closed:
@@ -369,31 +430,16 @@ class Log:
             compress=self._compress,
             idempotent=self._idempotent,
             chance=self._chance,
+            session=self._session,
         )
         return self._batcher
 
-    def _consumer(
-        self,
-        offset: int | Literal["earliest", "latest"],
-        timestamp: int | datetime | None,
-        follow: bool,
-        linearizable: bool,
-        after: int | None,
-        on_gap: OnGap,
-    ) -> Consumer:
-        self._check_open()
-        start: Start
-        if timestamp is not None:
-            start = At(to_milliseconds(timestamp))
-        else:
-            start = offset if offset in ("earliest", "latest") else to_offset(offset)
-        return Consumer(
-            self._backend,
-            start,
-            follow=follow,
-            linearizable=linearizable,
-            after=None if after is None else to_offset(after),
-            on_gap=on_gap,
-            timeout_seconds=self._timeout,
-            chance=self._chance,
-        )
+    def _readers_or_new(self) -> Readers:
+        if self._readers is None:
+            self._readers = Readers(
+                self._backend,
+                timeout_seconds=self._timeout,
+                chance=self._chance,
+                session=self._session,
+            )
+        return self._readers

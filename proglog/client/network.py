@@ -68,8 +68,15 @@ class NetworkBackend:
         return NetworkStream(self, channel, call, self._log)
 
     async def consume(
-        self, start: Start, *, follow: bool, linearizable: bool = False, bytes_max: int = 0
+        self,
+        start: Start,
+        *,
+        follow: bool,
+        linearizable: bool = False,
+        leader: bool = False,
+        bytes_max: int = 0,
     ) -> AsyncGenerator[Chunk, None]:
+        del leader  # Whoever is asked is the leader, as far as that is known.
         request = v1.ConsumeBatchesRequest(
             **_start_fields(start),
             follow=follow,
@@ -81,13 +88,15 @@ class NetworkBackend:
             while (reply := await call.receive()) is not None:
                 yield Chunk(reply.batches, reply.next_offset)
 
-    async def read(self, offset: int) -> Record:
+    async def read(self, offset: int, *, leader: bool = False) -> Record:
+        del leader
         reply = await self.ask(_READ, v1.ConsumeRequest(offset=offset, log=self._log))
         record = reply.record
         headers = tuple((header.name, header.value) for header in record.headers)
         return Record(record.offset, record.value, record.key, headers, record.timestamp)
 
-    async def describe(self) -> Description:
+    async def describe(self, *, leader: bool = False) -> Description:
+        del leader
         reply = await self.ask(_DESCRIBE, v1.DescribeRequest(log=self._log))
         return Description(
             **{name: getattr(reply, name) for name in Description.__dataclass_fields__}

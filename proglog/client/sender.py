@@ -41,6 +41,7 @@ from proglog.batch import Body, ProposedBatch
 from proglog.client.backend import Backend, ProduceStream, log_closed
 from proglog.client.budget import Budget
 from proglog.client.retry import RETRIED, Backoff
+from proglog.client.session import Session
 from proglog.errors import (
     Action,
     EarlierRefused,
@@ -222,8 +223,10 @@ class Sender:
         *,
         idempotent: bool,
         chance: random.Random,
+        session: Session,
     ) -> None:
         self._backend = backend
+        self._session = session
         self._source = source
         self._budget = budget
         self._idempotent = idempotent
@@ -414,6 +417,7 @@ class Sender:
         self._refusal = None
         self._answered_sequence = batch.next_sequence
         self._budget.give(batch.size)
+        self._session.reaches(offset + batch.body.count)
         if batch.series is not None and not batch.is_given_up:
             batch.series.was_appended(batch.body.count)
         for future in batch.futures:

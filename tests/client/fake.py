@@ -148,7 +148,13 @@ class FakeBackend:
         return self.streams[-1]
 
     async def consume(
-        self, start: Start, *, follow: bool, linearizable: bool = False, bytes_max: int = 0
+        self,
+        start: Start,
+        *,
+        follow: bool,
+        linearizable: bool = False,
+        leader: bool = False,
+        bytes_max: int = 0,
     ) -> AsyncGenerator[Chunk, None]:
         self.consumed.append(start)
         self.linearizable.append(linearizable)
@@ -158,15 +164,15 @@ class FakeBackend:
                 self.consume_faults.popleft() if self.consume_faults else (2**64, None)
             )
             position = self._position(start)
-            if not isinstance(start, int):
-                yield Chunk(b"", position)
+            told = False
             while True:
                 if fault is not None and position >= fault_at:
                     raise fault
                 if not self.log.earliest <= position <= self.log.next:
                     raise OffsetOutOfRange.of(position, self.log.earliest, self.log.next)
                 chunk = self._chunk(position, bytes_max or 1)
-                if chunk.data:
+                if chunk.data or not told:
+                    told = True
                     position = chunk.next_offset
                     yield chunk
                 elif follow:
@@ -197,13 +203,13 @@ class FakeBackend:
             return found[0] if found else self.log.next
         return self.log.earliest if start == "earliest" else self.log.next
 
-    async def read(self, offset: int) -> Record:
+    async def read(self, offset: int, *, leader: bool = False) -> Record:
         for record in self.log.records():
             if record.offset == offset >= self.log.earliest:
                 return record
         raise OffsetOutOfRange.of(offset, self.log.earliest, self.log.next)
 
-    async def describe(self) -> Description:
+    async def describe(self, *, leader: bool = False) -> Description:
         return Description(
             log="default",
             cluster_id="c",

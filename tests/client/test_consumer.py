@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from contextlib import aclosing
 from datetime import UTC, datetime
 
 import pytest
 
-from proglog import batch
+from proglog import batch, limits
 from proglog.batch import Codec, ProposedBatch
 from proglog.client.client import Log
 from proglog.errors import (
@@ -59,9 +60,14 @@ async def test_an_offset_amid_a_batch(log, filled):
 
 async def test_a_time(log, filled):
     moment = datetime(1970, 1, 1, 0, 0, 3, tzinfo=UTC)
-    assert await offsets(log.consume(timestamp=2500, follow=False)) == [6, 7, 8, 9]
-    assert await offsets(log.consume(timestamp=moment, follow=False)) == [6, 7, 8, 9]
-    assert await offsets(log.consume(timestamp=9000, follow=False)) == []
+    assert await offsets(log.consume(datetime.fromtimestamp(2.5, UTC), follow=False)) == [
+        6,
+        7,
+        8,
+        9,
+    ]
+    assert await offsets(log.consume(moment, follow=False)) == [6, 7, 8, 9]
+    assert await offsets(log.consume(datetime.fromtimestamp(9, UTC), follow=False)) == []
 
 
 async def test_earliest_and_latest(log, filled):
@@ -137,7 +143,10 @@ async def test_stopping_lets_go_of_the_log(log, backend, filled):
     waiting.cancel()
     await asyncio.wait([waiting])
     assert waiting.cancelled()
-    assert backend.open_consumers == 0
+    del waiting  # and with it the trace of how it ended
+    gc.collect()
+    await asyncio.sleep(0.01)
+    assert backend.open_consumers == 0, "nobody holds the consumer any more"
 
 
 # --- interruptions -------------------------------------------------------------------------------
@@ -164,10 +173,9 @@ async def test_each_error_is_outlived_or_raised(log, backend, filled, row):
 
 
 async def test_it_goes_on_at_the_next_offset_whatever_the_start(log, backend, filled):
-    for start in (dict(), dict(offset=1), dict(timestamp=1000)):
+    for start, first in (("earliest", 0), (1, 1), (datetime.fromtimestamp(1, UTC), 2)):
         backend.consume_faults.extend([(2, Unavailable("x")), (6, Unavailable("x"))])
-        first = start.get("offset", 2 if start else 0)
-        assert await offsets(log.consume(follow=False, **start)) == list(range(first, 10))
+        assert await offsets(log.consume(start, follow=False)) == list(range(first, 10))
         backend.consume_faults.clear()
 
 
@@ -175,7 +183,7 @@ async def test_a_stream_that_ends_is_taken_up_again_when_following(log, backend,
     consume = backend.consume
     calls = 0
 
-    def ending(start, *, follow, linearizable):
+    def ending(start, *, follow, linearizable, leader):
         nonlocal calls
         calls += 1
         return consume(start, follow=follow and calls > 1)
@@ -207,7 +215,7 @@ async def test_what_gets_on_does_not_give_up(backend, filled):
     backend.consume_faults.extend([(offset, Unavailable("x")) for offset in (2, 4, 6, 8)])
     consume = backend.consume
 
-    async def slowly(start, *, follow, linearizable):
+    async def slowly(start, *, follow, linearizable, leader):
         await asyncio.sleep(0.04)
         async with aclosing(consume(start, follow=follow)) as chunks:
             async for chunk in chunks:
@@ -218,7 +226,8 @@ async def test_what_gets_on_does_not_give_up(backend, filled):
         assert await offsets(log.consume(0, follow=False)) == list(range(10))
 
 
-async def test_it_raises_what_retention_took(log, backend, filled):
+async def test_it_raises_what_retention_took(log, backend, filled, monkeypatch):
+    monkeypatch.setattr(limits, "client_prefetch_bytes_max", 1)
     records = log.consume(0)
     assert (await anext(records)).offset == 0
     filled.earliest = 7
@@ -227,9 +236,12 @@ async def test_it_raises_what_retention_took(log, backend, filled):
         await anext(records)
     assert caught.value.number("lost_from") == 2
     assert caught.value.number("lost_until") == 7
+    assert records.position == 7
+    assert (await anext(records)).offset == 7, "to call again is to go on"
 
 
-async def test_it_skips_what_retention_took_if_told_to(log, backend, filled):
+async def test_it_skips_what_retention_took_if_told_to(log, backend, filled, monkeypatch):
+    monkeypatch.setattr(limits, "client_prefetch_bytes_max", 1)
     records = log.consume(0, on_gap="skip")
     assert (await anext(records)).offset == 0
     filled.earliest = 7
@@ -264,9 +276,12 @@ async def test_a_frame_that_lies_about_its_size_is_damage(backend):
 
 
 async def test_records_that_a_repair_gave_up_are_told_or_skipped(backend, filled):
-    async def with_gaps(start, *, follow, linearizable):
-        batches = filled.batches[0][1] + filled.batches[2][1] if start in {0, "earliest"} else b""
-        yield Chunk(batches or filled.batches[2][1], 8)
+    async def with_gaps(start, *, follow, linearizable, leader):
+        first, third = filled.batches[0][1], filled.batches[2][1]
+        if start in {0, "earliest"}:
+            yield Chunk(first + third, 8)
+        else:
+            yield Chunk(third if start <= 4 else b"", 8)
 
     backend.consume = with_gaps
     async with Log(backend) as log:
@@ -281,7 +296,7 @@ async def test_records_that_a_repair_gave_up_are_told_or_skipped(backend, filled
 
 
 async def test_records_that_come_twice_stop_it(backend, filled):
-    async def repeating(start, *, follow, linearizable):
+    async def repeating(start, *, follow, linearizable, leader):
         yield Chunk(filled.batches[1][1] + filled.batches[0][1], 4)
 
     backend.consume = repeating
@@ -302,7 +317,8 @@ async def test_a_node_that_is_behind_is_waited_for(backend, filled):
         asyncio.get_running_loop().call_later(0.05, filled.extend, [b"13", b"14"])
         assert await take(log.consume(14, after=14), 1) == [14]
         asyncio.get_running_loop().call_later(0.05, filled.extend, [b"15"])
-        assert await offsets(log.consume("latest", after=15, follow=False)) == [15]
+        assert await offsets(log.consume("latest", after=15, follow=False)) == []
+    assert filled.next == 16, "what is said of the end was waited for"
 
 
 async def test_a_node_that_stays_behind_and_offsets_that_nobody_promised(backend, filled):
@@ -322,6 +338,8 @@ async def test_a_node_that_stays_behind_and_offsets_that_nobody_promised(backend
 
 async def test_linearizable_is_asked_for_each_time(log, backend, filled):
     backend.consume_faults.append((4, Unavailable("lost")))
-    assert await offsets(log.consume(0, linearizable=True, follow=False)) == list(range(10))
+    assert await offsets(log.consume(0, consistency="linearizable", follow=False)) == list(
+        range(10)
+    )
     assert await offsets(log.consume(9, follow=False)) == [9]
     assert backend.linearizable == [True, True, False]

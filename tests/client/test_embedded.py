@@ -21,7 +21,9 @@ async def test_what_is_produced_is_there_after_opening_again(tmp_path):
         with pytest.raises(OffsetMismatch):
             await log.produce(b"e", expected_offset=3)
     async with proglog.open(tmp_path / "data") as log:
-        found = [record.value async for record in log.consume(follow=False, linearizable=True)]
+        found = [
+            record.value async for record in log.consume(follow=False, consistency="linearizable")
+        ]
         assert found == [b"a", b"b", b"c", b"d"]
         assert await log.produce(b"e") == 4
         assert (await log.read(4, after=4)).value == b"e"

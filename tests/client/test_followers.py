@@ -1,15 +1,17 @@
-"""Many followers of one `Log` on a node that is a process of its own."""
+"""Many followers of one `Log`: in memory, and on a node that is a process of its own."""
 
 from __future__ import annotations
 
 import asyncio
+import gc
 from pathlib import Path
 
 import proglog
 from tests.cluster.harness import Server
 from tests.waiting import until
 
-FOLLOWERS = 300
+FOLLOWERS = 10_000
+FOLLOWERS_OF_A_NODE = 300
 
 
 def connections(port: int) -> int:
@@ -29,17 +31,40 @@ async def test_hundreds_of_followers_and_what_is_produced_meanwhile(tmp_path):
     try:
         async with proglog.connect(f"proglog://127.0.0.1:{port}") as log:
             assert await log.produce(b"0") == 0
-            records = [log.consume(0) for _ in range(FOLLOWERS)]
+            records = [log.consume(0) for _ in range(FOLLOWERS_OF_A_NODE)]
             assert {record.value for record in await next_of_all(records)} == {b"0"}
             for number in range(1, 10):
                 following = asyncio.ensure_future(next_of_all(records))
                 assert await log.produce(b"%d" % number) == number
                 assert (await log.read(number)).value == b"%d" % number
                 assert {record.offset for record in await following} == {number}
-            assert 3 < connections(port) <= 5
+            assert connections(port) <= 3, "they share one stream"
             await asyncio.gather(*(each.aclose() for each in records))
             await until(lambda: connections(port) <= 2)
             assert await log.produce(b"last") == 10
         await until(lambda: connections(port) == 0)
     finally:
         await server.stop()
+
+
+def _waiting(log):
+    return sum(len(reader._waiters) for reader in log._readers._open)
+
+
+async def test_ten_thousand_followers_share_one_stream(log, backend):
+    await log.produce(b"0")
+    consumers = [log.consume("latest" if n % 2 else 0) for n in range(FOLLOWERS)]
+    first = [asyncio.ensure_future(anext(each)) for each in consumers]
+    await until(lambda: len(log._readers._open) == 1 and _waiting(log) == FOLLOWERS // 2)
+    assert backend.open_consumers == 1
+    assert len(backend.consumed) < 10
+    await log.produce(b"1")
+    assert {record.offset for record in await asyncio.gather(*first)} == {0, 1}
+    rest = await asyncio.gather(*(each.getone() for each in consumers[::2]))
+    assert {record.offset for record in rest} == {1}
+    records = await asyncio.gather(*first)
+    assert len({id(record.value) for record in [*records[1::2], *rest]}) == 1, "decoded once"
+    assert backend.open_consumers == 1
+    del consumers, first, records, rest
+    gc.collect()
+    await until(lambda: backend.open_consumers == 0)

@@ -107,7 +107,7 @@ async def test_the_directory_of_one_member_of_a_cluster_is_not_opened(tmp_path):
     """It would wait for the others for ever."""
     node = Node(log_in(tmp_path), bootstrap=False)
     replica = await node.open()
-    await replica.adopt_cluster("c" * 36)
+    await replica.home.adopt_cluster("c" * 36)
     await replica.begin(Configuration((Server(replica.identity.uuid, "n1"), Server("u", "n2"))))
     await node.written()
     await node.close()
