@@ -84,6 +84,8 @@ segment_batches_min = control_batches_reserved + 1
 answer_seconds_max = 30.0
 """A batch that is not committed by then is answered OutcomeUnknown."""
 tick_seconds = 0.01
+deposed_answer_seconds_max = 0.2
+"""And by then where its leader leads no more, and does not hear what became of it."""
 disk_stall_seconds_max = 2.0
 """A leader whose disk makes nothing durable for this long hands over."""
 unfit_retry_seconds = 5.0

@@ -59,7 +59,7 @@ class Exchange:
         self.group = group
         self.log = log
         self.driver: Driver
-        """Set once, when the driver is made: the two need each other."""
+        """From `begin` on: the two need each other."""
         self._host = host
         self._peers = peers
         self._uuid = uuid
@@ -69,7 +69,11 @@ class Exchange:
         self._intakes: dict[str, Intake] = {}
         self._closed = False
         peers.remember(standing.memory.lives.values())
-        peers.attach(group, self)
+
+    def begin(self, driver: Driver) -> None:
+        """From now on peers hear of this log: some may be connected already, for another one."""
+        self.driver = driver
+        self._peers.attach(self.group, self)
 
     # --- out -------------------------------------------------------------------------------------
 

@@ -109,7 +109,7 @@ class Replica:
             self.exchange.address_of,
         )
         self._driver = self._make_driver(opened)
-        self.exchange.driver = self._driver
+        self.exchange.begin(self._driver)
         self.exchange.set_configuration(self.leadership.configuration)
         self.members = Members(self.leadership, self._driver, self.log, self._waiters)
         self._proposer = self._make_proposer()
@@ -438,6 +438,7 @@ class Replica:
         is_another = state.term != before.term
         if was_mine and (is_another or not leadership.is_mine):
             self._applier.state.producers.forget_overlay()
+            self._waiters.hurry(self._loop.time() + limits.deposed_answer_seconds_max)
         if leadership.is_mine and (is_another or not was_mine):
             # The no-op that the core has just appended is the first batch of this leadership.
             assert self.log.tip.term == state.term

@@ -47,6 +47,15 @@ class CommitWaiters:
                     Unavailable("another leader took over before the batch was committed")
                 )
 
+    def hurry(self, deadline: float) -> None:
+        """All wait until then at most: this server leads no more. Who does decides about their
+        batches in a moment, or this server is cut off and will not hear of it; whoever waits may
+        ask the others."""
+        for index, waiters in self._waiters.items():
+            self._waiters[index] = [
+                each._replace(deadline=min(each.deadline, deadline)) for each in waiters
+            ]
+
     def expire(self, now: float) -> None:
         """Gives up on the batches whose deadline has passed."""
         for index in list(self._waiters):

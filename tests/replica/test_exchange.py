@@ -123,7 +123,7 @@ class World:
             held=self.held,
             standing=cast("Any", self.standing),
         )
-        self.exchange.driver = cast("Any", self.driver)
+        self.exchange.begin(cast("Any", self.driver))
 
     async def opened(self) -> tuple[Wire, Wire]:
         """The control and the bulk lane to another server."""
