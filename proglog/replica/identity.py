@@ -49,6 +49,20 @@ class Begin(NamedTuple):
     timestamp: int
 
 
+class Rebirth(NamedTuple):
+    """A new identity that this node is about to take: see `proglog.replica.renewal`."""
+
+    uuid: str
+    cluster_id: str
+    recovers: str | None = None
+    """The configuration of the cluster that goes on from this node's log, if that is what for."""
+
+    @property
+    def command(self) -> str:
+        """What does it."""
+        return "renew" if self.recovers is None else "recover"
+
+
 class NodeDirectory:
     """A data directory that is locked, and the file `node` in it. Close it after its logs."""
 
@@ -84,8 +98,8 @@ class NodeDirectory:
     @property
     def beginning(self) -> Begin | None:
         """The cluster that this node was about to begin, if that is not known to be done."""
-        intent = self._members.get("intent")
-        return None if intent is None else Begin(**intent["begin"])
+        begin = self._members.get("intent", {}).get("begin")
+        return None if begin is None else Begin(**begin)
 
     def intend(self, begin: Begin) -> None:
         """Durably; from here on there is no way back. May wait for the disk, raises OSError."""
@@ -97,6 +111,24 @@ class NodeDirectory:
         members = {**self._members, "cluster_id": begin.cluster_id}
         members.pop("intent", None)
         self._save(members)
+
+    @property
+    def rebirth(self) -> Rebirth | None:
+        """The identity that this node was about to take; until it has, it must not start."""
+        rebirth = self._members.get("intent", {}).get("rebirth")
+        return None if rebirth is None else Rebirth(**rebirth)
+
+    def intend_rebirth(self, rebirth: Rebirth) -> None:
+        """Durably; from here on there is no way back. May wait for the disk, raises OSError."""
+        if self.rebirth != rebirth:
+            self._save({**self._members, "intent": {"rebirth": rebirth._asdict()}})
+
+    def reborn(self, rebirth: Rebirth) -> None:
+        """All its logs are those of the new server. May wait for the disk, raises OSError."""
+        old = self._members
+        members = {name: old[name] for name in old if name not in {"intent", "state", "evidence"}}
+        identity = {"uuid": rebirth.uuid, "cluster_id": rebirth.cluster_id, "incarnation": 0}
+        self._save({**members, **identity})
 
     def adopt(self, cluster_id: str) -> None:
         """Durably belongs to a cluster from now on. May wait for the disk, raises OSError."""

@@ -17,7 +17,7 @@ from proglog import batch as batches
 from proglog import limits
 from proglog.batch import HEADER_BYTES, BatchHeader, Buffer, Kind
 from proglog.config import LogConfig
-from proglog.errors import CorruptionError, DiskFull, RangeCorrupt
+from proglog.errors import ConfigurationError, CorruptionError, DiskFull, RangeCorrupt
 from proglog.log import format as fmt
 from proglog.log.names import group_folder, snapshot_path
 from proglog.log.reading import Damage
@@ -25,7 +25,7 @@ from proglog.log.recovery import Recovered, recover
 from proglog.log.segment import REFUSALS, Segment
 from proglog.log.snapshot import Snapshot
 from proglog.log.tail import TailEntry
-from proglog.ports import Ports
+from proglog.ports import Files, Ports
 from proglog.raft.configuration import Configuration, Server
 from proglog.raft.hard_state import HardStateFile, Identity, new_id
 from proglog.raft.log_view import LogView
@@ -90,6 +90,9 @@ def open_log(
     another node's.
     """
     assert node.identity.cluster_id or not is_new, "a node without a cluster makes its first log"
+    if node.rebirth is not None:
+        command = f"proglog {node.rebirth.command} {node.path}"
+        raise ConfigurationError(f"{command} was cut off: run it again", setting="data-dir")
     folder = group_folder(node.path, group)
     with _telling_where(folder, config.segment_bytes), contextlib.ExitStack() as undo:
         check_seal(ports.files, folder, group, node.identity, is_new=is_new)
@@ -127,6 +130,27 @@ def open_log(
         configurations=configurations,
         memory=memory,
     )
+
+
+def look_into(
+    files: Files, folder: Path, group: int, config: LogConfig
+) -> tuple[Recovered, list[tuple[int, Configuration]]]:
+    """A log as `open_log` finds it, or a new one, and the configurations in it. Raises as that."""
+    with contextlib.ExitStack() as undo:
+        replay = _Replay(folder)
+        recovered = recover(
+            files,
+            folder,
+            segment_bytes=config.segment_bytes,
+            segment_batches=config.segment_batches,
+            group=group,
+            replay=replay,
+        )
+        undo.callback(recovered.close)
+        replay.hand_over(recovered)
+        configurations = _configurations(recovered, replay)
+        undo.pop_all()
+    return recovered, configurations
 
 
 class _Replay:

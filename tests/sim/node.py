@@ -19,6 +19,7 @@ from proglog.ports import Ports
 from proglog.raft.core import Raft
 from proglog.raft.messages import Message, Role
 from proglog.replica.identity import open_node
+from proglog.replica.renewal import renew
 from proglog.replica.replica import Replica, open_replica
 from proglog.types import Appended
 from tests.doubles import crash
@@ -256,6 +257,19 @@ class SimNode:
         while last < max(self.logged, default=0) and self.is_durable(last + 1):
             last += 1
         self.world.lost_with[self.uuid] = last
+
+    def renew(self) -> None:
+        """An operator makes it a new server, with what is on its disk."""
+        if self.process is not None:
+            self.kill()
+        chance = random.Random(f"{self.world.settings.seed}/{self.name}/{self.lives}/renew")
+        self.disk.faults.next_error.clear()
+        ports = Ports(files=SimFiles(self.disk), clock=self.clock, random=chance, worker=SimWorker)
+        renew(DATA_DIR, ports=ports)
+        self.uuid = ""
+        self.is_set_back = self.bootstrap = False
+        self.spoken = Promise(0, "")
+        self._forget()
 
     def wipe(self) -> None:
         """The disk is lost: what comes back is another server."""

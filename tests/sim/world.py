@@ -246,7 +246,10 @@ class World:
         while True:
             await asyncio.sleep(self.chance.uniform(0.1, 0.4))
             for node in self.nodes if self._healed else ():
-                if self._is_beyond_repair(node):
+                if node.is_open and node.is_set_back and node.replica.standing.doubt:
+                    self.oracle.counts["set back, and doubted"] += 1
+                    node.renew()
+                elif self._is_beyond_repair(node):
                     node.wipe()
                 if not node.is_up:
                     node.start()
@@ -256,9 +259,6 @@ class World:
         """It refuses to start, or its damage is where the others do not hold the log any more: only
         they can tell that, so somebody has to replace it."""
         if node.must_be_replaced:
-            return True
-        if node.is_open and node.is_set_back and node.replica.standing.doubt:
-            self.oracle.counts["set back, and doubted"] += 1
             return True
         if not node.is_rotten or not node.is_open or node.is_mended():
             return False
