@@ -329,6 +329,18 @@ client_slice_records_max = 1000
 """A consumer hands out so many records at a time before other tasks have their turn."""
 client_wake_consumers_max = 256
 """Consumers that are woken in one turn of the loop."""
+client_servers_max = 64
+"""Servers of the list that a node tells which are kept."""
+client_servers_seconds = 10.0
+"""The list is asked for again after this long, when a call begins;"""
+client_servers_seconds_min = 0.2
+"""or this long, while nobody is known to lead."""
+client_servers_wait_seconds_max = 1.0
+"""A call waits so long for the list before it goes where it would have gone without."""
+client_failed_seconds_first = 1.0
+"""A server that failed is not read from for so long, the next time twice as long,"""
+client_failed_seconds_max = 30.0
+"""and no longer than this."""
 client_keepalive_seconds = 2.0
 """A connection with calls is pinged this often, and given up when no answer comes as long."""
 client_quiet_seconds = 0.5

@@ -15,6 +15,7 @@ from collections.abc import (
     Sequence,
 )
 from datetime import datetime
+from itertools import count
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -310,13 +311,17 @@ class Log:
         contract = Contract(follow=False, after=after, **contract_of(consistency))
         if consistency == "session" and self._session.end > 0:
             contract = contract._replace(after=max(self._session.end - 1, after or 0))
-        return await self._call(lambda: self._read(checked, contract), timeout_seconds)
+        tries = count()
+        # A follower that is behind leaves it to the leader.
+        return await self._call(
+            lambda: self._read(checked, contract, ask_leader=next(tries) > 0), timeout_seconds
+        )
 
-    async def _read(self, offset: int, contract: Contract) -> Record:
+    async def _read(self, offset: int, contract: Contract, *, ask_leader: bool) -> Record:
         if contract.linearizable:
             await self._readers_or_new().end(contract)
         try:
-            record = await self._backend.read(offset, leader=contract.leader)
+            record = await self._backend.read(offset, leader=contract.leader or ask_leader)
         except OffsetOutOfRange as error:
             next_offset, after = error.number("next"), contract.after
             if after is None or next_offset is None or next_offset > after:
@@ -332,12 +337,15 @@ class Log:
         self._check_open()
         contract = Contract(follow=False, **contract_of(consistency))
         end = self._session.end if consistency == "session" else 0
-        return await self._call(lambda: self._describe(end, contract), timeout_seconds)
+        tries = count()
+        return await self._call(
+            lambda: self._describe(end, contract, ask_leader=next(tries) > 0), timeout_seconds
+        )
 
-    async def _describe(self, end: int, contract: Contract) -> Description:
+    async def _describe(self, end: int, contract: Contract, *, ask_leader: bool) -> Description:
         if contract.linearizable:
             end = await self._readers_or_new().end(contract)
-        described = await self._backend.describe(leader=contract.leader)
+        described = await self._backend.describe(leader=contract.leader or ask_leader)
         if described.next < end:
             raise behind(end - 1)
         self._session.reaches(described.next)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import random
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -12,14 +13,15 @@ from typing import Any
 from proglog import limits
 from proglog._generated.log import v1
 from proglog.batch import ProposedBatch, Record
-from proglog.client.address import Picker
 from proglog.client.backend import At, Start, log_closed
 from proglog.client.call import Call, CallEnded, Method
 from proglog.client.channel import Channel
+from proglog.client.servers import Known, Servers
 from proglog.client.silence import another_leader
 from proglog.config import Address
 from proglog.errors import (
     Action,
+    ConfigurationError,
     EarlierRefused,
     NotLeader,
     Outcome,
@@ -28,7 +30,7 @@ from proglog.errors import (
     Unavailable,
     let_go,
 )
-from proglog.net.dialling import Plain, Way
+from proglog.net.dialling import Plain, Way, forget_failure
 from proglog.types import Appended, Chunk, Description
 from proglog.wire import ProduceBatch
 
@@ -36,20 +38,29 @@ _PRODUCE = Method("ProduceBatches", v1.ProduceBatchesRequest, v1.ProduceBatchesR
 _CONSUME = Method("ConsumeBatches", v1.ConsumeBatchesRequest, v1.ConsumeBatchesResponse)
 _READ = Method("Consume", v1.ConsumeRequest, v1.ConsumeResponse)
 _DESCRIBE = Method("Describe", v1.DescribeRequest, v1.DescribeResponse)
+_SERVERS = Method("GetServers", v1.GetServersRequest, v1.GetServersResponse)
 
 
 class NetworkBackend:
-    """One log of a node or a cluster. Follows the leader; goes round the addresses otherwise.
+    """One log of a node or a cluster. `Servers` decides which node is asked; the list that it
+    decides by is asked for when a call begins and the list is old, so that an idle log asks nobody.
 
     What is produced has a connection of its own, so that no number of readers, nor any that read
     nothing, can keep it waiting for a stream, a window or a socket.
     """
 
-    def __init__(self, addresses: Sequence[Address], log: str, way: Way | None = None) -> None:
+    def __init__(
+        self,
+        addresses: Sequence[Address],
+        log: str,
+        way: Way | None = None,
+        chance: random.Random | None = None,
+    ) -> None:
         """Without `way`: plaintext."""
         self._log = log
         self._way: Way = way or Plain()
-        self._picker = Picker(addresses)
+        self._servers = Servers(addresses, chance or random.Random())
+        self._learning: asyncio.Task[None] | None = None
         self._writing: dict[Address, Channel] = {}
         self._reading: dict[Address, Channel] = {}
         self._asking: asyncio.Task[None] | None = None
@@ -59,7 +70,9 @@ class NetworkBackend:
         """Connections are made when a call needs one."""
 
     async def open_produce(self) -> NetworkStream:
-        channel = self._channel(self._writing, 1)
+        if len(self._servers.seeds) > 1:
+            await self._learn()
+        channel = self._channel(self._writing, self._servers.to_write, 1)
         try:
             call = await self._start(channel, _PRODUCE)
         except ProglogError as error:
@@ -76,7 +89,6 @@ class NetworkBackend:
         leader: bool = False,
         bytes_max: int = 0,
     ) -> AsyncGenerator[Chunk, None]:
-        del leader  # Whoever is asked is the leader, as far as that is known.
         request = v1.ConsumeBatchesRequest(
             **_start_fields(start),
             follow=follow,
@@ -84,20 +96,22 @@ class NetworkBackend:
             log=self._log,
             linearizable=linearizable,
         )
-        async with self._call(_CONSUME, request) as call:
+        # A linearizable read is the leader's business.
+        address = await self._to_read(leader=leader or linearizable)
+        async with self._call(_CONSUME, request, address) as call:
             while (reply := await call.receive()) is not None:
                 yield Chunk(reply.batches, reply.next_offset)
 
     async def read(self, offset: int, *, leader: bool = False) -> Record:
-        del leader
-        reply = await self.ask(_READ, v1.ConsumeRequest(offset=offset, log=self._log))
+        request = v1.ConsumeRequest(offset=offset, log=self._log)
+        reply = await self.ask(_READ, request, await self._to_read(leader=leader))
         record = reply.record
         headers = tuple((header.name, header.value) for header in record.headers)
         return Record(record.offset, record.value, record.key, headers, record.timestamp)
 
     async def describe(self, *, leader: bool = False) -> Description:
-        del leader
-        reply = await self.ask(_DESCRIBE, v1.DescribeRequest(log=self._log))
+        request = v1.DescribeRequest(log=self._log)
+        reply = await self.ask(_DESCRIBE, request, await self._to_read(leader=leader))
         return Description(
             **{name: getattr(reply, name) for name in Description.__dataclass_fields__}
         )
@@ -117,20 +131,69 @@ class NetworkBackend:
     def note(self, channel: Channel, error: ProglogError) -> None:
         """Learns from an error whom to ask next."""
         if isinstance(error, NotLeader):
-            self._picker.redirect(channel.address, error.facts.get("leader_addr", ""))
+            self._servers.redirect(channel.address, error.facts.get("leader_addr", ""))
         elif error.action is Action.RETRY_ELSEWHERE or error.outcome is Outcome.UNKNOWN:
-            self._picker.failed(channel.address)
+            self._servers.failed(channel.address, asyncio.get_running_loop().time())
 
-    def _channel(self, channels: dict[Address, Channel], connections_max: int) -> Channel:
+    async def _to_read(self, *, leader: bool) -> Address:
+        await self._learn()
+        if leader:
+            return self._servers.to_write
+        return self._servers.to_read(asyncio.get_running_loop().time())
+
+    async def _learn(self) -> None:
+        """Asks for the list of servers where it is due. Nothing depends on an answer: without one,
+        those are asked that are known."""
+        loop = asyncio.get_running_loop()
+        if self._learning is None or self._learning.done():
+            if self._closed or not self._servers.is_due(loop.time()):
+                return
+            self._servers.asked(loop.time())
+            self._learning = loop.create_task(self._ask_for_servers(), name="proglog-servers")
+            self._learning.add_done_callback(forget_failure)
+        # Whoever is cancelled leaves it to the others.
+        await asyncio.wait([self._learning])
+
+    async def _ask_for_servers(self) -> None:
+        """Of whoever answers first: the one that would be asked now, and soon all seeds beside."""
+        first = self._servers.to_write
+        others = [seed for seed in self._servers.seeds if seed != first]
+        asking = {asyncio.ensure_future(self._servers_of(each)) for each in (first, *others)}
+        try:
+            async with asyncio.timeout(limits.client_servers_wait_seconds_max):
+                while asking:
+                    done, asking = await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED)
+                    told = [each.result() for each in done if each.exception() is None]
+                    if any(told):
+                        self._servers.told(next(filter(None, told)))
+                        return
+        except TimeoutError:
+            return
+        finally:
+            for each in asking:
+                each.cancel()
+                each.add_done_callback(forget_failure)
+
+    async def _servers_of(self, address: Address) -> list[Known]:
+        reply = await self.ask(_SERVERS, v1.GetServersRequest(), address)
+        known = []
+        for server in reply.servers:
+            with suppress(ConfigurationError):  # One that does not say where it is.
+                if server.suffrage != "learner":
+                    known.append(Known(Address.parse(server.rpc_addr), server.is_leader))
+        return known
+
+    def _channel(
+        self, channels: dict[Address, Channel], address: Address, connections_max: int
+    ) -> Channel:
         if self._closed:
             raise log_closed()
-        address = self._picker.current
         if address not in channels:
             channels[address] = Channel(
                 address,
                 self._way,
                 connections_max=connections_max,
-                silent=self._is_silent if self._picker.others(address) else None,
+                silent=self._is_silent if self._servers.others(address) else None,
             )
         return channels[address]
 
@@ -145,10 +208,10 @@ class NetworkBackend:
     async def _ask_others(self, silent: Address) -> None:
         """See `proglog.client.silence`."""
         try:
-            others = self._picker.others(silent)
+            others = self._servers.others(silent)
             if leader := await another_leader(others, silent, self._leader_by):
-                if self._picker.current == silent:
-                    self._picker.redirect(silent, leader)
+                if self._servers.to_write == silent:
+                    self._servers.redirect(silent, leader)
                 for channels in (self._writing, self._reading):
                     if silent in channels:
                         channels[silent].abandon()
@@ -180,8 +243,8 @@ class NetworkBackend:
         return call
 
     @asynccontextmanager
-    async def _call(self, method: Method, request: Any) -> AsyncIterator[Call]:
-        channel = self._channel(self._reading, limits.client_read_connections_max)
+    async def _call(self, method: Method, request: Any, address: Address) -> AsyncIterator[Call]:
+        channel = self._channel(self._reading, address, limits.client_read_connections_max)
         try:
             call = await self._start(channel, method)
             try:
@@ -194,12 +257,15 @@ class NetworkBackend:
             self.note(channel, error)
             raise
 
-    async def ask(self, method: Method, request: Any) -> Any:
-        """One call with one answer, tried once. Raises ProglogError."""
-        async with self._call(method, request) as call:
+    async def ask(self, method: Method, request: Any, address: Address | None = None) -> Any:
+        """One call with one answer, tried once, of the leader as far as it is known unless an
+        address is named. Raises ProglogError."""
+        asked = address or self._servers.to_write
+        async with self._call(method, request, asked) as call:
             reply = await call.receive()
             if reply is None or await call.receive() is not None:
                 raise OutcomeUnknown("the server did not answer with one message")
+            self._servers.worked(asked)
             return reply
 
 

@@ -55,6 +55,9 @@ class LogService:
             "/log.v1.Log/Consume": handler(
                 self.read, Cardinality.UNARY_UNARY, "ConsumeRequest", "ConsumeResponse"
             ),
+            "/log.v1.Log/GetServers": handler(
+                self.get_servers, Cardinality.UNARY_UNARY, "GetServersRequest", "GetServersResponse"
+            ),
             "/log.v1.Log/Describe": handler(
                 self.describe, Cardinality.UNARY_UNARY, "DescribeRequest", "DescribeResponse"
             ),
@@ -109,6 +112,10 @@ class LogService:
                 )
             )
         )
+
+    async def get_servers(self, stream) -> None:
+        await stream.recv_message()
+        raise grpclib.GRPCError(grpclib.Status.UNIMPLEMENTED)
 
     async def describe(self, stream) -> None:
         self.calls.append("describe")

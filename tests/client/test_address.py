@@ -1,11 +1,10 @@
-"""URLs and the choice of the next node."""
+"""URLs."""
 
 from __future__ import annotations
 
 import pytest
 
-from proglog.client.address import Picker, parse_url
-from proglog.config import Address
+from proglog.client.address import parse_url
 from proglog.errors import ConfigurationError
 
 
@@ -43,31 +42,3 @@ def test_urls(url, addresses, log):
 def test_what_is_no_url(url):
     with pytest.raises(ConfigurationError):
         parse_url(url)
-
-
-A, B, C = Address("a", 1), Address("b", 2), Address("c", 3)
-
-
-def test_addresses_are_tried_in_turn():
-    picker = Picker([A, B])
-    assert picker.current == A
-    picker.failed(A)
-    assert picker.current == B
-    picker.failed(A)  # Old news.
-    assert picker.current == B
-    picker.failed(B)
-    assert picker.current == A
-
-
-def test_the_leader_is_followed_until_it_fails():
-    picker = Picker([A, B])
-    picker.redirect(A, "c:3")
-    assert picker.current == C
-    picker.failed(C)
-    assert picker.current == A
-    picker.redirect(A, "")
-    assert picker.current == B
-    picker.redirect(B, "b:2")
-    assert picker.current == A
-    picker.redirect(A, "not an address:::")
-    assert picker.current == B
