@@ -21,7 +21,8 @@ unexport PYTHON VENV ARGS JOBS
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install judges run test check format proto lock bench bench-cluster clean console disk net sim mutants
+.PHONY: help install judges run test check format proto lock bench bench-cluster clean console disk net sim mutants \
+    image chart pods
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name text; \
@@ -68,6 +69,7 @@ lock: install  ## resolve the dependencies anew, for every supported Python
 	PATH="$(abspath $(BIN)):$$PATH" uv pip compile --universal --python-version 3.11 \
 	    --generate-hashes --no-header --group dev --group bench pyproject.toml \
 	    --output-file requirements.lock $(ARGS)
+	@$(BIN)/python scripts/runtime_lock.py
 	@! grep -n '://' requirements.lock || { echo 'the lock names an address' >&2; exit 1; }
 
 bench: judges  ## measure one node, beside JetStream and Redis
@@ -83,6 +85,19 @@ disk: install  ## run a node on disks that really fail; needs root
 console: install  ## look at the console of three nodes in Chromium
 	@scripts/judges.sh $(VENV)/judges chromium-headless-shell
 	$(BIN)/python -m pytest tests/console $(ARGS)
+
+image:  ## build the container image, localhost/proglog
+	@scripts/containers.sh image
+
+chart: install  ## check the Helm chart against Kubernetes' schemas
+	@scripts/helm.sh $(VENV)/judges $(BIN)/python
+	$(BIN)/python -m pytest tests/chart $(ARGS)
+
+# How many operations are done at random: make pods PROGLOG_PODS_OPERATIONS=200
+pods: install  ## run what the chart renders as containers, and disturb them; needs root
+	@scripts/helm.sh $(VENV)/judges $(BIN)/python
+	@scripts/containers.sh image
+	$(BIN)/python -m pytest tests/pods $(ARGS)
 
 SECONDS ?= 60
 LOSSES ?= 0.3 0.9 1.1 2 5 14 mute

@@ -122,6 +122,10 @@ drain_safe_seconds_max = 10.0
 """and it waits this long at most until the others can do without it."""
 drain_kept_seconds = 600.0
 """A node that was drained and not stopped takes part again after this time."""
+backup_part_bytes = 64 * MiB
+"""A part of a backup is written once it is so large; it is in memory until then."""
+restore_batches_ahead_max = 256
+"""A restore is so many batches ahead of the disk at most."""
 probe_connections_max = 64
 """Of who asks `health-addr`."""
 hook_body_bytes_max = 1 * MiB

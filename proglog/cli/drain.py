@@ -12,10 +12,10 @@ from cyclopts import Parameter
 from proglog.agent.admin_socket import NAME, ask
 from proglog.agent.drain import Order
 from proglog.cli.connection import run_on_loop
-from proglog.cli.kubernetes import Doubt, is_scaled_away
 from proglog.cli.parameters import Duration
 from proglog.config import NodeConfig
 from proglog.errors import ProglogError, reason_of
+from proglog.k8s.statefulset import Doubt, is_scaled_away
 
 _ORDER = Order()
 _NODE = NodeConfig()

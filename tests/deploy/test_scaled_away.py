@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
-import ipaddress
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,13 +9,10 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
-from proglog.cli import kubernetes
-from proglog.cli.kubernetes import Doubt, is_scaled_away
+from proglog.k8s import statefulset
+from proglog.k8s.statefulset import Doubt, is_scaled_away
+from tests.deploy.certificates import certificate_for
 
 
 class ApiServer:
@@ -38,24 +33,9 @@ class ApiServer:
 
 def certificate(folder: Path) -> ssl.SSLContext:
     """Of an API server at 127.0.0.1; its authority is in ca.crt."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "kubernetes")])
-    now = datetime.datetime.now(datetime.UTC)
-    names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
-    made = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(hours=1))
-        .add_extension(names, critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    pem = serialization.Encoding.PEM
-    (folder / "ca.crt").write_bytes(made.public_bytes(pem))
-    (folder / "key").write_bytes(
-        key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
+    made, key = certificate_for("127.0.0.1")
+    (folder / "ca.crt").write_bytes(made)
+    (folder / "key").write_bytes(key)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(folder / "ca.crt", folder / "key")
     return context
@@ -141,6 +121,6 @@ async def test_a_foreign_certificate_is_not_believed(
 async def test_silence_is_doubt(
     api: ApiServer, account: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kubernetes, "_SECONDS_MAX", 0.0)
+    monkeypatch.setattr(statefulset, "_SECONDS_MAX", 0.0)
     with pytest.raises(Doubt, match="did not say: TimeoutError"):
         await is_scaled_away(api.environment, account)

@@ -1,0 +1,1 @@
+"""What Kubernetes asks of Proglog, and Proglog of Kubernetes."""
