@@ -42,6 +42,8 @@ app.command("proglog.cli.consume:consume", help="Print records, each value on a 
 app.command("proglog.cli.cluster:app", name="cluster", help="Look at a cluster and change it.")
 app.command("proglog.cli.cluster:members", help="Print who is there, by gossip.")
 app.command("proglog.cli.cluster:leave", help="Make a node leave its cluster and stop.")
+app.command("proglog.cli.backup:backup", help="Copy what is new in a log to another place.")
+app.command("proglog.cli.backup:restore", help="Make a data directory out of a backup.")
 app.command("proglog.cli.drain:drain", help="Make a node ready to be stopped.")
 app.command(
     "proglog.cli.k8s_hooks:k8s_hooks", name="k8s-hooks", help="Serve Metacontroller's hooks."
