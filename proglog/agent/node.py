@@ -34,6 +34,7 @@ from proglog.agent.cluster import (
 from proglog.agent.drain import Drain, read_order
 from proglog.agent.forming import Forming
 from proglog.agent.policy import misses_somebody
+from proglog.agent.readiness import Readiness
 from proglog.agent.reconciler import Reconciler
 from proglog.agent.security import Security, check_listener
 from proglog.agent.watch import Watch
@@ -105,8 +106,8 @@ class Node:
         self.membership: Membership
         self._reconciler: Reconciler
         self._watch: Watch
-        self._forming: Forming | None = None
         self.drain: Drain
+        self.readiness: Readiness
         self._meeting: list[asyncio.Task[None]] = []
         """What speaks to others by gossip, as long as this node takes part in it."""
 
@@ -158,7 +159,7 @@ class Node:
         admin = ClusterAdmin(
             self.replica, self.membership, self._reconciler, self.leave, self.security.way
         )
-        self._forming = admin.forming = self._make_forming()
+        admin.forming = self._make_forming()
         await self._serve(listener, admin)
         await self.membership.start()
         self._parts.push_async_callback(self.membership.close)
@@ -200,6 +201,8 @@ class Node:
         feed = Feed(history)
         self.drain = self._make_drain(rpc.send_away)
         self._parts.callback(self.drain.close)
+        self.readiness = Readiness(self.replica, self.drain, lambda: self._stopping)
+        self.readiness.forming = admin.forming
         gateway = Gateway(
             logs, self.metrics, allowed_hosts=config.http_hosts, probes=self._probes(), feed=feed
         )
@@ -451,17 +454,7 @@ class Node:
         gauge("log_bytes", "Bytes retained.", lambda: replica.log.bytes_upto(replica.applied_index))
 
     def _why_not_ready(self) -> str:
-        if not self._is_started:
-            return "not ready: the node starts"
-        if self.drain.began:
-            return "not ready: the node is drained, to be stopped"
-        if self.replica.is_ready and not self._stopping:
-            return ""
-        if why := self.replica.standing.doubt:
-            return f"not ready: {why}"
-        if self._forming is not None and not self.replica.leadership.configuration.servers:
-            return f"not ready: {self._forming.why}"
-        return "not ready"
+        return self.readiness.why_not() if self._is_started else "it is starting"
 
     def _probes(self) -> Probes:
         return Probes(

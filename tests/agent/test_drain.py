@@ -135,7 +135,7 @@ async def test_a_leader_that_drains_leads_no_more_and_its_streams_go_on_elsewher
             "drained: another server leads, and the others are a quorum by themselves",
         )
         assert not leader.replica.leadership.is_mine
-        assert leader._why_not_ready() == "not ready: the node is drained, to be stopped"
+        assert leader._why_not_ready() == "it is drained, to be stopped"
         await log.produce(b"after")
         assert (await anext(read)).value == b"after"
         await read.aclose()
