@@ -317,6 +317,8 @@ client_close_seconds_max = 1.0
 client_backoff_seconds_first = 0.02
 client_backoff_seconds_max = 0.1
 """A failover takes about half a second; longer pauses would only add to it."""
+http_event_comment_seconds = 15.0
+"""A tail of server-sent events that has nothing to say says so this often, for proxies' sake."""
 client_readers_max = 64
 """Streams by which the consumers of one log read: those who read at the same place share one."""
 client_prefetch_bytes_max = 1 * MiB

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import binascii
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -26,15 +27,35 @@ def query_number(request: web.Request, name: str, default: int) -> int:
     return default if text is None else number(text, name)
 
 
-def query_offset(request: web.Request, replica: Replica, default: str) -> int:
-    """Where to begin: `offset=N`, `earliest` or `latest` (the next record). Raises
-    InvalidRequest."""
+async def query_start(request: web.Request, replica: Replica, default: str) -> int:
+    """Where to begin: `offset=N`, `earliest` or `latest` (the next record), `last=N`, or `time=`.
+
+    Raises InvalidRequest.
+    """
+    last, moment = request.query.get("last"), request.query.get("time")
+    if last is not None:
+        described = replica.describe()
+        return max(described.next - number(last, "last"), described.earliest)
+    if moment is not None:
+        return await replica.seek(_milliseconds(moment))
     text = request.query.get("offset", default)
     if text == "earliest":
         return replica.describe().earliest
     if text == "latest":
         return replica.describe().next
     return number(text, "offset")
+
+
+def _milliseconds(text: str) -> int:
+    """A time with its zone. Raises InvalidRequest."""
+    try:
+        # A "+" in a query is a space.
+        moment = datetime.fromisoformat(text.replace(" ", "+") if "T" in text else text)
+    except ValueError:
+        moment = None
+    if moment is None or moment.utcoffset() is None or moment.timestamp() < 0:
+        raise InvalidRequest(f"time is like 2026-03-01T12:00:00Z, with a zone, not {quoted(text)}")
+    return round(moment.timestamp() * 1000)
 
 
 def wants_text(request: web.Request) -> bool:

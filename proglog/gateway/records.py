@@ -23,6 +23,7 @@ async def append(
     key: bytes | None = None,
     headers: RecordHeaders = (),
     timestamp: int | None = None,
+    expected_offset: int | None = None,
 ) -> int:
     """Appends one record and returns its offset once it is committed. Raises ProglogError."""
     body = batch.encode(
@@ -34,7 +35,7 @@ async def append(
     committed = None
     try:
         async with asyncio.timeout(limits.produce_timeout_seconds_default):
-            committed = await replica.propose(ProposedBatch(body))
+            committed = await replica.propose(ProposedBatch(body, expected_offset=expected_offset))
             return (await committed).offset
     except TimeoutError:
         if committed is None:

@@ -110,6 +110,7 @@ def _routes(
         web.get("/v1/records/{offset}", v1.value, allow_head=False),
         web.get("/v1/tail", v1.tail, allow_head=False),
         web.get("/v1/log", v1.describe),
+        web.get("/v1/openapi.json", v1.openapi),
         web.get("/livez", probe_handler(probes.live)),
         web.get("/readyz", probe_handler(probes.ready)),
         web.get("/startupz", probe_handler(probes.started)),

@@ -1,18 +1,24 @@
 """The HTTP API, version 1: records in and out, and a tail to follow.
 
     POST /v1/records              the body, any bytes, becomes one record -> {"offset": N}
+                                  ?expected_offset=N: there or not at all (409)
                                   X-Proglog-Key: BASE64
                                   X-Proglog-Header: NAME=BASE64      (as often as needed)
                                   X-Proglog-Timestamp: MILLISECONDS
-    GET  /v1/records              ?offset=N|earliest|latest &limit=N &format=base64|text
+    GET  /v1/records              ?offset=N|earliest|latest or ?last=N or ?time=2026-03-01T12:00:00Z
+                                  &limit=N &format=base64|text
                                   -> a JSON list; from `earliest` on unless told
-    GET  /v1/records/{offset}     -> the value, as it is
-    GET  /v1/tail                 ?offset= &format=  -> JSON lines, for ever; from `latest` on
+    GET  /v1/records/{offset}     -> the value, as it is, with the rest in headers; as JSON where
+                                  that is accepted
+    GET  /v1/tail                 ?offset= ?last= ?time= &format=  -> JSON lines, for ever; from
+                                  `latest` on; events where text/event-stream is accepted
     GET  /v1/log                  -> what the log holds, and where
+    GET  /v1/openapi.json         -> all this, for programs
 
-`log=NAME` names another log than the default one. A list may be shorter than `limit` and yet not
-end the log: go on behind its last record. A tail that ends by the node's will says why in a last
-line: an object with `code`, `message` and `details` in place of a record.
+A parameter that a call does not know is refused. `log=NAME` names another log than the default one.
+A list may be shorter than `limit` and yet not end the log: go on behind its last record. A tail
+that ends by the node's will says why in a last line: an object with `code`, `message` and `details`
+in place of a record.
 """
 
 from __future__ import annotations
@@ -26,7 +32,7 @@ from aiohttp import web
 from proglog import limits
 from proglog.batch import RecordHeaders, check_record_headers
 from proglog.errors import InvalidRequest, ProglogError
-from proglog.gateway import render
+from proglog.gateway import api, events, render
 from proglog.gateway.body import Bodies
 from proglog.gateway.guard import error_content, json_response
 from proglog.gateway.lifetime import Lifetime
@@ -34,7 +40,7 @@ from proglog.gateway.parameters import (
     from_base64,
     number,
     query_number,
-    query_offset,
+    query_start,
     wants_text,
 )
 from proglog.gateway.records import Cursor, append, read_one
@@ -58,6 +64,9 @@ class V1:
         return self._logs.get(request.query.get("log", ""))
 
     async def produce(self, request: web.Request) -> web.StreamResponse:
+        api.check_query(request, api.PRODUCE)
+        expected = request.query.get("expected_offset")
+        expected_offset = None if expected is None else number(expected, "expected_offset")
         key = request.headers.get("X-Proglog-Key")
         timestamp = request.headers.get("X-Proglog-Timestamp")
         headers = _record_headers(request)
@@ -68,12 +77,18 @@ class V1:
                 None if key is None else from_base64(key, "X-Proglog-Key"),
                 headers,
                 None if timestamp is None else number(timestamp, "X-Proglog-Timestamp"),
+                expected_offset,
             )
         return json_response({"offset": offset})
 
     async def value(self, request: web.Request) -> web.StreamResponse:
+        api.check_query(request, api.VALUE)
         offset = number(request.match_info["offset"], "offset")
         record = await read_one(self._log(request), offset)
+        if "application/json" in request.headers.get("Accept", ""):
+            response = await _begin(request, "application/json")
+            await render.write(response, render.lines([record], text=False))
+            return response
         response = web.StreamResponse(
             headers={
                 "Content-Type": "application/octet-stream",
@@ -82,6 +97,10 @@ class V1:
                 "X-Proglog-Timestamp": str(record.timestamp),
             }
         )
+        if record.key is not None:
+            response.headers["X-Proglog-Key"] = render.base64(record.key)
+        for name, content in record.headers:
+            response.headers.add("X-Proglog-Header", f"{name}={render.base64(content)}")
         response.content_length = len(record.value)
         await response.prepare(request)
         starts = range(0, len(record.value), render.PIECE_BYTES)
@@ -91,11 +110,12 @@ class V1:
         return response
 
     async def page(self, request: web.Request) -> web.StreamResponse:
+        api.check_query(request, api.PAGE)
         replica = self._log(request)
         text = wants_text(request)
         left = query_number(request, "limit", _PAGE_RECORDS_DEFAULT)
         left = min(left, limits.http_page_records_max)
-        start = query_offset(request, replica, "earliest")
+        start = await query_start(request, replica, "earliest")
         cursor = Cursor(replica, start)
         batches = await cursor.step()
         response = await _begin(request, "application/json")
@@ -117,9 +137,13 @@ class V1:
         return response
 
     async def tail(self, request: web.Request) -> web.StreamResponse:
+        api.check_query(request, api.TAIL)
         replica = self._log(request)
         text = wants_text(request)
-        cursor = Cursor(replica, query_offset(request, replica, "latest"))
+        start = await query_start(request, replica, "latest")
+        if events.are_wanted(request):
+            return await self._events(request, replica, start, text=text)
+        cursor = Cursor(replica, start)
         batches = await cursor.step()
         response = await _begin(request, "application/x-ndjson")
         try:
@@ -134,7 +158,29 @@ class V1:
             await response.write(_last_line(error))
         return response
 
+    async def _events(
+        self, request: web.Request, replica: Replica, start: int, *, text: bool
+    ) -> web.StreamResponse:
+        resumed = events.resumed(request)
+        offset = start if resumed is None else resumed
+        if resumed is None:
+            await Cursor(replica, offset).step()  # What is out of range is told by a status.
+        response = web.StreamResponse(
+            headers={"Content-Type": events.CONTENT_TYPE, "Cache-Control": "no-store"}
+        )
+        await response.prepare(request)
+        try:
+            await events.send(response, replica, offset, self._lifetime, text=text)
+        except ProglogError as error:
+            await events.end(response, error)
+        return response
+
+    async def openapi(self, request: web.Request) -> web.StreamResponse:
+        del request
+        return json_response(api.openapi())
+
     async def describe(self, request: web.Request) -> web.StreamResponse:
+        api.check_query(request, api.DESCRIBE)
         return json_response(self._log(request).describe())
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from proglog import batch
 from proglog.batch import Kind, ProposedBatch
-from proglog.errors import OffsetOutOfRange, ProglogError, UnknownLog
+from proglog.errors import OffsetMismatch, OffsetOutOfRange, ProglogError, UnknownLog
 from proglog.gateway import Gateway, Probes
 from proglog.gateway.console.feed import Feed
 from proglog.net.listening import listen
@@ -66,6 +66,8 @@ class FakeReplica:
         if self.refusal is not None:
             raise self.refusal
         batch.check_body(proposed.body)
+        if proposed.expected_offset not in (None, self.next):
+            raise OffsetMismatch("no", expected=proposed.expected_offset, next=self.next)
         future = asyncio.get_running_loop().create_future()
         future.set_result(self._append(proposed.body))
         return future
@@ -81,6 +83,9 @@ class FakeReplica:
                 data += stored
                 next_offset = stop
         return Chunk(data, next_offset) if data else Chunk(b"", self.next)
+
+    async def seek(self, timestamp: int) -> int:
+        return 0 if timestamp <= TIME else self.next
 
     async def wait_past(self, offset: int) -> None:
         while self.next <= offset and self.earliest <= offset:
