@@ -266,6 +266,10 @@ streams_per_connection_max = 1000
 http2_frame_bytes_max = 256 * KiB
 http2_header_list_bytes_max = 16 * KiB
 """Headers of one call, and any one frame that is not DATA."""
+quick_bytes_max = 16 * KiB
+"""A unary call of this size, in one frame, is handled without a task of its own,"""
+together_records_max = 1024
+"""and so many produces of one turn make one batch."""
 http2_continuations_max = 8
 """Frames that the headers of one call come in."""
 http2_small_data_bytes = 4 * KiB

@@ -16,11 +16,12 @@ import asyncio
 import logging
 import struct
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, cast
 
 from grpclib.config import Configuration
+from grpclib.encoding.base import GRPC_CONTENT_TYPE
 from grpclib.protocol import AbstractHandler, EventsProcessor, H2Protocol
 from grpclib.protocol import Connection as GrpclibConnection
 from grpclib.protocol import Stream as GrpclibStream
@@ -31,7 +32,7 @@ from h2.events import Event, WindowUpdated
 from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes
 from h2.stream import StreamInputs
-from hyperframe.frame import DataFrame
+from hyperframe.frame import DataFrame, HeadersFrame
 
 from proglog import limits
 from proglog.aio.turns import Turns
@@ -42,8 +43,14 @@ from proglog.grpc.receiving import ReceiveBuffer
 
 log = logging.getLogger(__name__)
 
-FRAME_HEADER = struct.Struct(">HBBBL")
-_END_STREAM = 0x1
+_FRAME_HEADER = struct.Struct(">HBBBL")
+_END_STREAM, _END_HEADERS = 0x1, 0x4
+_MESSAGE_PREFIX_BYTES = 5
+_SMALL_FRAME_BYTES = 16 * 1024
+"""Any peer takes a frame of this size."""
+
+ANSWER_HEADERS = ((":status", "200"), ("content-type", GRPC_CONTENT_TYPE + "+proto"))
+ANSWER_TRAILERS = (("grpc-status", "0"),)
 
 
 class Stream(GrpclibStream):
@@ -94,10 +101,14 @@ class Stream(GrpclibStream):
         stream.outbound_flow_control_window -= size
         assert stream.outbound_flow_control_window >= 0, "more was sent than the peer's window"
         flags = _END_STREAM if end_stream else 0
-        header = FRAME_HEADER.pack(size >> 8, size & 0xFF, DataFrame.type, flags, self.id)
+        header = _frame(DataFrame.type, flags, cast("int", self.id), size)
         state.data_was_sent()
         self.connection.flush()
         self._transport.writelines([header, *parts])
+
+
+def _frame(kind: int, flags: int, stream_id: int, size: int) -> bytes:
+    return _FRAME_HEADER.pack(size >> 8, size & 0xFF, kind, flags, stream_id)
 
 
 def _take(parts: deque[memoryview], size: int) -> list[memoryview]:
@@ -113,6 +124,14 @@ def _take(parts: deque[memoryview], size: int) -> list[memoryview]:
     return taken
 
 
+_ANSWER_STEPS = (
+    StreamInputs.SEND_HEADERS,
+    StreamInputs.SEND_DATA,
+    StreamInputs.SEND_HEADERS,
+    StreamInputs.SEND_END_STREAM,
+)
+
+
 class Connection(GrpclibConnection):
     """One connection: h2's state and the transport, an Outbox."""
 
@@ -121,14 +140,64 @@ class Connection(GrpclibConnection):
     ) -> Stream:
         return Stream(self, self._connection, self._transport, stream_id=stream_id, wrapper=wrapper)
 
+    register: Callable[[GrpclibStream], Callable[[], None]]
+    """Tells a stream of what comes for it, until what this answers is called."""
+
     @property
     def state(self) -> Http2Connection:
         """h2's side of it."""
         return cast("Http2Connection", self._connection)
 
+    def answer(self, stream_id: int, message: bytes) -> bool:
+        """Sends all of a unary answer: headers, one small message, status. False where the peer has
+        no room for it now; nothing is sent then, nor where the call is over."""
+        state = self.state
+        stream = state.streams.get(stream_id)
+        if stream is None or stream.closed or self.is_closing():
+            return True
+        size = _MESSAGE_PREFIX_BYTES + len(message)
+        room = min(state.outbound_flow_control_window, stream.outbound_flow_control_window)
+        if size > min(room, _SMALL_FRAME_BYTES):
+            return False
+        for step in _ANSWER_STEPS:
+            stream.state_machine.process_input(step)
+        state.outbound_flow_control_window -= size
+        stream.outbound_flow_control_window -= size
+        state.data_was_sent()
+        head = state.encoder.encode_known(ANSWER_HEADERS)
+        tail = state.encoder.encode_known(ANSWER_TRAILERS)
+        self.flush()
+        frames = (
+            _frame(HeadersFrame.type, _END_HEADERS, stream_id, len(head)),
+            head,
+            _frame(DataFrame.type, 0, stream_id, size),
+            len(message).to_bytes(_MESSAGE_PREFIX_BYTES, "big"),
+            message,
+            _frame(HeadersFrame.type, _END_HEADERS | _END_STREAM, stream_id, len(tail)),
+            tail,
+        )
+        self._transport.write(b"".join(frames))
+        return True
+
+    def answer_headers(self, stream_id: int, headers: Sequence[tuple[str, str]]) -> None:
+        """Sends an answer that is nothing but headers, unless the call is over."""
+        state = self.state
+        stream = state.streams.get(stream_id)
+        if stream is None or stream.closed or self.is_closing():
+            return
+        for step in (StreamInputs.SEND_HEADERS, StreamInputs.SEND_END_STREAM):
+            stream.state_machine.process_input(step)
+        block = state.encoder.encode(headers)
+        assert len(block) <= _SMALL_FRAME_BYTES, "what an error says is bounded"
+        self.flush()
+        flags = _END_HEADERS | _END_STREAM
+        self._transport.write(_frame(HeadersFrame.type, flags, stream_id, len(block)) + block)
+
     def flush(self) -> None:
+        if not self._connection._data_to_send:
+            return
         data = self._connection.data_to_send()
-        if data and not self.is_closing():
+        if not self.is_closing():
             self._transport.write(data)
 
     def cut(self) -> None:

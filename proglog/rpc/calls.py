@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import logging
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias, cast
 
 from grpclib.const import Handler as Method
@@ -32,14 +32,19 @@ from h2.exceptions import H2Error
 from proglog import errors, limits, wire
 from proglog.auth.principal import ANONYMOUS, Principal
 from proglog.batch import Buffer
-from proglog.grpc.http2 import Stream
+from proglog.grpc.http2 import Connection, Stream
 from proglog.grpc.receiving import ReceiveBuffer
+from proglog.rpc.quick import Answer, Deadlines, send_slowly
 
 log = logging.getLogger(__name__)
 
 Headers: TypeAlias = list[tuple[str, str]]
+Quick: TypeAlias = Callable[[memoryview, Answer], None]
+"""Takes one message; gives the answer now or later. Raises BadMessage, ProglogError."""
 Failure: TypeAlias = errors.ProglogError | GRPCError
 _CONTENT_TYPES = (GRPC_CONTENT_TYPE, GRPC_CONTENT_TYPE + "+proto")
+_SHORT_SECONDS = 0.1
+"""A deadline sooner than this has a timer of its own."""
 _PREFIX = struct.Struct(">?I")
 _TIMEOUT_SECONDS_MAX = 1e8
 """About three years: gRPC allows any eight digits of hours, which timers do not."""
@@ -104,13 +109,17 @@ class Call(GrpclibCall[Any, Any]):
 
     async def send_messages(self, messages: Sequence[Any]) -> None:
         """Sends some messages, waiting while the peer or the network has no room for them."""
-        if not self._send_initial_metadata_done:
-            await self.send_initial_metadata()
         buffers: list[Buffer] = []
         for message in messages:
             parts = self._codec.parts(message, self._send_type)
             buffers.append(_PREFIX.pack(False, sum(map(len, parts))))
             buffers.extend(parts)
+        await self.send_encoded(*buffers)
+
+    async def send_encoded(self, *buffers: Buffer) -> None:
+        """Likewise for messages that are encoded, each with its prefix (`wire.framed`)."""
+        if not self._send_initial_metadata_done:
+            await self.send_initial_metadata()
         self._sending = True
         await self._stream.send_parts(buffers)
         self._sending = False
@@ -167,9 +176,15 @@ class Calls(AbstractHandler):
         codec: wire.Codec,
         refusal: Callable[[], errors.ProglogError | None],
         principal: Principal = ANONYMOUS,
+        quick: Mapping[str, Quick] | None = None,
+        deadlines: Deadlines | None = None,
     ) -> None:
-        """`refusal` says why new calls are not accepted now, or None."""
-        self._principal = principal
+        """`refusal` says why new calls are not accepted now, or None. `quick` are methods that take
+        a unary call whole."""
+        self.principal = principal
+        self._quick = quick or {}
+        self._deadlines = deadlines or Deadlines()
+        self._unanswered: dict[int, Answer] = {}
         self._methods = methods
         self._codec = codec
         self._refusal = refusal
@@ -191,6 +206,14 @@ class Calls(AbstractHandler):
             work = _serve(call, method, self._refusal())
         except _Refused as refused:
             work = _refuse(stream, refused)
+        self._begin(stream, work, release_stream)
+
+    def _begin(
+        self,
+        stream: GrpclibStream,
+        work: Coroutine[None, None, None],
+        release_stream: Callable[[], None],
+    ) -> None:
         task = self._tasks[stream] = asyncio.get_running_loop().create_task(work)
         self._idle.clear()
         task.add_done_callback(lambda _: self._done(stream, release_stream))
@@ -204,6 +227,74 @@ class Calls(AbstractHandler):
         """The connection is gone."""
         for task in self._tasks.values():
             task.cancel()
+        for stream_id in list(self._unanswered):
+            self.cancel_quick(stream_id)
+
+    # --- without a task
+
+    def is_quick(self, headers: Headers) -> bool:
+        """Whether a call may be taken whole, once its message is here."""
+        fields = dict(headers)
+        return (
+            fields.get(":path") in self._quick
+            and fields.get(":method") == "POST"
+            and fields.get("content-type") in _CONTENT_TYPES
+            and not any(name.endswith("-bin") for name in fields)
+        )
+
+    def accept_quick(
+        self, connection: Connection, stream_id: int, headers: Headers, message: memoryview
+    ) -> bool:
+        """Takes a call of which `is_quick` holds. False where it must take the usual way."""
+        if self._refusal() is not None or len(self) >= limits.streams_per_connection_max:
+            return False
+        try:
+            seconds = _timeout(headers)
+        except ValueError:
+            return False
+        deadline = None
+        if seconds is not None:
+            if seconds < _SHORT_SECONDS:
+                return False
+            deadline = asyncio.get_running_loop().time() + seconds
+        answer = self._unanswered[stream_id] = Answer(self, connection, stream_id, deadline)
+        self._idle.clear()
+        if deadline is not None:
+            self._deadlines.add(answer)
+        path = next(value for name, value in headers if name == ":path")
+        try:
+            self._quick[path](message, answer)
+        except wire.BadMessage as bad:
+            answer.fail(errors.InvalidRequest(f"the message is malformed: {bad}"))
+        except errors.ProglogError as error:
+            answer.fail(error)
+        return True
+
+    def answered(self, answer: Answer) -> None:
+        """An answer is given, or nobody waits for it."""
+        self._deadlines.discard(answer)
+        self._unanswered.pop(answer.stream_id, None)
+        self._look_idle()
+
+    def cancel_quick(self, stream_id: int) -> None:
+        """The peer has reset the stream, or is gone."""
+        answer = self._unanswered.get(stream_id)
+        if answer is not None:
+            answer.drop()
+            self.answered(answer)
+
+    def answer_slowly(self, connection: Connection, stream_id: int, message: bytes) -> None:
+        """Sends an answer for which the peer has no room now."""
+        stream = connection.create_stream(stream_id=stream_id)
+        self._begin(stream, send_slowly(stream, message), connection.register(stream))
+
+    def __len__(self) -> int:
+        """Calls under way."""
+        return len(self._tasks) + len(self._unanswered)
+
+    def _look_idle(self) -> None:
+        if not len(self):
+            self._idle.set()
 
     async def wait_idle(self) -> None:
         """Until no call is running."""
@@ -226,8 +317,7 @@ class Calls(AbstractHandler):
     def _done(self, stream: GrpclibStream, release_stream: Callable[[], None]) -> None:
         task = self._tasks.pop(stream)
         self._calls.pop(stream, None)
-        if not self._tasks:
-            self._idle.set()
+        self._look_idle()
         release_stream()
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("a call failed outside its handler", exc_info=error)
@@ -253,7 +343,7 @@ class Calls(AbstractHandler):
             status_details_codec=wire.ErrorDetails(),
             dispatch=self._dispatch,
         )
-        call.principal = self._principal
+        call.principal = self.principal
         try:
             call.metadata = decode_metadata(headers)
             call.timeout_seconds = _timeout(headers)

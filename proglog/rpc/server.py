@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import cast
 
 from grpclib.config import Configuration
 from grpclib.health.check import ServiceStatus
@@ -14,6 +15,7 @@ from proglog.grpc import http2
 from proglog.rpc.calls import Calls
 from proglog.rpc.cluster import Cluster, ClusterService
 from proglog.rpc.health import ServerCodec, with_health_and_reflection
+from proglog.rpc.quick import Deadlines, Processor
 from proglog.rpc.service import Logs, LogService
 
 
@@ -22,15 +24,17 @@ class RpcServer:
 
     def __init__(self, logs: Logs, cluster: Cluster) -> None:
         self._status = ServiceStatus()
+        self._turns = Turns()
+        self._log_service = LogService(logs, cluster.servers, self._turns)
         services = with_health_and_reflection(
-            [LogService(logs, cluster.servers), ClusterService(cluster)], self._status
+            [self._log_service, ClusterService(cluster)], self._status
         )
         self._methods = {
             name: method for service in services for name, method in service.__mapping__().items()
         }
         self._codec = ServerCodec()
+        self._deadlines = Deadlines()
         self._connections: set[_Connection] = set()
-        self._turns = Turns()
         self._refusal: ProglogError | None = None
 
     def set_serving(self, serving: bool) -> None:
@@ -39,7 +43,14 @@ class RpcServer:
 
     def protocol_factory(self, principal: Principal = ANONYMOUS) -> http2.Protocol:
         """The protocol of a new connection, and who is at its other end."""
-        calls = Calls(self._methods, self._codec, lambda: self._refusal, principal)
+        calls = Calls(
+            self._methods,
+            self._codec,
+            lambda: self._refusal,
+            principal,
+            self._log_service.quick,
+            self._deadlines,
+        )
         return _Connection(calls, self._connections, self._turns)
 
     def send_away(self) -> None:
@@ -54,6 +65,7 @@ class RpcServer:
         `seconds` is left to `close`."""
         self._refusal = Unavailable("the node is shutting down: try another one, or again later")
         for connection in self._connections:
+            connection.refuse_further()
             connection.calls.end(self._refusal)
         try:
             async with asyncio.timeout(seconds):
@@ -66,6 +78,7 @@ class RpcServer:
         self._refusal = self._refusal or Unavailable("the node has stopped")
         for connection in list(self._connections):
             connection.abort()
+        self._deadlines.close()
         await asyncio.gather(*(connection.wait_lost() for connection in list(self._connections)))
 
 
@@ -80,6 +93,9 @@ class _Connection(http2.Protocol):
         self._connections = connections
         self._lost = asyncio.Event()
 
+    def new_processor(self) -> http2.Processor:
+        return Processor(self.calls, cast("http2.Connection", self.connection))
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self._connections.add(self)
@@ -88,6 +104,10 @@ class _Connection(http2.Protocol):
         super().connection_lost(exc)
         self._connections.discard(self)
         self._lost.set()
+
+    def refuse_further(self) -> None:
+        """Calls that have only begun get the refusal that is in force."""
+        cast("Processor", self.processor).settle_all()
 
     async def leave(self) -> None:
         """Closes the connection once its calls are over."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol, TypeAlias
 
 from grpclib.const import Cardinality
 from grpclib.const import Handler as Method
@@ -18,11 +18,24 @@ from grpclib.exceptions import GRPCError
 
 from proglog import batch, limits
 from proglog._generated.log import v1
+from proglog.aio.turns import Gate, Turns
+from proglog.auth.principal import Principal
 from proglog.batch import ProposedBatch, RecordBatch
 from proglog.errors import InvalidRequest, ProglogError
 from proglog.rpc.calls import Call
+from proglog.rpc.quick import Answer
+from proglog.rpc.together import Together
 from proglog.types import Appended, Chunk, Description, ServerInfo, check_holds
-from proglog.wire import BadMessage, ProduceBatch
+from proglog.wire import (
+    BadMessage,
+    Codec,
+    ProduceBatch,
+    bare_record,
+    consume_responses,
+    decode,
+    framed,
+    produce_response,
+)
 
 
 class Log(Protocol):
@@ -47,10 +60,17 @@ class Logs(Protocol):
 class LogService:
     """The handlers, for `Calls`."""
 
-    def __init__(self, logs: Logs, servers: Callable[[], Sequence[ServerInfo]]) -> None:
+    def __init__(
+        self, logs: Logs, servers: Callable[[], Sequence[ServerInfo]], turns: Turns
+    ) -> None:
         """`servers` are those that a client may be sent to."""
         self._logs = logs
         self._servers = servers
+        self._turns = turns
+        self._bulk = Gate()
+        self._together = Together(self._opened, _body)
+        self.quick = {"/log.v1.Log/Produce": self.produce_quickly}
+        """Methods that take a unary call whole."""
 
     def __mapping__(self) -> Mapping[str, Method]:
         unary, reading, both = (
@@ -88,8 +108,21 @@ class LogService:
         appended = await self._logs.get(request.log).propose(ProposedBatch(body))
         await call.send_message(v1.ProduceResponse(offset=(await appended).offset))
 
+    def produce_quickly(self, message: memoryview, answer: Answer) -> None:
+        """The same for what has arrived whole, together with all others of this turn."""
+        value = bare_record(message)
+        if value is None:
+            request: v1.ProduceRequest = decode(v1.ProduceRequest, message)
+            record = _record(request)
+            self._together.add(request.log, record, _size(record), answer)
+        else:
+            self._together.add("", _Bare(value), len(value), answer)
+
+    async def _opened(self, _principal: Principal, name: str) -> Log:
+        return self._logs.get(name)
+
     async def produce_stream(self, call: Call) -> None:
-        records = _Records(call)
+        records = _Records(call, self._turns)
         log = self._logs.get(await records.log_name())
 
         async def propose(after: asyncio.Future[Appended] | None) -> Proposal | None:
@@ -121,8 +154,9 @@ class LogService:
         log = self._logs.get(request.log)
         chunk = await log.read(request.offset, 1)
         check_holds(chunk, request.offset, log.describe)
-        records, *_ = await _decoded(chunk)
-        await call.send_messages(_responses(records.between(request.offset, request.offset + 1)))
+        records = await _decode(*next(batch.walk(chunk.data)))
+        found = records.between(request.offset, request.offset + 1)
+        await call.send_encoded(consume_responses(found))
 
     async def consume_stream(self, call: Call) -> None:
         request: v1.ConsumeRequest = await call.request()
@@ -131,13 +165,13 @@ class LogService:
         while True:
             # Also for one beyond the end, as the original: another node may have shown it already.
             await log.wait_past(offset)
+            await self._bulk.enter()
             chunk = await log.read(offset, limits.read_bytes_max)
-            for records in await _decoded(chunk):
-                for some in _slices(records.between(offset)):
-                    await call.send_messages(_responses(some))
-                    # Sending waits for nothing while there is room, and a window of small records
-                    # takes seconds to encode: long enough for a leader to be deposed.
-                    await asyncio.sleep(0)
+            async for some, count in _encoded(chunk, offset):
+                await call.send_encoded(some)
+                # Sending waits for nothing while there is room, and a window of small records takes
+                # seconds to encode: long enough for a leader to be deposed.
+                await self._turns.take(1 + count // _RECORDS_A_UNIT)
             offset = chunk.next_offset
 
     async def consume_batches(self, call: Call) -> None:
@@ -156,6 +190,7 @@ class LogService:
                 return
             if at_end:
                 await log.wait_past(offset)
+            await self._bulk.enter()
             chunk = await log.read(offset, bytes_max)
             if chunk.next_offset > offset:
                 await call.send_message(chunk)
@@ -213,22 +248,23 @@ Propose: TypeAlias = Callable[[asyncio.Future[Appended] | None], Awaitable[Propo
 """Proposes the next batch of a stream, given the answer to the one before; None at the end."""
 
 
-def _batch_answer(appended: Appended, _count: int) -> Iterable[Any]:
-    return (appended,)
+def _batch_answer(appended: Appended, _count: int) -> bytes:
+    return framed(Codec().encode(appended, v1.ProduceBatchesResponse))
 
 
-def _record_answers(appended: Appended, count: int) -> Iterable[Any]:
-    return (v1.ProduceResponse(offset=appended.offset + i) for i in range(count))
+def _record_answers(appended: Appended, count: int) -> bytes:
+    first = appended.offset
+    return b"".join(framed(produce_response(offset)) for offset in range(first, first + count))
 
 
 class _Pipeline:
     """Answers proposals in their order, while more are made.
 
     The first that is refused ends the call with its error once all before it are answered; nothing
-    after it is proposed. `answers` makes the messages for one proposal.
+    after it is proposed. `answers` makes the answers to one proposal.
     """
 
-    def __init__(self, call: Call, answers: Callable[[Appended, int], Iterable[Any]]) -> None:
+    def __init__(self, call: Call, answers: Callable[[Appended, int], bytes]) -> None:
         self._call = call
         self._answers = answers
         self._waiting: asyncio.Queue[Proposal | None] = asyncio.Queue(
@@ -267,7 +303,7 @@ class _Pipeline:
         await self._waiting.put(proposal)
 
     async def _answer(self) -> None:
-        answers: list[Any] = []
+        answers: list[bytes] = []
         while True:
             if answers and self._waiting.empty():
                 await self._send(answers)
@@ -276,11 +312,11 @@ class _Pipeline:
                 await self._send(answers)
             if proposal is None:
                 return
-            answers.extend(self._answers(await proposal.appended, proposal.count))
+            answers.append(self._answers(await proposal.appended, proposal.count))
             self._unanswered.popleft()
 
-    async def _send(self, answers: list[Any]) -> None:
-        await self._call.send_messages(answers)
+    async def _send(self, answers: list[bytes]) -> None:
+        await self._call.send_encoded(*answers)
         answers.clear()
 
     def _let_go(self) -> None:
@@ -293,14 +329,21 @@ def _succeeded(future: asyncio.Future[Appended]) -> bool:
     return future.done() and not future.cancelled() and future.exception() is None
 
 
+_STEP_RECORDS = 32
+"""Decoded at a time, each about 8 us: a window of records of a byte takes seconds."""
+_BATCH_RECORDS_MAX = 1024
+"""In one batch of a ProduceStream. Their answers are made together."""
+
+
 class _Records:
     """The records of a ProduceStream; those that have arrived by the time of asking come together.
 
     A record that cannot be appended is held back, so that the ones before it are appended first.
     """
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: Call, turns: Turns) -> None:
         self._call = call
+        self._turns = turns
         self._held: v1.Record | Exception | None = None
         self._ended = False
 
@@ -320,10 +363,12 @@ class _Records:
         size = 0 if first is None else _size(first)
         while records and (record := self._arrived()) is not None:
             size += _size(record)
-            if size > limits.client_batch_bytes_target:
+            if size > limits.client_batch_bytes_target or len(records) == _BATCH_RECORDS_MAX:
                 self._held = record
                 break
             records.append(record)
+            if len(records) % _STEP_RECORDS == 0:
+                await self._turns.take(_STEP_RECORDS)
         return records
 
     async def _next(self) -> v1.Record | None:
@@ -345,6 +390,15 @@ class _Records:
             return None
 
 
+class _Bare(NamedTuple):
+    """A record that is nothing but a value, as `_body` looks at it."""
+
+    value: bytes
+    key: bytes | None = None
+    timestamp: int = 0
+    headers: Sequence[v1.Header] = ()
+
+
 def _record(request: v1.ProduceRequest) -> v1.Record:
     if request.record is None:
         raise InvalidRequest("the request holds no record")
@@ -357,7 +411,7 @@ def _size(record: v1.Record) -> int:
     return len(record.value) + len(record.key or b"") + headers
 
 
-def _body(records: Sequence[v1.Record]) -> batch.Body:
+def _body(records: Sequence[v1.Record | _Bare]) -> batch.Body:
     """The records as one batch. Offset, term and type are not the client's to choose."""
     keys = [record.key for record in records]
     stamps = [record.timestamp or None for record in records]
@@ -385,37 +439,34 @@ async def _start(log: Log, request: v1.ConsumeBatchesRequest) -> int:
     raise InvalidRequest("the request does not say where to start")
 
 
-async def _decoded(chunk: Chunk) -> list[RecordBatch]:
-    """The records of a chunk. Decompression is not done on the loop."""
-    batches = []
+async def _decode(header: batch.BatchHeader, body: memoryview) -> RecordBatch:
+    """The records of a batch. Decompression is not done on the loop."""
+    if header.codec == batch.Codec.NONE:
+        return batch.decode(header, body)
+    return await asyncio.to_thread(batch.decode, header, body)
+
+
+_SLICE_RECORDS_MAX = 256
+"""Encoded and sent together: about half a millisecond,"""
+_SLICE_BATCHES_MAX = 32
+"""and no more, where each record is a batch."""
+_RECORDS_A_UNIT = 4
+"""Of the budget of a turn."""
+
+
+async def _encoded(chunk: Chunk, offset: int) -> AsyncIterator[tuple[bytes, int]]:
+    """The records of a chunk from an offset on, as messages of ConsumeStream: some at a time, and
+    how many these are."""
+    parts: list[bytes] = []
+    records_count = 0
     for header, body in batch.walk(chunk.data):
-        if header.codec == batch.Codec.NONE:
-            batches.append(batch.decode(header, body))
-        else:
-            batches.append(await asyncio.to_thread(batch.decode, header, body))
-    return batches
-
-
-_SLICE_RECORDS_MAX = 64
-"""About a millisecond of encoding."""
-
-
-def _slices(records: RecordBatch) -> Iterable[RecordBatch]:
-    starts = range(records.base_offset, records.next_offset, _SLICE_RECORDS_MAX)
-    return (records.between(start, start + _SLICE_RECORDS_MAX) for start in starts)
-
-
-def _responses(records: RecordBatch) -> list[v1.ConsumeResponse]:
-    return [
-        v1.ConsumeResponse(
-            record=v1.Record(
-                value=record.value,
-                offset=record.offset,
-                term=records.term,
-                key=record.key,
-                timestamp=record.timestamp,
-                headers=[v1.Header(name=name, value=value) for name, value in record.headers],
-            )
-        )
-        for record in records
-    ]
+        records = (await _decode(header, body)).between(offset)
+        for start in range(records.base_offset, records.next_offset, _SLICE_RECORDS_MAX):
+            some = records.between(start, start + _SLICE_RECORDS_MAX)
+            parts.append(consume_responses(some))
+            records_count += len(some)
+            if records_count >= _SLICE_RECORDS_MAX or len(parts) == _SLICE_BATCHES_MAX:
+                yield b"".join(parts), records_count
+                parts, records_count = [], 0
+    if parts:
+        yield b"".join(parts), records_count

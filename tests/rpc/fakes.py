@@ -213,7 +213,7 @@ class Node:
 
     @property
     def calls(self) -> int:
-        return sum(len(c.calls._tasks) for c in self.server._connections)
+        return sum(len(c.calls) for c in self.server._connections)
 
 
 def new_channel(node: Node) -> Channel:

@@ -148,7 +148,8 @@ async def test_a_writer_that_ends_before_its_answer(
     node.log.durable_at_once = False
     async with RawPeer(node) as peer:
         timeout = "200m" if how is expire else None
-        peer.send(peer.headers(f"/log.v1.Log/{path}", grpc_timeout=timeout))
+        # A call with such a header has a task of its own, also a Produce.
+        peer.send(peer.headers(f"/log.v1.Log/{path}", grpc_timeout=timeout, x_bin="AAAA"))
         peer.send(peer.data(request_, end=path == "Produce"))
         await until(lambda: node.log.waiting)
         held = calls_of(node)
@@ -177,7 +178,8 @@ async def test_a_writer_that_ends_before_its_answer(
 async def test_a_call_that_is_refused(node: Node, path: str, requests: list[bytes]) -> None:
     held = []
     async with RawPeer(node) as peer:
-        peer.send(peer.headers(f"/log.v1.Log/{path}"))
+        # With such a header it is a call at once, also a Produce.
+        peer.send(peer.headers(f"/log.v1.Log/{path}", x_bin="AAAA"))
         await until(lambda: node.calls)
         held = calls_of(node)
         for request in requests:
