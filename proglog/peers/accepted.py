@@ -143,8 +143,9 @@ class Accepted(Connection):
         self.lane, self.protocol = Lane(hello.lane), common_protocol(hello.protocols)
         if self.lane is Lane.BULK:
             self.pulse = Pulse(self._local.awake, 0, 2 * limits.bulk_silence_seconds_max)
-        identity = self._local.home.identity
-        self.write(encode_welcome(Welcome(self._local.life, identity.cluster_id, self.protocol)))
+        local, cluster_id = self._local, self._local.home.identity.cluster_id
+        welcome = Welcome(local.life, cluster_id, self.protocol, level=local.level_max)
+        self.write(encode_welcome(welcome))
         self.greeted(hello.life)
         self._host.welcomed(self, hello)
         self._checking = None
@@ -173,6 +174,12 @@ class Accepted(Connection):
             await home.adopt_cluster(hello.cluster_id)
         elif hello.cluster_id != home.identity.cluster_id:
             return Refusal("CLUSTER", f"this server belongs to cluster {home.identity.cluster_id}")
+        if hello.level < (needed := self._local.level_needed):
+            return Refusal(
+                "LEVEL",
+                f"this cluster has reached level {needed}, and the caller's version of Proglog "
+                f"knows {hello.level} only: start it with a newer one",
+            )
         return await self._why_not_believed(hello.life)
 
     async def _why_not_believed(self, life: Life) -> Refusal | None:

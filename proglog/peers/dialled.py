@@ -89,6 +89,8 @@ class Dialled(Connection):
         self._address = address
         self._lane = lane
         self._ended = ended
+        self.level = 0
+        """The latest level of replicated state that the other end can compute."""
         self._pings = 0
         self._asked: dict[int, float] = {}
         """When the last of them were asked."""
@@ -118,7 +120,8 @@ class Dialled(Connection):
             return
         if type_ != Type.WELCOME:
             raise FrameError(f"a frame of type {type_} is not expected here")
-        life = decode_welcome(payload).life
+        welcome = decode_welcome(payload)
+        self.level, life = welcome.level, welcome.life
         if life.uuid != self._owner.uuid:
             raise FrameError(f"{life.uuid} answers at the address of {self._owner.uuid}")
         if (why_not := self._owner.why_not(life)) is not None:
@@ -207,6 +210,12 @@ class DialledLane:
     def connection(self) -> Connection | None:
         """The one that is open, if it is."""
         return self._open
+
+    @property
+    def level(self) -> int:
+        """The latest level of replicated state that the peer says it can compute; 0 while the lane
+        is not open."""
+        return self._open.level if self._open else 0
 
     @property
     def is_blocked(self) -> bool:

@@ -46,6 +46,8 @@ class Hello(NamedTuple):
     """One that is not known here is refused."""
     protocols: tuple[int, int] = PROTOCOLS
     features: tuple[str, ...] = FEATURES
+    level: int = 1
+    """The latest level of replicated state that the sender can compute."""
 
 
 class Welcome(NamedTuple):
@@ -55,6 +57,7 @@ class Welcome(NamedTuple):
     cluster_id: str
     protocol: int
     features: tuple[str, ...] = FEATURES
+    level: int = 1
 
 
 class Refusal(NamedTuple):
@@ -75,6 +78,7 @@ def encode_hello(hello: Hello) -> list[Buffer]:
         lane=hello.lane,
         protocols=hello.protocols,
         features=hello.features,
+        level=hello.level,
     )
 
 
@@ -90,6 +94,7 @@ def decode_hello(payload: Buffer) -> Hello:
             lane=_text(document["lane"]),
             protocols=_protocols(document["protocols"]),
             features=_words(document["features"]),
+            level=_number(document.get("level", 1)),
         ),
     )
 
@@ -101,6 +106,7 @@ def encode_welcome(welcome: Welcome) -> list[Buffer]:
         cluster_id=welcome.cluster_id,
         protocol=welcome.protocol,
         features=welcome.features,
+        level=welcome.level,
     )
 
 
@@ -112,6 +118,7 @@ def decode_welcome(payload: Buffer) -> Welcome:
             cluster_id=_text(document["cluster_id"]),
             protocol=_number(document["protocol"]),
             features=_words(document["features"]),
+            level=_number(document.get("level", 1)),
         ),
     )
 

@@ -115,10 +115,19 @@ class Local:
     certificate: Certificate = lambda _: None
     awake: AwakeClock = field(init=False)
     groups: dict[int, Receiver] = field(default_factory=dict)
+    levels: dict[int, int] = field(default_factory=dict)
+    """The level that the state of each group has reached,"""
+    level_max: int = 1
+    """and the latest that we can compute."""
     home: Home = field(init=False)
 
     def __post_init__(self) -> None:
         self.awake = AwakeClock(self.loop.time, limits.peer_beat_seconds)
+
+    @property
+    def level_needed(self) -> int:
+        """Who cannot compute replicated state of this level is refused."""
+        return max(self.levels.values(), default=1)
 
     @property
     def life(self) -> Life:
@@ -133,4 +142,5 @@ class Local:
             cluster_name=self.cluster_name,
             to=to,
             lane=lane.value,
+            level=self.level_max,
         )

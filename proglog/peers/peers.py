@@ -90,6 +90,7 @@ class Peers:
     def detach(self, group: int) -> None:
         """There is no such group any more."""
         self._local.groups.pop(group, None)
+        self._local.levels.pop(group, None)
         self.configure(group, ())
 
     def configure(self, group: int, servers: Iterable[Known]) -> None:
@@ -144,6 +145,17 @@ class Peers:
         """A node's wall clock less our loop's time, in ms; None if it has not told it lately."""
         peer = self._peers.get(uuid)
         return peer.offsets.best(self._local.loop.time()) if peer else None
+
+    def tell_levels(self, group: int, reached: int, level_max: int) -> None:
+        """Who cannot compute replicated state of the level that a group has reached is refused
+        from now on, and others are told that we can up to `level_max`."""
+        self._local.levels[group] = reached
+        self._local.level_max = level_max
+
+    def level_of(self, uuid: str) -> int:
+        """The latest level that a node says it can compute; 0 while it is not connected."""
+        peer = self._peers.get(uuid)
+        return peer.control.level if peer else 0
 
     def hint(self, uuid: str, name: str, address: str) -> None:
         """Someone told where a node can be reached. The handshake proves who answers there."""

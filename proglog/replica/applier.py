@@ -153,9 +153,13 @@ class Applier:
         if header.kind == Kind.COMMAND:
             self._on_start_moved()
 
+    def decode(self, state: bytes) -> ReplicatedState:
+        """The state that a snapshot holds. Raises as `ReplicatedState.decode`."""
+        return ReplicatedState.decode(state, level_max=self.state.level_max)
+
     def installed(self, snapshot: Snapshot) -> None:
         """A snapshot has replaced the log and the state."""
-        self.state = ReplicatedState.decode(snapshot.state)
+        self.state = self.decode(snapshot.state)
         self.applied_index = self.commit_index = snapshot.tip.index
         self.next_offset = snapshot.tip.next_offset
         self._snapshots.forget()

@@ -7,7 +7,7 @@ import asyncio
 from typing import Protocol
 
 from proglog import limits
-from proglog.batch import Buffer
+from proglog.batch import HEADER_BYTES, Buffer, Kind
 from proglog.errors import RangeCorrupt, UnknownFormat
 from proglog.log.log import Log
 from proglog.peers.frames import Type, UnknownType, frame
@@ -17,10 +17,11 @@ from proglog.peers.peers import Peers
 from proglog.raft.configuration import Configuration
 from proglog.raft.driver import Driver, ReceivedBatch
 from proglog.raft.messages import AppendRequest, InstallSnapshot, Message
-from proglog.replica import messages
+from proglog.replica import commands, messages
 from proglog.replica.budgets import Budget
 from proglog.replica.intake import Intake
 from proglog.replica.outgoing import Outgoing
+from proglog.replica.settings import LEVEL
 from proglog.replica.standing import Standing, Statement
 
 
@@ -55,7 +56,9 @@ class Exchange:
         uuid: str,
         held: Budget,
         standing: Standing,
+        level_max: int = LEVEL,
     ) -> None:
+        """`level_max` is the latest level that can be computed here."""
         self.group = group
         self.log = log
         self.driver: Driver
@@ -65,6 +68,7 @@ class Exchange:
         self._uuid = uuid
         self._held = held
         self._standing = standing
+        self._level_max = level_max
         self._outgoing: dict[str, Outgoing] = {}
         self._intakes: dict[str, Intake] = {}
         self._closed = False
@@ -158,6 +162,7 @@ class Exchange:
     def _receive(self, peer: str, type_: int, payload: memoryview) -> None:
         if type_ == Type.APPEND:
             request, received = messages.decode_append(payload, peer, self._uuid)
+            self._check_commands(received)
             self._intake(peer).append(request, received)
         elif type_ in messages.PLAIN_TYPES:
             self.driver.receive(messages.decode(type_, payload, peer, self._uuid))
@@ -171,6 +176,12 @@ class Exchange:
             self.driver.unreachable(peer)
         else:
             raise UnknownType(f"a log knows no frames of type {type_}")
+
+    def _check_commands(self, received: list[ReceivedBatch]) -> None:
+        """What cannot be applied here must not be acknowledged. Raises UnknownFormat."""
+        for header, data in received:
+            if header.kind == Kind.COMMAND:
+                commands.decode(memoryview(data)[HEADER_BYTES:], header.index, self._level_max)
 
     def _intake(self, peer: str) -> Intake:
         intake = self._intakes.get(peer)
@@ -222,6 +233,14 @@ class Exchange:
     def address_of(self, uuid: str) -> str:
         """Where a server is; may be ""."""
         return self._peers.address_of(uuid)
+
+    def tell_level(self, reached: int) -> None:
+        """Peers that cannot compute a state of this level are refused from now on."""
+        self._peers.tell_levels(self.group, reached, self._level_max)
+
+    def level_of(self, uuid: str) -> int:
+        """The latest level that a server can compute; 0 while it is not connected."""
+        return self._level_max if uuid == self._uuid else self._peers.level_of(uuid)
 
     def close(self) -> None:
         self._closed = True

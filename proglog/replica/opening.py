@@ -30,9 +30,10 @@ from proglog.raft.configuration import Configuration, Server
 from proglog.raft.hard_state import HardStateFile, Identity, new_id
 from proglog.raft.log_view import LogView
 from proglog.raft.messages import HardState
-from proglog.replica import floors
+from proglog.replica import commands, floors
 from proglog.replica.floors import Memory
 from proglog.replica.identity import Begin, NodeDirectory, check_seal
+from proglog.replica.settings import LEVEL
 from proglog.replica.state import ReplicatedState
 
 FIRST_TERM = 1
@@ -80,11 +81,13 @@ def open_log(
     rpc_addr: str,
     bootstrap: bool,
     is_new: bool = False,
+    level_max: int = LEVEL,
 ) -> Opened:
     """Opens a log in a node's directory, or makes it where there is none.
 
     `bootstrap` begins a cluster of one if the node belongs to none; else it is without effect. A
-    node of a cluster has its logs, unless this one `is_new` there.
+    node of a cluster has its logs, unless this one `is_new` there. `level_max` is the latest level
+    (see `settings`) that this version can compute.
 
     Raises CorruptionError, UnknownFormat, DiskFull, OSError, and ConfigurationError if the log is
     another node's.
@@ -97,7 +100,7 @@ def open_log(
     with _telling_where(folder, config.segment_bytes), contextlib.ExitStack() as undo:
         check_seal(ports.files, folder, group, node.identity, is_new=is_new)
         ports.files.mkdir(folder)
-        replay = _Replay(folder)
+        replay = _Replay(folder, level_max)
         recovered = recover(
             ports.files,
             folder,
@@ -157,9 +160,9 @@ class _Replay:
     """Applies the committed batches of the active segment while recovery verifies them, and keeps
     those that are not known to be committed: so nothing of it is read a second time."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, level_max: int = LEVEL) -> None:
         self._folder = folder
-        self.state = ReplicatedState()
+        self.state = ReplicatedState(level_max=level_max)
         self.applied = 0
         self.configurations: list[tuple[int, Configuration]] = []
         """Those of the active segment that are not part of the state."""
@@ -173,7 +176,7 @@ class _Replay:
         self._commit = commit
         if snapshot is not None:
             path = snapshot_path(self._folder, snapshot.tip.index)
-            self.state = ReplicatedState.decode(snapshot.state, path)
+            self.state = ReplicatedState.decode(snapshot.state, path, self.state.level_max)
             self.applied = snapshot.tip.index
 
     def batch(self, header: BatchHeader, data: memoryview) -> None:
@@ -182,6 +185,9 @@ class _Replay:
             self.state.apply(header, body)
             self.applied = header.index
             return
+        if header.kind == Kind.COMMAND and header.index > self.applied:
+            # Held by a newer version that ran here before: this one must not acknowledge it.
+            commands.decode(body, header.index, self.state.level_max)
         if header.index > self.applied and header.kind == Kind.CONFIGURATION:
             self.configurations.append((header.index, Configuration.decode(bytes(body))))
         if header.index > self._commit:

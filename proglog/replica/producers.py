@@ -15,7 +15,7 @@ made up its id, so that all of its batches come after it:
    the table, for the oldest is forgotten first.
 2. So where seen_index is not less than the oldest of those, it was not forgotten; and since it is
    not in the table either, it never appended anything.
-3. A table that is not full has forgotten nobody.
+3. A table that is not full has forgotten nobody, since it has the size that it has.
 
 Who does not pass, as he who was told nothing yet, is unknown, and learns an index with the refusal.
 """
@@ -69,7 +69,7 @@ class Producers:
     """The table, ordered by the index of each producer's last batch."""
 
     def __init__(self, settings: Settings | None = None) -> None:
-        self._settings = settings or Settings.first()
+        self.settings = settings or Settings.first()
         self._committed: dict[int, _Producer] = {}
         self._overlay: dict[int, list[KnownBatch]] = {}
 
@@ -122,15 +122,16 @@ class Producers:
         raise UnknownProducer(
             f"producer {batch.producer_id} is not known (any more); a new one starts at 0",
             producer_id=batch.producer_id,
-            seen_index=newest.last_index if newest else 0,
+            seen_index=max(newest.last_index if newest else 0, self.settings.since),
         )
 
     @property
     def _forgotten_before(self) -> int:
         """All that was ever forgotten had its last batch before this index."""
-        if len(self._committed) < self._settings.producers_max:
-            return 0
-        return next(iter(self._committed.values())).last_index
+        since = self.settings.since
+        if len(self._committed) < self.settings.producers_max:
+            return since
+        return max(since, next(iter(self._committed.values())).last_index)
 
     def appended(self, batch: ProposedBatch, index: int, offset: int) -> None:
         """The leader appended a batch for which `find` gave None."""
@@ -156,9 +157,9 @@ class Producers:
         assert not window or window[-1].next_sequence <= header.sequence
         if window and window[-1].next_sequence < header.sequence:
             window = ()  # A repair gave up what was between.
-        while known is None and len(self._committed) >= self._settings.producers_max:
+        while known is None and len(self._committed) >= self.settings.producers_max:
             del self._committed[next(iter(self._committed))]
-        kept = window[-(self._settings.producer_window_batches - 1) :]
+        kept = window[-(self.settings.producer_window_batches - 1) :]
         self._committed[producer_id] = _Producer(header.timestamp, (*kept, batch))
         overlay = self._overlay.get(producer_id)
         if overlay:
@@ -171,7 +172,7 @@ class Producers:
 
     def copy(self) -> Producers:
         """The committed table as it is now; cheap, since its values are immutable."""
-        copied = Producers(self._settings)
+        copied = Producers(self.settings)
         copied._committed = self._committed.copy()
         return copied
 

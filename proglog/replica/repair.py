@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 import structlog
 
 from proglog import limits
-from proglog.errors import Overloaded, ProglogError, RangeCorrupt, Unavailable
+from proglog.errors import CorruptionError, Overloaded, ProglogError, RangeCorrupt, Unavailable
 from proglog.log.damage import find_damage, mend
 from proglog.log.log import Log
 from proglog.raft.driver import ReceivedBatch
@@ -62,6 +62,16 @@ class Repair:
         if index is not None:
             self._suspects.add(index)
             self._found.set()
+
+    def cannot_apply(self, error: RangeCorrupt) -> None:
+        """What is committed cannot be read. Another server has it, or CorruptionError is raised."""
+        self.report(error)
+        if len(self._leadership.servers) == 1:
+            raise CorruptionError(
+                f"{error}. No snapshot holds what it built, and no other server has it: "
+                "proglog repair --give-up-damaged gives it up",
+                **error.facts,
+            )
 
     async def scrub(self) -> None:
         """Reads sealed segments one after the other, for ever, to find damage before users do."""

@@ -56,8 +56,9 @@ from proglog.replica.proposer import Proposer
 from proglog.replica.reading import read_data
 from proglog.replica.repair import Repair
 from proglog.replica.retention import Retention
-from proglog.replica.state import ReplicatedState
+from proglog.replica.settings import LEVEL
 from proglog.replica.timekeeper import StampClock, Timekeeper
+from proglog.replica.upgrade import Upgrade
 from proglog.replica.waiters import CommitWaiters
 from proglog.types import Appended, Chunk, ClusterStatus, Description, ServerInfo
 
@@ -115,6 +116,8 @@ class Replica:
         self._proposer = self._make_proposer()
         self._timekeeper = self._make_timekeeper(peers)
         self._retention = self._make_retention()
+        applier, exchange = self._applier, self.exchange
+        self._upgrade = Upgrade(applier, self.leadership, self._driver, self.members, exchange)
         self._barriers = Barriers(self._driver)
         self._fitness = Fitness(self.log, self._driver, self.leadership, self.standing)
         self._handing_over_until = 0.0
@@ -154,7 +157,7 @@ class Replica:
             self._waiters,
             spawn=self._tasks.spawn,
             on_start_moved=lambda: self._retention.trim(),  # noqa: PLW0108  # made later
-            on_damage=self._cannot_apply,
+            on_damage=lambda error: self.repair.cannot_apply(error),  # noqa: PLW0108  # likewise
             on_unknown=self.failed,
         )
 
@@ -182,6 +185,7 @@ class Replica:
             uuid=self.identity.uuid,
             held=self._budgets.held,
             standing=self.standing,
+            level_max=self._applier.state.level_max,
         )
 
     def _make_proposer(self) -> Proposer:
@@ -257,6 +261,7 @@ class Replica:
         try:
             left = self._driver.tick(ticks)
             self._timekeeper.look(may_step=not self._driver.pending_batches)
+            self._upgrade.look()
             self._waiters.expire(self._loop.time())
             self.members.promote()
             self._look_at_fitness()
@@ -381,8 +386,8 @@ class Replica:
 
     def cluster_status(self) -> ClusterStatus:
         """The cluster as this server sees it."""
-        held = filter(None, [self._retention.held])
-        return views.cluster_status(self, [*self._timekeeper.notes(), *held])
+        notes = [*self._timekeeper.notes(), *self._upgrade.notes(), self._retention.held]
+        return views.cluster_status(self, filter(None, notes))
 
     async def wait_ready(self) -> None:
         """Until `is_ready`. Raises Unavailable if the replica ends first."""
@@ -461,16 +466,6 @@ class Replica:
         """Somebody could not read a committed batch."""
         self.repair.report(error)
 
-    def _cannot_apply(self, error: RangeCorrupt) -> None:
-        """What is committed cannot be read. Another server has it, if there is one."""
-        self.damaged(error)
-        if len(self.leadership.servers) == 1:
-            raise CorruptionError(
-                f"{error}. No snapshot holds what it built, and no other server has it: "
-                "proglog repair --give-up-damaged gives it up",
-                **error.facts,
-            )
-
     def range_wanted(self, peer: str, first: int, last: int) -> None:
         self.repair.wanted(peer, first, last)
 
@@ -503,7 +498,7 @@ class Replica:
 
     def configuration_of(self, state: bytes) -> Configuration:
         """The configuration that a snapshot holds. Raises CorruptionError."""
-        return ReplicatedState.decode(state).configuration
+        return self._applier.decode(state).configuration
 
     # --- end -------------------------------------------------------------------------------------
 
@@ -563,6 +558,7 @@ async def open_replica(
     group: int = DEFAULT_GROUP,
     is_new: bool = False,
     budgets: Budgets | None = None,
+    level_max: int = LEVEL,
 ) -> Replica:
     """Opens a log of a node, or makes it. `rpc_addr` is where a server that begins a cluster is
     reached. The first log of a node makes itself; a further one is made where it `is_new`, once
@@ -579,6 +575,7 @@ async def open_replica(
                 ports=ports,
                 rpc_addr=rpc_addr,
                 bootstrap=bootstrap,
+                level_max=level_max,
             )
         )
     finally:

@@ -8,10 +8,10 @@ from proglog.batch import BatchHeader, Buffer, Kind
 from proglog.errors import CorruptionError
 from proglog.raft.configuration import Configuration, MalformedConfiguration
 from proglog.replica import commands, sections
-from proglog.replica.commands import SetStart
+from proglog.replica.commands import Command, SetLevel, SetStart
 from proglog.replica.producers import Producers
 from proglog.replica.sections import Tag
-from proglog.replica.settings import Settings
+from proglog.replica.settings import LEVEL, Settings
 
 _LOG = struct.Struct("<Q")
 _INDEX = struct.Struct("<Q")
@@ -20,7 +20,9 @@ _INDEX = struct.Struct("<Q")
 class ReplicatedState:
     """Changed only by `apply`, in the order of the log."""
 
-    def __init__(self, settings: Settings | None = None) -> None:
+    def __init__(self, settings: Settings | None = None, level_max: int = LEVEL) -> None:
+        self.level_max = level_max
+        """The latest level that can be computed here; no part of the state."""
         self.start_offset = 0
         """Records below it are not served any more."""
         self.configuration_index = 0
@@ -37,18 +39,24 @@ class ReplicatedState:
             if header.producer_id:
                 self.producers.apply(header)
         elif header.kind == Kind.COMMAND:
-            for command in commands.decode(body, header.index):
-                self._do(command)
+            for command in commands.decode(body, header.index, self.level_max):
+                self._do(command, header.index)
         elif header.kind == Kind.CONFIGURATION:
             self.configuration = Configuration.decode(bytes(body))
             self.configuration_index = header.index
 
-    def _do(self, command: SetStart) -> None:
-        self.start_offset = max(self.start_offset, command.offset)
+    def _do(self, command: Command, index: int) -> None:
+        match command:
+            case SetStart(offset):
+                self.start_offset = max(self.start_offset, offset)
+            case SetLevel(settings) if settings.level > self.settings.level:
+                # Two leaders, one after the other, may raise it.
+                self.settings = settings._replace(since=index)
+                self.producers.settings = self.settings
 
     def copy(self) -> ReplicatedState:
         """The state as it is now, for a snapshot that is encoded elsewhere. Takes microseconds."""
-        copied = ReplicatedState(self.settings)
+        copied = ReplicatedState(self.settings, self.level_max)
         copied.start_offset = self.start_offset
         copied.configuration_index = self.configuration_index
         copied.configuration = self.configuration
@@ -67,13 +75,16 @@ class ReplicatedState:
         )
 
     @classmethod
-    def decode(cls, data: bytes, source: object = "a snapshot") -> ReplicatedState:
+    def decode(
+        cls, data: bytes, source: object = "a snapshot", level_max: int = LEVEL
+    ) -> ReplicatedState:
         """The inverse of `encode`; `source` is where it comes from.
 
         Raises UnknownFormat, and CorruptionError for what is none: the checksum held.
         """
         parts = sections.split(data, source)
-        state = cls(Settings.decode(parts[Tag.SETTINGS], source))
+        settings = Settings.decode(parts[Tag.SETTINGS], f"the state in {source}", level_max)
+        state = cls(settings, level_max)
         configuration = parts[Tag.CONFIGURATION]
         try:
             (state.start_offset,) = _LOG.unpack(parts[Tag.LOG])

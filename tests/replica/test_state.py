@@ -11,22 +11,25 @@ import pytest
 from crc32c import crc32c
 
 from proglog import limits
-from proglog.batch import Kind
-from proglog.errors import CorruptionError, UnknownFormat
+from proglog.batch import Kind, plain_body
+from proglog.batch import build as build_batch
+from proglog.errors import CorruptionError, UnknownFormat, UnknownProducer
 from proglog.log.envelope import NODE
-from proglog.log.format import ORIGIN
+from proglog.log.format import ORIGIN, Tip
 from proglog.log.names import snapshot_path
 from proglog.log.reading import Reading
 from proglog.log.snapshot import Snapshot, read, write
 from proglog.log.twin import BLOCK_BYTES, TwinFile, pack_members
+from proglog.peers.frames import Type
 from proglog.ports import Ports, RealFiles
 from proglog.raft.configuration import Configuration, Server
 from proglog.raft.hard_state import HardStateFile, Identity, Seal
-from proglog.raft.messages import HardState
+from proglog.raft.messages import AppendRequest, HardState
 from proglog.replica import commands, sections
-from proglog.replica.commands import SetStart
+from proglog.replica.commands import SetLevel, SetStart
 from proglog.replica.identity import open_node_directory
-from proglog.replica.settings import Settings
+from proglog.replica.messages import encode_append
+from proglog.replica.settings import LEVEL, Settings
 from proglog.replica.state import ReplicatedState
 from tests.doubles.disk import SimDisk
 from tests.doubles.files import SimFiles
@@ -105,10 +108,8 @@ async def test_a_replica_ends_before_what_it_cannot_apply(folder: Path) -> None:
         assert node.replica.applied_index == index - 1
         assert not node.replica.is_ready
     for _ in range(2):
-        again = Node(folder)
         with pytest.raises(UnknownFormat, match=f"batch {index} holds command 16"):
-            async with again:
-                await asyncio.wait_for(again.failed_event.wait(), DEADLINE_SECONDS)
+            await Node(folder).open()
 
 
 async def test_a_replica_that_reads_what_it_cannot_apply_ends_too(folder: Path) -> None:
@@ -137,6 +138,105 @@ async def test_what_may_be_ignored_stops_nobody(folder: Path) -> None:
         values = await node.fill(3)
         await node.restart()
         assert await node.consume() == values
+
+
+async def test_what_cannot_be_applied_is_not_acknowledged(folder: Path) -> None:
+    """A server of an older version, behind a leader of a newer one, ends before it takes it."""
+    async with Node(folder) as node:
+        await node.fill(3)
+        term, tip = node.replica.status().term, node.replica.log.tip
+        body = plain_body(UNKNOWN)
+        _, packed = build_batch(
+            body,
+            kind=Kind.COMMAND,
+            index=tip.index + 1,
+            term=term + 1,
+            base_offset=tip.next_offset,
+            timestamp=tip.timestamp,
+            chain_crc=tip.chain,
+        )
+        own = node.replica.identity.uuid
+        request = AppendRequest("u2", own, term + 1, tip.index, term, tip.index + 1, 0)
+        payload = b"".join(encode_append(2, request, [packed, body.data])[1:])
+        node.replica.exchange.receive("u2", Type.APPEND, memoryview(payload))
+        await asyncio.wait_for(node.failed_event.wait(), DEADLINE_SECONDS)
+        assert isinstance(node.failure, UnknownFormat)
+        assert node.replica.log.tip == tip
+
+
+async def test_what_a_newer_version_left_is_not_acknowledged_either(folder: Path) -> None:
+    """It may be uncommitted: the start refuses it all the same."""
+    async with Node(folder) as node:
+        await node.fill(3)
+        node.replica._applier._replaying = True  # nothing is applied
+        index, _ = node.replica._driver.propose_command(UNKNOWN)
+        await node.written()
+    with pytest.raises(UnknownFormat, match=f"batch {index} holds command 16"):
+        await Node(folder).open()
+
+
+# --- levels --------------------------------------------------------------------------------------
+
+LATER = Settings(producers_max=3, producer_window_batches=2, level=2)
+
+
+def raised(made: ReplicatedState, index: int, settings: Settings = LATER) -> ReplicatedState:
+    """After a command that raises the level, in this batch."""
+    header, _ = build(ORIGIN, [])
+    body = commands.encode([SetLevel(settings)])
+    made.apply(header._replace(kind=Kind.COMMAND, index=index), body)
+    return made
+
+
+def test_a_level_brings_its_numbers_and_is_never_lowered() -> None:
+    made = raised(ReplicatedState(level_max=3), 9)
+    assert made.settings == LATER._replace(since=9)
+    again = LATER._replace(producers_max=99)
+    for settings in (again, again._replace(level=1)):
+        assert raised(made, 10, settings).settings == LATER._replace(since=9)
+    assert raised(made, 11, again._replace(level=3)).settings.since == 11
+    decoded = ReplicatedState.decode(made.encode(), level_max=3)
+    assert decoded.encode() == made.encode() == made.copy().encode()
+    assert decoded.producers.settings == made.settings
+
+
+def test_a_level_that_is_not_known_is_refused() -> None:
+    with pytest.raises(UnknownFormat, match=r"batch 9.* level 2"):
+        raised(ReplicatedState(), 9)
+    encoded = raised(ReplicatedState(level_max=2), 9).encode()
+    with pytest.raises(UnknownFormat, match="level 2"):
+        ReplicatedState.decode(encoded)
+
+
+def test_commands_of_a_later_level_are_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = commands.Known(1, 2, lambda *_: SetStart(7))
+    monkeypatch.setitem(commands.KNOWN, 16, known)
+    assert commands.decode(UNKNOWN, 9, level_max=2) == [SetStart(7)]
+    with pytest.raises(UnknownFormat):
+        commands.decode(UNKNOWN, 9, level_max=1)
+
+
+def test_a_larger_table_does_not_make_newcomers_of_the_forgotten() -> None:
+    """It is not full, but it was."""
+    made = ReplicatedState(Settings(producers_max=2, producer_window_batches=3), level_max=2)
+    tip = ORIGIN
+    for producer in (1, 2, 3):
+        header, _ = build(tip, [b"x"], producer_id=producer)
+        made.apply(header, b"")
+        tip = Tip.after(header)
+    raised(made, tip.index + 1, LATER._replace(producers_max=100))
+    again = proposed(b"x", producer_id=1)
+    with pytest.raises(UnknownProducer) as caught:
+        made.producers.find(again)
+    assert caught.value.number("seen_index") == tip.index + 1
+    newcomer = proposed(b"x", producer_id=4)._replace(seen_index=tip.index + 1)
+    assert made.producers.find(newcomer) is None
+
+
+def test_the_first_numbers_never_change() -> None:
+    """Two versions that began a log with others would forget different producers."""
+    assert Settings.first() == Settings.of(1) == (10_000, 16, 1, 0)
+    assert LEVEL == 1, "a later level has numbers of its own; add them here"
 
 
 # --- sections ------------------------------------------------------------------------------------
@@ -274,6 +374,7 @@ def _hard_state() -> bytes:
         ("state", lambda: state().encode()),
         ("configuration", lambda: state().configuration.encode()),
         ("command", lambda: commands.encode([SetStart(0x1122334455667788)]) + IGNORABLE),
+        ("level", lambda: commands.encode([SetLevel(LATER)])),
         ("node", _node),
         ("hard-state", _hard_state),
     ],

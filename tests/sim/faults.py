@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from tests.sim.world import World
 
 
+LATER = 2
+"""The level of a version that is to come."""
+
+
 class Fault(NamedTuple):
     """`seed` decides all that is left open: the node, how strong."""
 
@@ -178,6 +182,14 @@ class Nemesis:
     async def _kill(self, fault: Fault, node: SimNode, _chance: random.Random) -> bool:
         if node.is_up:
             node.kill()
+        self._later(fault.seconds, self._world.start, node)
+        return True
+
+    async def _upgrade(self, fault: Fault, node: SimNode, _chance: random.Random) -> bool:
+        """A newer version takes the place of the one that runs. Not drawn for the swarm."""
+        if node.is_up:
+            node.kill()
+        node.level_max = LATER
         self._later(fault.seconds, self._world.start, node)
         return True
 

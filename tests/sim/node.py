@@ -21,6 +21,7 @@ from proglog.raft.messages import Message, Role
 from proglog.replica.identity import open_node
 from proglog.replica.renewal import renew
 from proglog.replica.replica import Replica, open_replica
+from proglog.replica.settings import LEVEL
 from proglog.types import Appended
 from tests.doubles import crash
 from tests.doubles.disk import SimDisk
@@ -56,6 +57,8 @@ class SimNode:
         self.lives = 0
         self.wipes = 0
         self.bootstrap = False
+        self.level_max = LEVEL
+        """The version of Proglog that it runs, by what that can compute."""
         self.process: Process | None = None
         self.replica: Replica
         self.is_open = False
@@ -175,6 +178,7 @@ class SimNode:
             ports=ports,
             observer=self,
             peers=peers,
+            level_max=self.level_max,
         )
         if self.process is process:
             self._opened(replica)
