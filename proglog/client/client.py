@@ -17,7 +17,7 @@ from collections.abc import (
 from datetime import datetime
 from itertools import count
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from proglog import limits
 from proglog.batch import Record
@@ -33,8 +33,8 @@ from proglog.client.columns import HeadersLike, NewRecord, RecordLike, rows
 from proglog.client.consumer import (
     Batches,
     Consumer,
-    Last,
     OnGap,
+    UserStart,
     checked_start,
 )
 from proglog.client.producer import Producer
@@ -235,7 +235,7 @@ class Log:
 
     def consume(
         self,
-        start: int | Literal["earliest", "latest"] | Last | datetime = "earliest",
+        start: UserStart = "earliest",
         *,
         follow: bool = True,
         consistency: Consistency = "session",
@@ -280,7 +280,7 @@ class Log:
 
     def consume_batches(
         self,
-        start: int | Literal["earliest", "latest"] | Last | datetime = "earliest",
+        start: UserStart = "earliest",
         *,
         follow: bool = True,
         consistency: Consistency = "session",

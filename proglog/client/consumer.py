@@ -28,6 +28,7 @@ class Last(NamedTuple):
     count: int  # type: ignore[assignment]  # the field, not tuple.count
 
 
+UserStart: TypeAlias = int | Literal["earliest", "latest"] | Last | datetime
 ConsumerStart: TypeAlias = Start | Last
 
 
@@ -90,7 +91,7 @@ class Consumer:
         """Offset of the next record; None until it is known where this consumer starts."""
         return self._position
 
-    def seek(self, start: ConsumerStart) -> None:
+    def seek(self, start: UserStart) -> None:
         """Goes on somewhere else: at an offset, or at a place as for `Log.consume`."""
         if self._is_busy:
             raise UsageError("a consumer is used by one task at a time")
