@@ -22,7 +22,7 @@ unexport PYTHON VENV ARGS JOBS
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help install judges run test check format proto lock bench bench-cluster clean console disk net sim mutants \
-    image chart pods
+    image chart pods hostile
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name text; \
@@ -101,7 +101,8 @@ pods: install  ## run what the chart renders as containers, and disturb them; ne
 
 SECONDS ?= 60
 LOSSES ?= 0.3 0.9 1.1 2 5 14 mute
-unexport SECONDS LOSSES
+MINUTES ?= 4
+unexport SECONDS LOSSES MINUTES
 
 sim: install  ## run simulated clusters for longer: make sim SECONDS=600
 	$(BIN)/python -m tests.sim --seconds $(SECONDS) $(ARGS)
@@ -109,6 +110,9 @@ sim: install  ## run simulated clusters for longer: make sim SECONDS=600
 net: install  ## lose the network between real nodes for a while: make net LOSSES="2 60"
 	unshare --user --map-root-user --net --mount --kill-child \
 	    $(BIN)/python -m tests.net $(LOSSES)
+
+hostile: install  ## attack the gossip of real nodes for minutes: make hostile MINUTES=10
+	$(BIN)/python -m tests.hostile --minutes $(MINUTES) $(ARGS)
 
 mutants: install  ## show that the simulators find faults that are put in
 	$(BIN)/python tests/mutants/raft_core.py --seconds $(SECONDS)

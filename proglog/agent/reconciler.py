@@ -22,6 +22,7 @@ from proglog.agent.policy import (
 )
 from proglog.errors import ProglogError
 from proglog.membership import CLUSTER_TAG, Member, Membership, NameConflict, NodeRefused
+from proglog.membership.address import Address as GossipAddress
 from proglog.raft.configuration import Server
 from proglog.replica.replica import Replica
 
@@ -222,7 +223,7 @@ class Reconciler:
                 _logger.warning(
                     "a second address claims the same name; it is ignored while the first is alive",
                     member=event.member.name,
-                    address=f"{event.address}:{event.port}",
+                    address=str(GossipAddress(event.address, event.port)),
                 )
             elif isinstance(event, NodeRefused):
                 _logger.warning(

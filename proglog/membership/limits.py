@@ -56,6 +56,8 @@ incarnation_max = 2**32 - 1
 incarnation_ahead_max = 2**20
 """News further past what is known of a node are dropped, so that nobody is accused beyond what he
 can answer. What a node says of itself where we asked it is not bounded."""
+asked_max = 8
+"""Nodes asked at one time whether they are that far."""
 incarnation_reserved = 256
 """A later life of a node begins this far past what is saved, so that what is saved is seldom."""
 incarnation_saved_max = 2**31
@@ -81,6 +83,9 @@ greeted_max = 256
 queries_running_max = 64
 """Queries of our own that still collect answers."""
 query_answers_max = 2 * nodes_max
+reports_max = 20
+"""Nodes that are refused, and (apart) claims to a name, reported in this time:"""
+reports_s = 60.0
 subscription_events_max = 1024
 """Events that wait for one slow subscriber; beyond it they are counted and dropped."""
 streams_max = 64

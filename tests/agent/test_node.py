@@ -23,6 +23,7 @@ from proglog.membership.errors import BindFailed
 from proglog.net.listening import listen
 from proglog.observability.metrics import Metrics
 from tests.ports import free_port
+from tests.waiting import until
 
 
 async def test_a_node_that_cannot_start_leaves_nothing_running(tmp_path: Path) -> None:
@@ -50,7 +51,8 @@ async def test_a_node_that_listens_everywhere_tells_what_it_was_told_to(tmp_path
         port = node.rpc_addr.port
         assert node.told_addr == Address("node.example", port)
         assert node.replica.leadership.configuration.servers[0].address == f"node.example:{port}"
-        assert node.membership.local.tags["rpc_addr"] == f"node.example:{port}"
+        told = f"node.example:{port}"
+        await until(lambda: node.membership.local.tags.get("rpc_addr") == told, "it tells it")
         assert node.membership.local.address not in {"0.0.0.0", "::"}
         for host in ["127.0.0.1", *(["::1"] if socket.has_dualstack_ipv6() else [])]:
             async with Cluster([Address(host, port)]) as cluster:

@@ -52,7 +52,8 @@ QUICK = Timing.local(
     broadcast_timeout_s=1.0,
     reap_interval_s=0.2,
     reconnect_interval_s=0.5,
-    stream_timeout_s=0.5,
+    # A busy machine takes its time, which is no reason for a test to fail.
+    stream_timeout_s=10.0,
 )
 
 

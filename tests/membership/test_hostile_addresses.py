@@ -123,7 +123,7 @@ async def test_a_membership_goes_on() -> None:
         assert await b.join([str(at)]) == 1
         await until(lambda: [member.name for member in b.members()] == ["a", "b"])
         assert [member.name for member in a.members()] == ["a", "b"]
-        assert a.statistics().transport.packets_sent > sent.packets_sent
+        await until(lambda: a.statistics().transport.packets_sent > sent.packets_sent)
         assert a.statistics().core.ignored["node that is refused"] >= len(UNREACHABLE)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -35,6 +36,7 @@ from proglog.membership.codec.serf_messages import (
 )
 from proglog.membership.codec.snapshot import decode_snapshot
 from proglog.membership.codec.streams import PushPull, encode_stream
+from proglog.membership.serf.reported import Reported
 from tests.membership.core import Core, alive
 from tests.membership.test_driver import PLAIN, address, config, running, statuses
 from tests.ports import free_port
@@ -158,6 +160,62 @@ def test_what_a_node_says_of_itself_where_it_was_asked_is_believed() -> None:
     number = core.serf.join(alive("a").address, core.now)
     core.serf.finish_exchange(number, reply, core.now)
     assert {m.name: m.tags for m in core.serf.members()}["a"] == {"role": "new"}
+
+
+def test_who_is_alive_far_ahead_is_asked() -> None:
+    """It was accused on and on, and answered, while we held it dead and missed its answers."""
+    core = Core()
+    core.tell(alive("a", 5), Dead(incarnation=5, node="a", source="c"))
+    far = alive("a", 5 + 3 * limits.incarnation_ahead_max)
+    core.exchanges.clear()
+    core.tell(far, far, far)
+    assert core.status("a") is Status.FAILED
+    (asked,) = core.exchanges
+    assert asked.address == far.address
+    state = NodeState(**{**_fields(far), "state": State.ALIVE})
+    core.serf.finish_exchange(asked.id, PushPull(join=False, nodes=(state,)), core.now)
+    assert core.status("a") is Status.ALIVE
+
+
+def test_few_are_asked_at_a_time_however_many_there_are() -> None:
+    core = Core()
+    names = [f"a{number}" for number in range(40)]
+    core.tell(*(alive(name, 5) for name in names))
+    core.exchanges.clear()
+    core.tell(*(alive(name, 5 + 2 * limits.incarnation_ahead_max) for name in names))
+    assert len(core.exchanges) == limits.asked_max
+
+
+def test_a_name_belongs_to_who_has_answered() -> None:
+    core = Core()
+    made_up, real, third = (alive("a", n, port=n) for n in (900, 2, 3))
+    core.tell(made_up)
+
+    def port() -> int:
+        return next(member.port for member in core.serf.members() if member.name == "a")
+
+    core.tell(real)
+    assert port() == 900, "who is there is about to answer"
+    core.wait(core.timing.reclaim_after_s)
+    assert core.status("a") is Status.ALIVE
+    core.tell(real)
+    assert port() == 2
+    node = core.serf._swim.nodes.get("a")
+    assert node is not None
+    core.serf._swim.heard(node)
+    core.wait(core.timing.reclaim_after_s)
+    core.tell(third, made_up)
+    assert port() == 2
+
+
+def test_reports_are_few_however_many_names_are_made_up() -> None:
+    said: Reported[int] = Reported(math.inf)
+    told = [number for number in range(10_000) if said.is_due(number, number * 0.01)]
+    assert told[: limits.reports_max] == list(range(limits.reports_max))
+    assert len(told) == 2 * limits.reports_max, "in 100 s"
+    assert not said.is_due(told[-1], 1e6), "said already"
+    assert said.is_due(10_001, 1e6)
+    assert len(said._when) <= limits.nodes_max
 
 
 def _fields(message: Alive) -> dict[str, Any]:

@@ -62,6 +62,8 @@ class Finder:
         self._rng = rng
         self._pause_s = timing.rejoin_first_s
         self._eager_until = 0.0
+        self._share = rng.random()
+        """Of a try to reconnect that is due to this node."""
         self.former: tuple[Address, ...] = ()
         """Where peers were, of whom nothing else may be known any more."""
 
@@ -77,9 +79,11 @@ class Finder:
         """Where another life may look for the cluster: those who are there, who were, of old."""
         others = [each for each in self._owner.records() if each.name != self._owner.name]
         # Who has answered us, before who is only spoken of.
-        others.sort(key=lambda record: (record.gone, not record.heard))
+        others.sort(key=lambda record: record.gone)
         left = {record.address for record in others if record.status is Status.LEFT}
-        known = dict.fromkeys([*(record.address for record in others), *self.former])
+        heard = [record.address for record in others if record.heard]
+        spoken_of = [record.address for record in others if not record.heard]
+        known = dict.fromkeys([*heard, *self.former, *spoken_of])
         wanted = [each for each in known if each not in {self._owner.address, *left}]
         return tuple(wanted[: limits.snapshot_peers_max])
 
@@ -94,9 +98,12 @@ class Finder:
         if self._timers.now < self._eager_until:
             count = min(limits.rejoins_max, len(failed))
         else:
-            # So that all who are alive together try each failed member about once an interval.
+            # So that all who are alive together try each failed member about once an interval. By
+            # turns rather than by chance: one who has missed the gossip must not miss its luck too.
             alive = sum(not record.gone for record in records)
-            count = int(self._rng.random() < len(failed) / max(1, alive))
+            self._share = min(self._share + len(failed) / max(1, alive), 1.0 + self._rng.random())
+            count = int(self._share >= 1.0)
+            self._share -= count
         for chosen in self._rng.sample(failed, count):
             self._swim.synchronise_with(chosen.address, join=True, joining=False)
 

@@ -147,6 +147,7 @@ class MemberTable:
             address=node.address,
             versions=node.versions,
             tags=readable_tags(node.meta),
+            heard=node.heard,
         )
         intent = self._intents.pop(node.name)
         if intent is not None:

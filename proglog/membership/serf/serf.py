@@ -46,6 +46,7 @@ from proglog.membership.events import (
 from proglog.membership.serf.finder import Finder
 from proglog.membership.serf.members import MemberRecord, MemberTable, readable_tags
 from proglog.membership.serf.queries import Queries
+from proglog.membership.serf.reported import Reported
 from proglog.membership.serf.user_events import UserEvents
 from proglog.membership.swim.broadcast import BroadcastQueue
 from proglog.membership.swim.nodes import Node
@@ -115,8 +116,8 @@ class Serf:
         self._events = UserEvents(self._outbox)
         self._queries = Queries(self, keyring, self._timers, self._outbox, rng)
         self._conflicts = 0
-        self._conflict_said: dict[Address, float] = {}
-        self._refused_said: dict[tuple[str, Address], None] = {}
+        self._conflict_said: Reported[Address] = Reported(_CONFLICT_SILENCE_S)
+        self._refused_said: Reported[tuple[str, Address]] = Reported(math.inf)
         self._on_left: list[Callable[[], None]] = []
         self._swim = Swim(
             name=name,
@@ -360,16 +361,9 @@ class Serf:
     def node_conflict(self, node: Node, other: Address) -> None:
         """Reported, and nothing more: who is right is decided elsewhere, by identity."""
         self._conflicts += 1
-        record, now = self._table.get(node.name), self._timers.now
-        self._conflict_said = {
-            address: said
-            for address, said in self._conflict_said.items()
-            if now - said < _CONFLICT_SILENCE_S
-        }
+        record = self._table.get(node.name)
         # The claim is repeated with every gossip; once in a while is enough.
-        if record is not None and other not in self._conflict_said:
-            if len(self._conflict_said) < limits.nodes_max:
-                self._conflict_said[other] = now
+        if record is not None and self._conflict_said.is_due(other, self._timers.now):
             self._outbox.report(NameConflict(record.view(), other.host, other.port))
 
     def why_refused(self, meta: bytes) -> str:
@@ -379,11 +373,7 @@ class Serf:
         return f"it is of cluster {theirs!r}, not {ours!r}"
 
     def node_refused(self, name: str, address: Address, why: str) -> None:
-        said = (name, address)
-        if said not in self._refused_said:
-            if len(self._refused_said) >= limits.nodes_max:
-                self._refused_said.pop(next(iter(self._refused_said)))
-            self._refused_said[said] = None
+        if self._refused_said.is_due((name, address), self._timers.now):
             self._outbox.report(NodeRefused(name, address, why))
 
     def user_broadcasts(self, space: int, overhead: int, limit: int) -> list[bytes]:

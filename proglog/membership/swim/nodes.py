@@ -23,6 +23,8 @@ class Node:
     state: State
     changed: float
     """When `state` last changed."""
+    since: float = 0.0
+    """When it came to this address."""
     heard: bool = False
     """It has answered us itself: anybody may make up others, but not that."""
     greetings: int = 0

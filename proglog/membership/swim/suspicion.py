@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from proglog.membership.config import Timing
+
 
 def suspicion_timeout(multiplier: int, nodes: int, probe_interval_s: float) -> float:
     """The shortest suspicion, in seconds: grows with log10 of the cluster, as gossip does."""
@@ -49,3 +51,20 @@ class Suspicion:
             return False
         self._sources.add(source)
         return True
+
+
+def begun(source: str, timing: Timing, count: int, now: float) -> Suspicion:
+    """One that somebody begins now, among so many nodes."""
+    minimum = suspicion_timeout(timing.suspicion_multiplier, count, timing.probe_interval_s)
+    # Confirmations enough to reach the minimum two probe intervals before it is over. The suspect
+    # and we do not confirm; with too few others nobody is waited for.
+    wanted = timing.suspicion_multiplier - 2
+    if count - 2 < wanted:
+        wanted = 0
+    return Suspicion(
+        source,
+        wanted=max(0, wanted),
+        min_s=minimum,
+        max_s=minimum * timing.suspicion_max_multiplier,
+        started=now,
+    )

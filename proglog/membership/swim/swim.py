@@ -46,7 +46,7 @@ from proglog.membership.swim.delegate import Delegate
 from proglog.membership.swim.nodes import Node, NodeTable
 from proglog.membership.swim.outbox import Outbox
 from proglog.membership.swim.probe import Prober
-from proglog.membership.swim.suspicion import Suspicion, suspicion_timeout
+from proglog.membership.swim.suspicion import Suspicion, begun
 from proglog.membership.swim.timers import Timer, Timers
 
 _USER = bytes([Type.USER])
@@ -79,6 +79,8 @@ class Swim:
         self._delegate = delegate
         self._leaving = False
         self._syncing = False
+        self._asked: dict[str, float] = {}
+        """When a node was asked for its incarnation, by name."""
         self._suspicions: dict[str, tuple[Suspicion, Timer]] = {}
         self.broadcasts = BroadcastQueue(limits.broadcasts_max)
         self.ignored: Counter[str] = Counter()
@@ -217,25 +219,49 @@ class Swim:
                 self._prober.on_ack(ack, source)
             case Nack() as nack:
                 self._prober.on_nack(nack)
-            case (Alive() | Suspect() | Dead()) as news if self._is_far_ahead(
-                news.node, news.incarnation
-            ):
-                self.ignored["incarnation far ahead"] += 1
             case Alive() as alive:
-                self.alive(alive)
+                if self._believes(alive.node, alive.address, alive.incarnation):
+                    self.alive(alive)
             case Suspect() as suspect:
-                self.suspect(suspect)
+                if not self._is_far_ahead(suspect.node, suspect.incarnation):
+                    self.suspect(suspect)
             case Dead() as dead:
-                self.dead(dead)
+                if not self._is_far_ahead(dead.node, dead.incarnation):
+                    self.dead(dead)
             case _:
                 self.ignored["packet type for streams only"] += 1
 
     def _is_far_ahead(self, name: str, incarnation: int) -> bool:
-        """Whether news of a node carry an incarnation that it cannot have come to meanwhile."""
+        """Whether ill news of a node carry an incarnation that it cannot have come to meanwhile."""
         node = self.nodes.get(name)
         known = 0 if node is None else node.incarnation
-        ahead_max = limits.incarnation_saved_max if node is None else limits.incarnation_ahead_max
-        return incarnation - known > ahead_max
+        if incarnation - known <= limits.incarnation_ahead_max:
+            return False
+        self.ignored["incarnation far ahead"] += 1
+        return True
+
+    def _believes(self, name: str, address: Address, incarnation: int) -> bool:
+        """Whether a node may be alive there, at this incarnation. Where that is too far ahead, it
+        is asked itself: we may have missed its objections, one accusation after the other."""
+        node = self.nodes.get(name)
+        # At another address it is another life, whose incarnation starts again.
+        if node is None or node.address != address:
+            believed = incarnation <= limits.incarnation_saved_max
+        else:
+            believed = incarnation - node.incarnation <= limits.incarnation_ahead_max
+            if not believed and node is not self.local:
+                self._ask_itself(node)
+        if not believed:
+            self.ignored["incarnation far ahead"] += 1
+        return believed
+
+    def _ask_itself(self, node: Node) -> None:
+        """At its known address, few at a time: nobody shall make us connect without end."""
+        now, wait_s = self._timers.now, self._timing.stream_timeout_s
+        self._asked = {name: when for name, when in self._asked.items() if now - when < wait_s}
+        if node.name not in self._asked and len(self._asked) < limits.asked_max:
+            self._asked[node.name] = now
+            self.synchronise_with(node.address, join=True, joining=False)
 
     def _on_ping(self, ping: Ping, source: Address) -> None:
         if not self._is_for_me(ping):
@@ -321,15 +347,18 @@ class Swim:
                 self._delegate.node_refused(state.node, address, why)
                 raise MalformedMessage(f"node {state.node}: {why}")
         for state in remote.nodes:
-            # Asked once more only where it matters: the address of one who is gone may be broken.
-            if not self._is_far_ahead(state.node, state.incarnation) or (
-                asked == Address.unpack(state.host, state.port)
-            ):
+            if self._believes_state(state, asked):
                 self._merge_node(state)
-            else:
-                self.ignored["incarnation far ahead"] += 1
+                if (node := self.nodes.get(state.node)) and node.address == asked:
+                    self.heard(node)
         if remote.user_state:
             self._delegate.merge_state(remote.user_state, asked=asked is not None, joining=joining)
+
+    def _believes_state(self, state: NodeState, asked: Address | None) -> bool:
+        if state.state == State.ALIVE:
+            address = Address.unpack(state.host, state.port)
+            return address == asked or self._believes(state.node, address, state.incarnation)
+        return not self._is_far_ahead(state.node, state.incarnation)
 
     def _merge_node(self, remote: NodeState) -> None:
         match remote.state:
@@ -385,9 +414,9 @@ class Swim:
         elif node.address == address and message.incarnation <= node.incarnation:
             return
         # A name at a new address is a new life of the node: its incarnation starts again.
-        was_gone, old_meta = node.gone, node.meta
+        was_gone, before = node.gone, (node.address, node.meta)
         if node.address != address:
-            node.heard, node.greetings = False, 0
+            node.heard, node.greetings, node.since = False, 0, self._timers.now
         node.address, node.meta = address, message.meta
         node.versions, node.incarnation = message.versions, message.incarnation
         self._end_suspicion(node)
@@ -395,7 +424,7 @@ class Swim:
         self._broadcast(message)
         if was_gone:
             self._delegate.node_joined(node)
-        elif old_meta != node.meta:
+        elif before != (node.address, node.meta):
             self._delegate.node_updated(node)
 
     def _why_refused(self, message: Alive) -> str:
@@ -414,6 +443,7 @@ class Swim:
             incarnation=message.incarnation,
             state=State.DEAD,
             changed=self._timers.now,
+            since=self._timers.now,
         )
         self.nodes.add(node)
         return node
@@ -428,11 +458,13 @@ class Swim:
         return True
 
     def _may_move(self, node: Node) -> bool:
-        """Whether the name may be taken by a node at another address."""
+        """Whether the name may be taken by a node at another address: it belongs to who has
+        answered, while he is there. Anybody may say that he is somewhere else."""
         if node.state is State.LEFT:
             return True
-        dead_s = self._timers.now - node.changed
-        return node.state is State.DEAD and dead_s >= self._timing.reclaim_after_s
+        since = node.changed if node.heard else node.since
+        absent = node.state is State.DEAD or not node.heard
+        return absent and self._timers.now - since >= self._timing.reclaim_after_s
 
     def _alive_about_us(self, message: Alive) -> None:
         us = self.local
@@ -476,24 +508,9 @@ class Swim:
             return
         node.incarnation = message.incarnation
         self._become(node, State.SUSPECT)
-        self._watch(node, self._suspicion(message.source))
+        suspicion = begun(message.source, self._timing, len(self.nodes), self._timers.now)
+        self._watch(node, suspicion)
         self._broadcast(message)
-
-    def _suspicion(self, source: str) -> Suspicion:
-        timing, count = self._timing, len(self.nodes)
-        minimum = suspicion_timeout(timing.suspicion_multiplier, count, timing.probe_interval_s)
-        # Confirmations enough to reach the minimum two probe intervals before it is over. The
-        # suspect and we do not confirm; with too few others nobody is waited for.
-        wanted = timing.suspicion_multiplier - 2
-        if count - 2 < wanted:
-            wanted = 0
-        return Suspicion(
-            source,
-            wanted=max(0, wanted),
-            min_s=minimum,
-            max_s=minimum * timing.suspicion_max_multiplier,
-            started=self._timers.now,
-        )
 
     def _watch(self, node: Node, suspicion: Suspicion) -> None:
         def expire() -> None:
