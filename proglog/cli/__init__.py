@@ -31,6 +31,15 @@ def _main() -> int:
     if not __debug__:
         print("proglog: runs only with assertions on: without -O, PYTHONOPTIMIZE", file=sys.stderr)
         return 2
+    from pathlib import Path
+
+    if (Path(__file__).parent.parent / "proglog.py").exists():
+        print(
+            "proglog: the progress bar called proglog is installed over this package, which is"
+            " called proglogd: pip uninstall proglog, then pip install --force-reinstall proglogd",
+            file=sys.stderr,
+        )
+        return 2
     from proglog.cli.app import run
 
     try:

@@ -40,6 +40,9 @@ CHECKED_TOGETHER = 500
 """Single records, compared as a list."""
 START_SECONDS_MAX = 20.0
 STOP_SECONDS_MAX = 20.0
+TASKS_MAX = 10_000
+SECONDS_MIN, SECONDS_MAX = 0.01, 3600.0
+"""Of one row."""
 
 
 # --- loads ---------------------------------------------------------------------------------------
@@ -260,8 +263,12 @@ def bench(
     json
         Print an object for each row.
     """
-    if tasks < 1:
-        raise ConfigurationError(f"--tasks is {tasks}: expected 1 or more")
+    if not 1 <= tasks <= TASKS_MAX:
+        raise ConfigurationError(f"--tasks is {tasks}: expected 1 to {TASKS_MAX}")
+    if not SECONDS_MIN <= seconds <= SECONDS_MAX:  # Also where it is nan.
+        raise ConfigurationError(
+            f"--seconds is {seconds:g}: expected {SECONDS_MIN:g} to {SECONDS_MAX:g}"
+        )
     return run_on_loop(_bench(server, tasks, seconds, json=json))
 
 

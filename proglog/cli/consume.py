@@ -16,11 +16,12 @@ from proglog.batch import Record, RecordBatch
 from proglog.cli.connection import connected, run_on_loop
 from proglog.cli.parameters import SERVERS_DEFAULT, Json, Servers, Timestamp
 from proglog.client.backend import OFFSETS_END
+from proglog.client.consumer import Last
 from proglog.config import Address
 from proglog.errors import ConfigurationError
 
 Offset: TypeAlias = int | Literal["earliest", "latest"]
-Start: TypeAlias = Offset | datetime
+Start: TypeAlias = Offset | datetime | Last
 Render: TypeAlias = Callable[[RecordBatch], bytes]
 
 
@@ -29,6 +30,7 @@ def consume(
     server: Servers = SERVERS_DEFAULT,
     offset: Offset | None = None,
     timestamp: Timestamp | None = None,
+    tail: int | None = None,
     follow: Annotated[bool, Parameter(name=("--follow", "-f"), negative=())] = False,
     limit: Annotated[int | None, Parameter(name=("--limit", "-n"))] = None,
     json: Json = False,
@@ -44,6 +46,8 @@ def consume(
         Where to begin: an offset, earliest or latest; earliest unless given.
     timestamp
         Begin with the first record appended at or after this time, as 2026-03-01T12:00:00Z.
+    tail
+        Begin with the last so many records.
     follow
         Wait for new records at the end, instead of ending there.
     limit
@@ -57,8 +61,12 @@ def consume(
         raise ConfigurationError("--json and --raw exclude each other: leave one out")
     if limit is not None and limit < 0:
         raise ConfigurationError(f"--limit is {limit}: expected 0 or more")
-    if offset is not None and timestamp is not None:
-        raise ConfigurationError("--offset and --timestamp exclude each other: leave one out")
+    starts = {"--offset": offset, "--timestamp": timestamp, "--tail": tail}
+    given = [name for name, value in starts.items() if value is not None]
+    if len(given) > 1:
+        raise ConfigurationError(f"{' and '.join(given)} exclude each other: leave one out")
+    if tail is not None and not 0 <= tail < OFFSETS_END:
+        raise ConfigurationError(f"--tail is {tail}: expected 0 or more")
     if isinstance(offset, int) and not 0 <= offset < OFFSETS_END:
         raise ConfigurationError(f"--offset is {offset}: expected 0 to 2**64 - 1")
     render = _json if json else _raw if raw else _values
@@ -67,6 +75,8 @@ def consume(
     start: Start = "earliest" if offset is None else offset
     if timestamp is not None:
         start = datetime.fromtimestamp(timestamp / 1000, UTC)
+    if tail is not None:
+        start = Last(tail)
     return run_on_loop(_consume(server, start, render, follow=follow, limit=limit))
 
 

@@ -6,12 +6,16 @@ import asyncio
 import contextlib
 import os
 import threading
+from binascii import a2b_base64
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TypeVar
 
+import orjson
+
 from proglog import limits
-from proglog.errors import TooLarge
+from proglog.client.columns import NewRecord
+from proglog.errors import InvalidRequest, TooLarge
 
 Answer = TypeVar("Answer")
 
@@ -45,6 +49,27 @@ async def read_lines(path: Path) -> AsyncIterator[list[bytes]]:
             yield [rest]
     finally:
         os.close(descriptor)
+
+
+def read_record(line: bytes, number: int) -> NewRecord:
+    """A record from JSON, as `proglog consume --json` prints it. Raises InvalidRequest."""
+    try:
+        members = orjson.loads(line)
+        return NewRecord(
+            _bytes(members["value"]),
+            None if members.get("key") is None else _bytes(members["key"]),
+            tuple((name, _bytes(content)) for name, content in members.get("headers") or ()),
+            members.get("timestamp"),
+        )
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InvalidRequest(
+            f"line {number} is no record in JSON ({error!r}): expected value, key and headers in"
+            " base64, as `proglog consume --json` prints them"
+        ) from None
+
+
+def _bytes(text: str) -> bytes:
+    return a2b_base64(text.encode("ascii"), strict_mode=True)
 
 
 async def _in_thread(call: Callable[[], Answer]) -> Answer:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import orjson
+from cyclopts import Parameter
 
+from proglog.batch import check_record_headers
 from proglog.cli.connection import connected, run_on_loop
-from proglog.cli.lines import read_lines
+from proglog.cli.lines import read_lines, read_record
 from proglog.cli.parameters import SERVERS_DEFAULT, Json, Servers
 from proglog.cli.progress import Progress
+from proglog.client.columns import NewRecord
 from proglog.config import Address
 from proglog.errors import ConfigurationError, ProglogError
 
@@ -24,9 +28,18 @@ CHUNKS_INFLIGHT_MAX = 16
 STDIN = Path("/dev/stdin")
 Chunk: TypeAlias = tuple[list[bytes], Sequence[int] | ProglogError]
 """Some lines, and their offsets or why not all of them are in the log."""
+Make: TypeAlias = Callable[[bytes, int], NewRecord]
+"""Makes a record of a line and its number."""
 
 
-def produce(*files: Path, server: Servers = SERVERS_DEFAULT, json: Json = False) -> int:
+def produce(
+    *files: Path,
+    server: Servers = SERVERS_DEFAULT,
+    key: str | None = None,
+    header: Sequence[str] = (),
+    from_json: Annotated[bool, Parameter(negative=())] = False,
+    json: Json = False,
+) -> int:
     """Appends each line as one record: without its newline byte, and with all other bytes.
 
     Parameters
@@ -35,24 +48,57 @@ def produce(*files: Path, server: Servers = SERVERS_DEFAULT, json: Json = False)
         Files to read, in this order; stdin without any.
     server
         The node, or some nodes of the cluster.
+    key
+        The key of each record.
+    header
+        A header of each record, NAME=VALUE; as often as needed.
+    from_json
+        Each line is a record as `proglog consume --json` prints it. Its offset is not looked at.
     json
         Print a summary as JSON to stdout.
     """
+    if from_json and (key is not None or header):
+        raise ConfigurationError("--from-json has its own keys and headers: leave the others out")
+    make = read_record if from_json else _with(key, header)
     for path in files:
         if path.is_dir() or not path.exists():
             what = "is a directory" if path.is_dir() else "does not exist"
             raise ConfigurationError(f'"{path}" {what}: expected files')
     files = files or (STDIN,)
     progress = Progress(_bytes_total(files))
-    return run_on_loop(_produce(files, server, progress, json=json))
+    return run_on_loop(_produce(files, server, make, progress, json=json))
+
+
+def _with(key: str | None, headers: Sequence[str]) -> Make | None:
+    """What makes a record of a line; None where its value alone will do. Raises
+    ConfigurationError."""
+    pairs = []
+    for text in headers:
+        name, separator, value = text.partition("=")
+        if not separator:
+            raise ConfigurationError(f"--header is {text!r}: expected NAME=VALUE")
+        pairs.append((name, value.encode(errors="surrogateescape")))
+    if key is None and not pairs:
+        return None
+    try:
+        check_record_headers(pairs)
+    except ProglogError as error:
+        raise ConfigurationError(f"--header: {error}") from None
+    encoded = None if key is None else key.encode(errors="surrogateescape")
+    return lambda line, _number: NewRecord(line, encoded, tuple(pairs))
 
 
 async def _produce(
-    files: tuple[Path, ...], servers: Sequence[Address], progress: Progress, *, json: bool
+    files: tuple[Path, ...],
+    servers: Sequence[Address],
+    make: Make | None,
+    progress: Progress,
+    *,
+    json: bool,
 ) -> int:
     async with connected(servers) as log:
         try:
-            first, last = await _append(log, files, progress)
+            first, last = await _append(log, files, make, progress)
         finally:
             progress.finish()
     if json:
@@ -68,7 +114,7 @@ async def _produce(
 
 
 async def _append(
-    log: Log, files: tuple[Path, ...], progress: Progress
+    log: Log, files: tuple[Path, ...], make: Make | None, progress: Progress
 ) -> tuple[int | None, int | None]:
     """Keeps several chunks under way, in order. Returns the first and the last offset, if any.
 
@@ -80,17 +126,21 @@ async def _append(
     underway: asyncio.Queue[asyncio.Task[Chunk] | Exception | None]
     underway = asyncio.Queue(CHUNKS_INFLIGHT_MAX)
 
-    async def append(out: Producer, lines: list[bytes]) -> Chunk:
+    async def append(out: Producer, lines: list[bytes], number: int) -> Chunk:
+        # Made as they are appended: nothing is appended behind a line that is no record.
+        records = lines if make is None else map(make, lines, count(number))
         try:
-            return lines, await out.produce_many(lines)
+            return lines, await out.produce_many(records)
         except ProglogError as error:
             return lines, error
 
     async def hand_over(out: Producer) -> None:
         try:
             for path in files:
+                number = 1
                 async for lines in read_lines(path):
-                    await underway.put(tasks.create_task(append(out, lines)))
+                    await underway.put(tasks.create_task(append(out, lines, number)))
+                    number += len(lines)
         except (OSError, ProglogError) as error:
             await underway.put(error)
         else:

@@ -277,3 +277,81 @@ def test_following_shows_what_there_is_before_it_waits(
     log.values = [b"a"]
     assert run(["consume", "-f"]) == 130
     assert capfdbinary.readouterr().out == b"a\n"
+
+
+# --- records with all they have ------------------------------------------------------------------
+
+
+@pytest.fixture
+def backend(monkeypatch: pytest.MonkeyPatch) -> FakeBackend:
+    fake = FakeBackend()
+    monkeypatch.setattr("proglog.connect", lambda url, **_: Log(fake), raising=False)
+    return fake
+
+
+def test_a_key_and_headers_for_each_line(backend: FakeBackend, tmp_path: Path) -> None:
+    (tmp_path / "in").write_bytes(b"a\nb\n")
+    words = ["--key", "k", "--header", "h=1", "--header", "h=x=y", str(tmp_path / "in")]
+    assert run(["produce", *words]) == 0
+    assert [record[1:4] for record in backend.log.records()] == [
+        (b"a", b"k", (("h", b"1"), ("h", b"x=y"))),
+        (b"b", b"k", (("h", b"1"), ("h", b"x=y"))),
+    ]
+
+
+def test_what_was_printed_as_json_is_read_back(
+    backend: FakeBackend, tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    (tmp_path / "in").write_bytes(b"a\n\xff\n")
+    assert run(["produce", "--key", "k", "--header", "h=1", str(tmp_path / "in")]) == 0
+    assert run(["produce", str(tmp_path / "in")]) == 0
+    capsysbinary.readouterr()
+    assert run(["consume", "--json"]) == 0
+    (tmp_path / "json").write_bytes(capsysbinary.readouterr().out)
+    assert run(["produce", "--from-json", str(tmp_path / "json")]) == 0
+    records = [record[1:] for record in backend.log.records()]
+    assert len(records) == 8
+    assert records[4:] == records[:4]
+
+
+@pytest.mark.parametrize(
+    "line", ["", "[]", "5", "{}", '{"value": 5}', '{"value": "?"}', '{"value": "", "headers": 5}']
+)
+def test_a_line_that_is_no_record_ends_it(
+    backend: FakeBackend, tmp_path: Path, capsys: pytest.CaptureFixture[str], line: str
+) -> None:
+    (tmp_path / "in").write_text(f'{{"value": "YQ=="}}\n{line}\n{{"value": "Yg=="}}\n')
+    assert run(["produce", "--from-json", str(tmp_path / "in")]) == 1
+    assert "line 2 is no record in JSON" in capsys.readouterr().err
+    assert backend.log.values() in ([], [b"a"])
+
+
+def test_the_last_records(backend: FakeBackend, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+    backend.log.extend([b"%d" % number for number in range(10)])
+    assert run(["consume", "--tail", "3"]) == 0
+    assert capsysbinary.readouterr().out == b"7\n8\n9\n"
+    assert run(["consume", "--tail", "0"]) == 0
+    assert capsysbinary.readouterr().out == b""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["produce", "--header", "x"],
+        ["produce", "--header", "=x"],
+        ["produce", "--header", "\u00e4=x"],
+        ["produce", "--from-json", "--key", "k"],
+        ["consume", "--tail", "-1"],
+        ["consume", "--tail", "1", "--offset", "0"],
+        ["bench", "--seconds", "0"],
+        ["bench", "--tasks", "10000000"],
+    ],
+    ids=" ".join,
+)
+def test_what_makes_no_sense_is_told_in_a_line(
+    capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    assert run(words) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("proglog: ")
+    assert told.count("\n") == 1

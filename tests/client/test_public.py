@@ -87,6 +87,25 @@ def test_a_type_checker_knows_the_names(tmp_path):
     assert [line.split(":")[1] for line in told] == ["4"], shown.stdout + shown.stderr
 
 
+def test_a_progress_bar_of_the_same_name_is_noticed(tmp_path):
+    """On PyPI `proglog` is somebody else's, with the same folder."""
+    package = Path(proglog.__file__).parent
+    for path in ("__init__.py", "cli/__init__.py"):
+        (tmp_path / "proglog" / path).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / "proglog" / path).write_bytes((package / path).read_bytes())
+    (tmp_path / "proglog" / "proglog.py").touch()
+    shown = subprocess.run(
+        [sys.executable, "-c", "import proglog.cli; raise SystemExit(proglog.cli.main())"],
+        capture_output=True,
+        check=False,
+        text=True,
+        cwd=tmp_path,
+        env={"PATH": os.environ["PATH"]},
+    )
+    assert shown.returncode == 2, shown.stderr
+    assert "pip uninstall proglog" in shown.stderr
+
+
 def test_the_version_is_that_of_the_project():
     project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
     assert proglog.__version__ == project["version"]
