@@ -256,6 +256,25 @@ error_fact_bytes_max = 256
 """And each of its facts. Clients bound all their trailers together: grpcio at 8 KiB."""
 error_name_bytes_max = 100
 """A name of somebody's choice that an error quotes."""
+peer_connections_reserved = 64
+"""Of them, for nodes: 4 for each pair of servers, and those that join."""
+undecided_connections_max = 512
+"""Connections that have not said what they speak."""
+http2_idle_seconds_max = 300.0
+"""A connection without calls is asked to go after this time."""
+http2_unread_seconds_max = 60.0
+"""One that takes nothing of what waits for it is closed."""
+edge_look_seconds = 1.0
+"""Connections are looked at this often."""
+unary_seconds_max = 60.0
+"""A unary call that names no deadline."""
+message_grace_seconds = 10.0
+message_bytes_per_second_min = KiB
+"""A message that has begun comes so fast, after that time."""
+edge_bytes_max = 256 * MiB
+"""Received and not handled, or answered and not taken, of all clients together."""
+outsiders_line_seconds = 60.0
+"""Lines of the log about outsiders, of each kind."""
 connections_max = 2000
 """Of each listener; fewer where the process may not have so many descriptors."""
 descriptors_reserved = 192
@@ -366,6 +385,8 @@ too short, up to:"""
 # --- shutdown ------------------------------------------------------------------------------------
 drain_seconds_default = 10.0
 
+assert http2_connection_window_bytes * 8 <= edge_bytes_max
+assert peer_connections_reserved * 4 < connections_max
 assert turn_share_units_max * 4 <= turn_units_max
 assert batch_bytes_max < message_bytes_max
 assert batch_bytes_max < undurable_bytes_max

@@ -32,6 +32,7 @@ from proglog.agent.cluster import (
     newcomer,
 )
 from proglog.agent.drain import Drain, read_order
+from proglog.agent.exposition import LimitsCollector
 from proglog.agent.forming import Forming
 from proglog.agent.policy import misses_somebody
 from proglog.agent.readiness import Readiness
@@ -213,7 +214,7 @@ class Node:
             http=gateway.factory,
             raft=lambda principal: self.peers.accept(self.security.names_of(principal)),
         )
-        mux = Mux(listener, routes, tls=self.security.tls())
+        mux = Mux(listener, routes, tls=self.security.tls(), budgets=rpc.budgets)
         self._parts.push_async_callback(mux.close)
         if config.http_addr is not None:
             self._serve_http(gateway, config.http_addr)
@@ -222,6 +223,7 @@ class Node:
         self._supervise(self._tell_health(rpc))
         self._watch = self._make_watch(history, feed)
         self.metrics.registry.register(ViewCollector(lambda: feed.view))
+        self.metrics.registry.register(LimitsCollector(rpc.budgets))
 
     def _serve_http(self, gateway: Gateway, address: Address) -> None:
         listener = _listen(address)

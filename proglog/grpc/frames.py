@@ -180,6 +180,9 @@ class Http2Connection(H2Connection):
         self._idle_frames = RateBound(limits.http2_idle_frames_per_second_max, clock)
         self._streams_swept = 0
         self._frames_to_acknowledge = 0
+        self._has_settings = False
+        self.limit_reached = "headers"
+        """Which limit it was, where one ends the connection."""
 
     def add(self, data: bytes) -> None:
         """Takes received bytes. Raises ProtocolError where they are not HTTP/2's preface."""
@@ -215,6 +218,11 @@ class Http2Connection(H2Connection):
         """The largest frame of DATA for the peer."""
         return min(self.max_outbound_frame_size, limits.http2_frame_bytes_max)
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether the peer has said its preface, and its SETTINGS."""
+        return self.incoming_buffer.is_begun and self._has_settings
+
     def data_was_sent(self) -> None:
         """Allows for what a peer says for each frame of DATA: more room in two windows."""
         self._frames_to_acknowledge = min(self._frames_to_acknowledge + 2, _UNACKNOWLEDGED_MAX)
@@ -222,11 +230,14 @@ class Http2Connection(H2Connection):
     def _receive_frame(self, frame: Frame) -> list[Event]:
         is_server = not self.config.client_side
         if is_server and self._is_idle(frame) and self._idle_frames.exceeded():
+            self.limit_reached = "idle_frames"
             raise DenialOfServiceError("too many frames that carry nothing")
         events = self._dispatch(frame)
+        self._has_settings |= isinstance(frame, SettingsFrame)
         # Resets by the peer, and those that it makes us send by breaking the rules of a stream.
         reset = isinstance(frame, RstStreamFrame) or any(isinstance(e, StreamReset) for e in events)
         if is_server and reset and self._resets.exceeded():
+            self.limit_reached = "resets"
             raise DenialOfServiceError("too many streams were reset")
         return events
 
@@ -252,6 +263,7 @@ class Http2Connection(H2Connection):
 
     def _refuse_frame(self, stream_id: int, code: ErrorCodes | int) -> None:
         if self._idle_frames.exceeded():
+            self.limit_reached = "idle_frames"
             raise DenialOfServiceError("too many frames of streams that are over")
         reset = RstStreamFrame(stream_id)
         reset.error_code = code

@@ -28,8 +28,9 @@ from grpclib.protocol import Stream as GrpclibStream
 from grpclib.utils import Wrapper
 from h2.config import H2Configuration
 from h2.connection import ConnectionInputs
+from h2.errors import ErrorCodes
 from h2.events import Event, WindowUpdated
-from h2.exceptions import ProtocolError
+from h2.exceptions import DenialOfServiceError, ProtocolError
 from h2.settings import SettingCodes
 from h2.stream import StreamInputs
 from hyperframe.frame import DataFrame, HeadersFrame
@@ -37,11 +38,10 @@ from hyperframe.frame import DataFrame, HeadersFrame
 from proglog import limits
 from proglog.aio.turns import Turns
 from proglog.batch import Buffer
+from proglog.grpc.budgets import Budgets, Pool, Seldom
 from proglog.grpc.frames import Http2Connection
 from proglog.grpc.outbox import Outbox
 from proglog.grpc.receiving import ReceiveBuffer
-
-log = logging.getLogger(__name__)
 
 _FRAME_HEADER = struct.Struct(">HBBBL")
 _END_STREAM, _END_HEADERS = 0x1, 0x4
@@ -58,7 +58,8 @@ class Stream(GrpclibStream):
 
     def init_stream(self, stream_id: int, connection: GrpclibConnection) -> None:
         super().init_stream(stream_id, connection)
-        self.buffer: Any = ReceiveBuffer(partial(connection.ack, stream_id))
+        own = cast("Connection", connection)
+        self.buffer: Any = ReceiveBuffer(partial(connection.ack, stream_id), own.hold)
 
     async def send_data(self, data: Buffer, end_stream: bool = False) -> None:
         await self.send_parts((data,), end_stream=end_stream)
@@ -67,10 +68,16 @@ class Stream(GrpclibStream):
         """Sends the bytes of some buffers, which must not change until they are on their way."""
         waiting = deque(memoryview(part) for part in parts if len(part))
         left = sum(map(len, waiting))
-        while left:
-            size = min(left, await self._room())
-            left -= size
-            self._send_frame(_take(waiting, size), size, end_stream=end_stream and not left)
+        connection = cast("Connection", self.connection)
+        connection.hold(left)
+        try:
+            while left:
+                size = min(left, await self._room())
+                left -= size
+                connection.hold(-size)
+                self._send_frame(_take(waiting, size), size, end_stream=end_stream and not left)
+        finally:
+            connection.hold(-left)
         if end_stream and not parts:
             await self.end()
 
@@ -140,6 +147,10 @@ class Connection(GrpclibConnection):
     ) -> Stream:
         return Stream(self, self._connection, self._transport, stream_id=stream_id, wrapper=wrapper)
 
+    pool: Pool | None = None
+    """Where what the peer makes us hold is counted."""
+    held_bytes = 0
+    give_way: Callable[[], None]
     register: Callable[[GrpclibStream], Callable[[], None]]
     """Tells a stream of what comes for it, until what this answers is called."""
 
@@ -147,6 +158,13 @@ class Connection(GrpclibConnection):
     def state(self) -> Http2Connection:
         """h2's side of it."""
         return cast("Http2Connection", self._connection)
+
+    def hold(self, size: int) -> None:
+        """So many bytes more, or less, are held for the peer."""
+        if self.pool is not None and size > 0:
+            self.pool.hold(self, size)
+        elif self.pool is not None:
+            self.pool.release(self, -size)
 
     def answer(self, stream_id: int, message: bytes) -> bool:
         """Sends all of a unary answer: headers, one small message, status. False where the peer has
@@ -216,6 +234,15 @@ class Processor(EventsProcessor):
         if handle is not None:
             handle(event)
 
+    def register(self, stream: GrpclibStream) -> Callable[[], None]:
+        release = super().register(stream)
+
+        def release_all() -> None:
+            release()
+            stream.buffer.drop()  # type: ignore[attr-defined]  # ours, see Stream.init_stream
+
+        return release_all
+
     def process_window_updated(self, event: WindowUpdated) -> None:
         if event.stream_id:
             super().process_window_updated(event)
@@ -246,9 +273,14 @@ class Protocol(H2Protocol):
         config: Configuration,
         h2_config: H2Configuration,
         turns: Turns | None = None,
+        budgets: Budgets | None = None,
+        seldom: Seldom | None = None,
     ) -> None:
-        """With `turns` frames are taken a share at a time; else at once, all that have come."""
+        """With `turns` frames are taken a share at a time; else at once, all that have come. What a
+        peer makes us hold is counted by `budgets`, and what it does wrong told by `seldom`."""
         super().__init__(handler, config, h2_config)
+        self._budgets = budgets
+        self._seldom = seldom or Seldom(asyncio.get_running_loop().time, 0)
         self._turns = turns
         self._in_line = False
         self._pauses: set[str] = set()
@@ -271,7 +303,10 @@ class Protocol(H2Protocol):
         state.increment_flow_control_window(
             limits.http2_connection_window_bytes - state.inbound_flow_control_window
         )
-        self.connection = Connection(state, Outbox(transport), config=self.config)
+        own = self.connection = Connection(state, Outbox(transport), config=self.config)
+        own.give_way = self._give_way
+        if self._budgets is not None:
+            own.pool = self._budgets.pool
         self.connection.flush()
         self.connection.initialize()
         self.processor = self.new_processor()
@@ -330,11 +365,24 @@ class Protocol(H2Protocol):
         return done
 
     def _cut(self, error: ProtocolError) -> None:
-        transport = self.connection._transport
-        log.info("HTTP/2 connection with %s ends: %s", transport.get_extra_info("peername"), error)
+        peer = self.connection._transport.get_extra_info("peername")
+        self._seldom.tell(logging.INFO, "an HTTP/2 connection ends", f"{peer}: {error}")
+        if self._budgets is not None and isinstance(error, DenialOfServiceError):
+            self._budgets.count(self.state.limit_reached)
         connection = cast("Connection", self.connection)
         connection.cut()
         self.processor.close(f"HTTP/2 error: {error}")
+
+    def _give_way(self) -> None:
+        """All clients together make the node hold too much, and this one most of it."""
+        if not self.connection.is_closing():
+            self.state._terminate_connection(ErrorCodes.ENHANCE_YOUR_CALM)
+            self._cut(ProtocolError("it makes the node hold too much"))
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        super().connection_lost(exc)
+        if self._budgets is not None:
+            self._budgets.pool.leave(cast("Connection", self.connection))
 
     def pause(self, reason: str) -> None:
         """Does not read the peer until each reason has ended."""

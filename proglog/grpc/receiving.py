@@ -12,6 +12,10 @@ from proglog.batch import Buffer
 from proglog.wire import BadMessage
 
 
+def _count_nothing(_size: int) -> None:
+    """A client holds what it wants."""
+
+
 class ReceiveBuffer:
     """DATA of one stream, received but not read. Bounded by the stream's window.
 
@@ -19,8 +23,12 @@ class ReceiveBuffer:
     earlier where a large message waits for its rest, which the window could keep from coming.
     """
 
-    def __init__(self, acknowledge: Callable[[int], None]) -> None:
+    def __init__(
+        self, acknowledge: Callable[[int], None], hold: Callable[[int], None] = _count_nothing
+    ) -> None:
+        """`hold` is told how many bytes more are kept here, or less."""
         self._acknowledge = acknowledge
+        self._hold = hold
         self._parts: deque[memoryview] = deque()
         self._small = bytearray()
         """What came last in small frames: a buffer for each byte would take a hundred bytes."""
@@ -43,6 +51,7 @@ class ReceiveBuffer:
             self.size += len(data)
             self._unacknowledged += len(data)
             self._wake()
+            self._hold(len(data))
 
     def eof(self) -> None:
         self._ended = True
@@ -95,8 +104,16 @@ class ReceiveBuffer:
             parts.append(part)
             missing -= len(part)
         self.size -= size
+        self._hold(-size)
         self._acknowledge_all_but(self.size)
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def drop(self) -> None:
+        """Nobody reads any more."""
+        self._hold(-self.size)
+        self.size = 0
+        self._parts.clear()
+        self._small.clear()
 
     def unacked_size(self) -> int:
         """Bytes to give back to the window when nobody reads any more."""

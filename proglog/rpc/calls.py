@@ -17,8 +17,8 @@ import struct
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias, cast
 
+from grpclib.const import Cardinality, Status
 from grpclib.const import Handler as Method
-from grpclib.const import Status
 from grpclib.encoding.base import GRPC_CONTENT_TYPE
 from grpclib.events import _DispatchServerEvents
 from grpclib.exceptions import GRPCError
@@ -69,6 +69,7 @@ class Call(GrpclibCall[Any, Any]):
     principal: Principal = ANONYMOUS
     """Who calls."""
     _sending = False
+    _held = 0
 
     @property
     def receive_buffer(self) -> ReceiveBuffer:
@@ -77,14 +78,36 @@ class Call(GrpclibCall[Any, Any]):
 
     async def recv_message(self) -> Any:
         """The next message, or None after the last. Raises BadMessage, TooLarge."""
+        self.hold(0)
         prefix = await self._stream.recv_data(_PREFIX.size)
         if not prefix:
             return None
         size = _message_size(prefix)
-        data = await self._stream.recv_data(size)
+        data = await self._body(size)
         if len(data) < size:
             raise wire.BadMessage("the stream ended within a message")
+        self.hold(size)
         return self._codec.decode(data, self._recv_type)
+
+    async def _body(self, size: int) -> Buffer:
+        """The rest of a message that has begun. Raises DeadlineExceeded where it does not come."""
+        buffer = self.receive_buffer
+        if buffer.size >= size:
+            return buffer.take(size)
+        seconds = limits.message_grace_seconds + size / limits.message_bytes_per_second_min
+        try:
+            async with asyncio.timeout(seconds) as patience:
+                return await buffer.read(size)
+        except TimeoutError:
+            if not patience.expired():
+                raise
+            raise errors.DeadlineExceeded("the message that has begun does not come") from None
+
+    def hold(self, size: int) -> None:
+        """The node holds so many bytes of what the caller has sent, until it is asked for more."""
+        connection = cast("Connection", self._stream.connection)
+        connection.hold(size - self._held)
+        self._held = size
 
     def received_message(self) -> Any:
         """The next message if all of it is here already, else None. Raises BadMessage, TooLarge."""
@@ -384,7 +407,7 @@ async def _run(call: Call, method: Method) -> Failure | None:
     """Runs the handler of a call. Answers why it failed, if it did."""
     call.handling = True
     try:
-        async with asyncio.timeout(call.timeout_seconds) as deadline:
+        async with asyncio.timeout(_seconds(call)) as deadline:
             await method.func(call)
     except asyncio.CancelledError:
         if call.ending is None:
@@ -398,10 +421,18 @@ async def _run(call: Call, method: Method) -> Failure | None:
         return failure
     finally:
         call.handling = False
+        call.hold(0)
         # It knows the task, which keeps the CancelledError that it ends with, which keeps this
         # frame and those below: a circle around all that the call was sending.
         del deadline
     return None
+
+
+def _seconds(call: Call) -> float | None:
+    """How long its handler may take. Streams have no end of their own."""
+    if call.timeout_seconds is None and call._cardinality is Cardinality.UNARY_UNARY:
+        return limits.unary_seconds_max
+    return call.timeout_seconds
 
 
 def _failure(call: Call, error: Exception, *, expired: bool) -> Failure:

@@ -74,10 +74,10 @@ class Handshake:
         self._source = source
         contexts = tls.contexts()
         offered = offered_protocols(hello)
-        self._is_peer = offered is not None and len(offered) == 1 and offered[0] in PEERS
-        if offered and not self._is_peer and not _suit_a_client(offered):
+        self.is_peer = offered is not None and len(offered) == 1 and offered[0] in PEERS
+        if offered and not self.is_peer and not _suit_a_client(offered):
             raise NoProtocol("it offers no protocol that is spoken here, or of both kinds")
-        self._context = contexts.peers if self._is_peer else contexts.clients
+        self._context = contexts.peers if self.is_peer else contexts.clients
 
     async def run(self, connection: socket.socket, spare: socket.socket) -> None:
         """Until the protocol inside is known and has taken over. `spare` is another descriptor of
@@ -114,17 +114,17 @@ class Handshake:
             facts = facts_of_der(certificate)
         except ValueError:
             raise Unauthenticated("the certificate is malformed") from None
-        make = principals.peer if self._is_peer else principals.client
+        make = principals.peer if self.is_peer else principals.client
         return make(facts, self._source)
 
     def by_protocol(self, name: str) -> ProtocolFactory | None:
         """None where it is not of the kind that the context was chosen for."""
-        kind = PEERS if self._is_peer else CLIENTS
+        kind = PEERS if self.is_peer else CLIENTS
         return self._routes.by_protocol(name) if name in kind else None
 
     def by_prefix(self, prefix: bytes) -> ProtocolFactory | None:
         """Of a client that has negotiated nothing. Raft is not a client's."""
-        return None if prefix[:1] == _RAFT or self._is_peer else self._routes.by_prefix(prefix)
+        return None if prefix[:1] == _RAFT or self.is_peer else self._routes.by_prefix(prefix)
 
 
 def _suit_a_client(offered: tuple[str, ...]) -> bool:

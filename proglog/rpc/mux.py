@@ -18,10 +18,12 @@ import functools
 import logging
 import os
 import socket
+from collections import Counter
 
 from proglog import limits
 from proglog.auth.client_hello import RECORD_HEADER_BYTES, record_bytes
 from proglog.auth.principal import anonymous
+from proglog.grpc.budgets import Budgets, Seldom
 from proglog.net.listening import unmapped
 from proglog.ports import connections_max
 from proglog.rpc.handshake import ALERT_NO_PROTOCOL, Handshake, NoProtocol, Tls, tls_wanted
@@ -44,12 +46,15 @@ class Mux:
         routes: Routes,
         *,
         tls: Tls | None = None,
+        budgets: Budgets | None = None,
     ) -> None:
         """Without `tls` the port is plaintext."""
+        self._budgets = budgets or Budgets()
+        self._seldom = Seldom(asyncio.get_running_loop().time)
         self._listener = listener
         self._routes = routes
         self._tls = tls
-        self._open: set[_Socket] = set()
+        self._open: dict[_Socket, None] = {}  # the oldest first
         self._openings: set[asyncio.Task[None]] = set()
         self._accepting: asyncio.Task[None] | None = None
 
@@ -97,13 +102,37 @@ class Mux:
             except OSError as error:
                 await self._pause(error)
                 continue
-            if len(self._open) > connections_max():
-                log.warning("refused a connection: %d are open", len(self._open) - 1)
+            if not self._has_place(connection):
                 connection.close()
                 continue
             task = loop.create_task(self._admit(connection))
             self._openings.add(task)
             task.add_done_callback(functools.partial(self._admitted, connection))
+
+    def _has_place(self, newcomer: _Socket) -> bool:
+        """Whether there is room for one more, which whoever has most connections may have to make.
+
+        So one source that opens all it can keeps nobody else out; among the connections of one
+        source those that were there first stay."""
+        full = len(self._open) > connections_max()
+        if not full and len(self._openings) < limits.undecided_connections_max:
+            return True
+        self._budgets.count("connections" if full else "undecided_connections")
+        candidates = [each for each in self._open if not each.is_peer]
+        if not full:
+            candidates = [each for each in candidates if not each.has_transport]
+        counts = Counter(each.host for each in candidates)
+        busiest = max(counts, key=counts.__getitem__)
+        if counts[busiest] <= counts[newcomer.host]:
+            text = f"from {newcomer.source}: {len(self._open) - 1:,} are open"
+            self._seldom.tell(logging.WARNING, "refused a connection", text)
+            return False
+        oldest = next(each for each in candidates if each.host == busiest)
+        text = f"the oldest of {counts[busiest]:,} from {busiest}: another source needs one"
+        self._seldom.tell(logging.WARNING, "ended a connection", text)
+        with contextlib.suppress(OSError):
+            oldest.shutdown(socket.SHUT_RDWR)
+        return True
 
     async def _pause(self, error: OSError) -> None:
         if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
@@ -118,7 +147,10 @@ class Mux:
             async with asyncio.timeout(limits.sniff_seconds_max):
                 await self._route(connection)
         except (OSError, TimeoutError) as error:  # ssl.SSLError is an OSError
-            log.info("connection from %s dropped: %s", connection.peer, error or "it says nothing")
+            if isinstance(error, TimeoutError):
+                self._budgets.count("preface_seconds")
+            text = f"from {connection.source}: {error or 'it says nothing'}"
+            self._seldom.tell(logging.INFO, "dropped a connection", text)
 
     def _admitted(self, connection: _Socket, task: asyncio.Task[None]) -> None:
         # Here and not in the task, which may be cancelled before its first step.
@@ -141,11 +173,26 @@ class Mux:
             await self._hand_over(connection, self._routes.by_prefix(prefix))
 
     async def _hand_over(self, connection: _Socket, factory: ProtocolFactory | None) -> None:
-        if factory is not None:
+        connection.is_peer = factory is not None and factory is self._routes.raft
+        if factory is not None and (connection.is_peer or self._leaves_room_for_peers()):
             connection.has_transport = True
             principal = anonymous(connection.source)
             loop = asyncio.get_running_loop()
             await loop.connect_accepted_socket(lambda: factory(principal), connection)
+
+    def _leaves_room_for_peers(self) -> bool:
+        """Whether a client may come in: some places are for other nodes alone."""
+        most = connections_max()
+        reserved = min(limits.peer_connections_reserved, most // 4)
+        if len(self._open) <= most - reserved:
+            return True
+        clients = sum(not each.is_peer for each in self._open)
+        if clients <= most - reserved:
+            return True
+        self._budgets.count("peer_connections_reserved")
+        text = f"{clients - 1:,} clients are connected"
+        self._seldom.tell(logging.WARNING, "refused a connection", text)
+        return False
 
     async def _shake_hands(self, connection: _Socket, tls: Tls) -> None:
         hello = await _peek_record(connection)
@@ -154,6 +201,9 @@ class Mux:
         except NoProtocol as error:
             tls.refused(connection.source, str(error))
             _refuse(connection, ALERT_NO_PROTOCOL)
+            return
+        connection.is_peer = handshake.is_peer
+        if not connection.is_peer and not self._leaves_room_for_peers():
             return
         # By the time that a handshake has failed, the loop has closed the descriptor it was given.
         with socket.socket(fileno=os.dup(connection.fileno())) as spare:
@@ -180,12 +230,17 @@ def source_of(peer: object) -> str:
 class _Socket(socket.socket):
     """An accepted socket that counts among the open ones until it is closed."""
 
+    is_peer = False
+    """Whether it speaks as another node does."""
     has_transport = False
     """Whether a transport owns it, and closes it."""
 
-    def __init__(self, accepted: socket.socket, peer: object, connections: set[_Socket]) -> None:
+    def __init__(
+        self, accepted: socket.socket, peer: object, connections: dict[_Socket, None]
+    ) -> None:
         self.peer = peer
         self.source = source_of(peer)
+        self.host = unmapped(peer[0]) if isinstance(peer, tuple) else str(peer)
         super().__init__(fileno=accepted.detach())
         self.setblocking(False)
         # Finds peers that are gone without a word: after a minute of silence, then three probes.
@@ -194,15 +249,15 @@ class _Socket(socket.socket):
         self.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10)
         self.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
         self._connections = connections
-        connections.add(self)
+        connections[self] = None
 
     def close(self) -> None:
-        self._connections.discard(self)
+        self._connections.pop(self, None)
         super().close()
 
     def detach(self) -> int:
         # uvloop closes the descriptor itself, and detaches the socket from it.
-        self._connections.discard(self)
+        self._connections.pop(self, None)
         return super().detach()
 
 

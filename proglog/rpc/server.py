@@ -8,10 +8,12 @@ from typing import cast
 from grpclib.config import Configuration
 from grpclib.health.check import ServiceStatus
 
+from proglog import limits
 from proglog.aio.turns import Turns
 from proglog.auth.principal import ANONYMOUS, Principal
 from proglog.errors import ProglogError, Unavailable
 from proglog.grpc import http2
+from proglog.grpc.budgets import Budgets, Seldom
 from proglog.rpc.calls import Calls
 from proglog.rpc.cluster import Cluster, ClusterService
 from proglog.rpc.health import ServerCodec, with_health_and_reflection
@@ -24,6 +26,9 @@ class RpcServer:
 
     def __init__(self, logs: Logs, cluster: Cluster) -> None:
         self._status = ServiceStatus()
+        self.budgets = Budgets()
+        self._seldom = Seldom(asyncio.get_running_loop().time)
+        self._looking: asyncio.TimerHandle | None = None
         self._turns = Turns()
         self._log_service = LogService(logs, cluster.servers, self._turns)
         services = with_health_and_reflection(
@@ -51,7 +56,22 @@ class RpcServer:
             self._log_service.quick,
             self._deadlines,
         )
-        return _Connection(calls, self._connections, self._turns)
+        self._begin_looking()
+        return _Connection(calls, self._connections, self._turns, self.budgets, self._seldom)
+
+    def _begin_looking(self) -> None:
+        if self._looking is None:
+            loop = asyncio.get_running_loop()
+            self._looking = loop.call_later(limits.edge_look_seconds, self._look)
+
+    def _look(self) -> None:
+        """Ends connections that do nothing."""
+        self._looking = None
+        now = asyncio.get_running_loop().time()
+        for connection in list(self._connections):
+            connection.look(now)
+        if self._connections:
+            self._begin_looking()
 
     def send_away(self) -> None:
         """Ends the streams that are under way with Unavailable: clients go on with them elsewhere.
@@ -79,16 +99,32 @@ class RpcServer:
         for connection in list(self._connections):
             connection.abort()
         self._deadlines.close()
+        if self._looking is not None:
+            self._looking.cancel()
         await asyncio.gather(*(connection.wait_lost() for connection in list(self._connections)))
 
 
 class _Connection(http2.Protocol):
     """One connection, from when it is made until it is lost and its calls are over."""
 
-    def __init__(self, calls: Calls, connections: set[_Connection], turns: Turns) -> None:
+    def __init__(
+        self,
+        calls: Calls,
+        connections: set[_Connection],
+        turns: Turns,
+        budgets: Budgets,
+        seldom: Seldom,
+    ) -> None:
         super().__init__(
-            calls, Configuration().__for_server__(), http2.configuration(client_side=False), turns
+            calls,
+            Configuration().__for_server__(),
+            http2.configuration(client_side=False),
+            turns,
+            budgets,
+            seldom,
         )
+        self._made = self._busy = asyncio.get_running_loop().time()
+        self._unread_since: float | None = None
         self.calls = calls
         self._connections = connections
         self._lost = asyncio.Event()
@@ -105,6 +141,35 @@ class _Connection(http2.Protocol):
         self._connections.discard(self)
         self._lost.set()
 
+    def look(self, now: float) -> None:
+        """Ends the connection where it is not used, or its peer takes nothing."""
+        if self.connection.is_closing():
+            return
+        self.refuse_further()  # what has begun long ago has deadlines from here on
+        why = self._why_over(now)
+        if why is None:
+            return
+        assert self._budgets is not None
+        self._budgets.count(why)
+        if why == "idle_seconds":
+            self._say_goodbye()
+        else:
+            self.abort()
+
+    def _why_over(self, now: float) -> str | None:
+        """The limit that it has reached, if it has."""
+        if not self.state.has_begun:
+            return "preface_seconds" if now - self._made > limits.sniff_seconds_max else None
+        if not self.connection.write_ready.is_set():
+            since = self._unread_since = self._unread_since or now
+            if now - since > limits.http2_unread_seconds_max:
+                return "unread_seconds"
+        else:
+            self._unread_since = None
+        if len(self.calls):
+            self._busy = now
+        return "idle_seconds" if now - self._busy > limits.http2_idle_seconds_max else None
+
     def refuse_further(self) -> None:
         """Calls that have only begun get the refusal that is in force."""
         cast("Processor", self.processor).settle_all()
@@ -112,11 +177,14 @@ class _Connection(http2.Protocol):
     async def leave(self) -> None:
         """Closes the connection once its calls are over."""
         await self.calls.wait_idle()
+        self._say_goodbye()
+        await self._lost.wait()
+
+    def _say_goodbye(self) -> None:
         if not self.connection.is_closing():
             self.connection._connection.close_connection()
             self.connection.flush()
             self.connection._transport.close()
-        await self._lost.wait()
 
     def abort(self) -> None:
         if not self.connection.is_closing():

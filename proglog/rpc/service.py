@@ -367,6 +367,7 @@ class _Records:
                 self._held = record
                 break
             records.append(record)
+            self._call.hold(size)
             if len(records) % _STEP_RECORDS == 0:
                 await self._turns.take(_STEP_RECORDS)
         return records
