@@ -82,6 +82,8 @@ class Description:
     leader_addr: str
     term: int
     commit_index: int
+    cluster_name: str = ""
+    """What the node calls its cluster: it joins no other."""
 
 
 def check_holds(chunk: Chunk, offset: int, describe: Callable[[], Description]) -> None:

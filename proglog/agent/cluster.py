@@ -27,7 +27,7 @@ from proglog.membership import Member, Membership
 from proglog.net.dialling import Way
 from proglog.raft.configuration import Server
 from proglog.replica.replica import Replica
-from proglog.types import ClusterStatus, ServerInfo
+from proglog.types import ClusterStatus, Description, ServerInfo
 
 
 class ClusterAdmin:
@@ -103,15 +103,25 @@ class ClusterAdmin:
         await self.forming.promise(cluster_id, uuids)
 
 
-async def identify(rpc_addr: str, cluster_id: str, way: Way | None = None) -> Server:
+async def identify(
+    rpc_addr: str, cluster_id: str, way: Way | None = None, *, cluster_name: str = ""
+) -> Server:
     """Asks as `ask_identity` does. Raises ChangeRefused as well if the node that answers belongs to
-    another cluster than this."""
-    server, theirs = await ask_identity(rpc_addr, way)
+    another cluster than this, or waits for one of another name."""
+    server, found = await _ask(rpc_addr, way)
+    theirs = found.cluster_id
     if theirs not in {"", cluster_id}:
         raise ChangeRefused(
             f"{server.name} at {rpc_addr} belongs to another cluster "
             f"({clip(theirs, limits.error_name_bytes_max)}): only a "
             "node that began with --no-bootstrap and an empty directory can be added"
+        )
+    if cluster_name and found.cluster_name not in {"", cluster_name}:
+        # It would be added, and refuse every call.
+        raise ChangeRefused(
+            f"{server.name} at {rpc_addr} waits for a cluster called {quoted(found.cluster_name)}, "
+            f"and this one is called {quoted(cluster_name)}: start it with "
+            f"--cluster-name={cluster_name}"
         )
     return server
 
@@ -119,7 +129,8 @@ async def identify(rpc_addr: str, cluster_id: str, way: Way | None = None) -> Se
 async def newcomer(rpc_addr: str, replica: Replica, way: Way | None = None) -> Server:
     """Asks as `identify` does whom to add. Raises ChangeRefused as well if the others could not
     reach it there: who is in the configuration is dialled by all of them."""
-    server = await identify(rpc_addr, replica.identity.cluster_id, way)
+    identity, name = replica.identity, replica.exchange.cluster_name
+    server = await identify(rpc_addr, identity.cluster_id, way, cluster_name=name)
     refuse_unreachable(replica.leadership.configuration, server)
     return server
 
@@ -131,6 +142,11 @@ async def ask_identity(rpc_addr: str, way: Way | None = None) -> tuple[Server, s
     Raises InvalidRequest if that is no address, and ChangeRefused if nobody answers, or one who
     says what no node can be called: what is found here enters the configuration.
     """
+    server, found = await _ask(rpc_addr, way)
+    return server, found.cluster_id
+
+
+async def _ask(rpc_addr: str, way: Way | None) -> tuple[Server, Description]:
     try:
         address = Address.parse(rpc_addr, "rpc_addr")
     except ConfigurationError as error:
@@ -153,7 +169,7 @@ async def ask_identity(rpc_addr: str, way: Way | None = None) -> tuple[Server, s
             f"what answers at {address} is no node: it calls itself {quoted(found.node)}, "
             f"with the uuid {quoted(found.node_uuid)}"
         )
-    return Server(found.node_uuid, found.node, str(address)), found.cluster_id
+    return Server(found.node_uuid, found.node, str(address)), found
 
 
 def _is_uuid(text: str) -> bool:

@@ -53,6 +53,7 @@ app.command("proglog.cli.top:top", help="Show a cluster as a node sees it, each 
 app.command("proglog.cli.bench:bench", help="Measure how fast a node is.")
 app.command("proglog.cli.check:verify", help="Check every byte of a stopped node's data.")
 app.command("proglog.cli.renew:renew", help="Make a stopped node a new server of its cluster.")
+app.command("proglog.cli.renew:recover", help="Go on without a majority that is lost for good.")
 app.command("proglog.cli.check:repair", help="Mend what is safe in a stopped node's data.")
 
 

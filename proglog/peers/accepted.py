@@ -183,16 +183,22 @@ class Accepted(Connection):
         return await self._why_not_believed(hello.life)
 
     async def _why_not_believed(self, life: Life) -> Refusal | None:
-        if (refusal := self._host.why_not(life)) is not None:
+        refusal = self._host.why_not(life)
+        if refusal is not None and refusal.code != "TWIN":
             return refusal
         if await self._host.is_twin(life):
             return Refusal(
                 "TWIN",
-                f"an earlier start of {life.name} still runs and answers: there are two processes, "
-                "or a copy of its directory is in use",
+                f"another start of {life.name} runs and answers: there are two processes, or a "
+                "copy of its directory is in use",
             )
         # Another one may have come meanwhile; from here on nothing waits.
-        return self._host.why_not(life)
+        refusal = self._host.why_not(life)
+        if refusal is not None and refusal.code == "TWIN":
+            # The other one is gone. Its number was on its disk before anybody heard of it, so this
+            # is not that disk as it was: nothing is gained by another start.
+            return refusal._replace(code="OLD_LIFE")
+        return refusal
 
     def _is_named(self, hello: Hello, names: Names) -> bool:
         """A server is who the configuration says, wherever it calls from; any other node is who it

@@ -60,6 +60,11 @@ class Peers:
         self.has_begun = False
         """Whether somebody speaks for this node."""
 
+    @property
+    def cluster_name(self) -> str:
+        """What this node calls its cluster."""
+        return self._local.cluster_name
+
     # --- groups ----------------------------------------------------------------------------------
 
     def begin(self, home: Home) -> None:
@@ -259,6 +264,11 @@ class Peers:
     def refusal_of(self, uuid: str) -> Refusal | None:
         """Why a node was refused here, if it has not been accepted since."""
         return self._refused.get(uuid)
+
+    def refusals(self, group: int) -> list[tuple[str, Refusal]]:
+        """The servers of a log that are refused here, by name, and why."""
+        peers = [peer for peer in self._peers.values() if group in peer.known]
+        return [(p.name, self._refused[p.uuid]) for p in peers if p.uuid in self._refused]
 
     def ended(self, accepted: Accepted) -> None:
         """A connection is gone; by now there may be another one in its place."""

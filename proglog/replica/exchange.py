@@ -22,7 +22,7 @@ from proglog.replica.budgets import Budget
 from proglog.replica.intake import Intake
 from proglog.replica.outgoing import Outgoing
 from proglog.replica.settings import LEVEL
-from proglog.replica.standing import Standing, Statement
+from proglog.replica.standing import Standing, Statement, notes
 
 
 class Host(Protocol):
@@ -125,6 +125,10 @@ class Exchange:
     def stands(self, life: Life, payload: memoryview) -> Refusal | None:
         return self._standing.judge(life, Statement.decode(payload))
 
+    def notes(self) -> list[str]:
+        """Who takes part in nothing, and why."""
+        return notes(self._standing.doubt, self._peers.refusals(self.group))
+
     async def restate(self) -> None:
         """Tells the others where this server stands, while it moves."""
         while True:
@@ -225,6 +229,11 @@ class Exchange:
         for uuid in list(self._outgoing):
             if configuration.find(uuid) is None:
                 self._outgoing.pop(uuid).close()
+
+    @property
+    def cluster_name(self) -> str:
+        """What this node calls its cluster."""
+        return self._peers.cluster_name
 
     def name_of(self, uuid: str) -> str:
         """What to call a server in front of people."""

@@ -32,6 +32,7 @@ from proglog.log.names import (
     stores,
 )
 from proglog.log.recovery import Recovered
+from proglog.log.verify import analyse_thoroughly, report_of
 from proglog.ports import Files, Ports
 from proglog.raft.configuration import Configuration, Server
 from proglog.raft.hard_state import HardStateFile, Identity, new_id
@@ -258,6 +259,15 @@ def _recovery(node: NodeDirectory, ports: Ports) -> Rebirth:
             f"{survivor.name} is no server of a cluster, by its own log: there is nothing to "
             "recover here",
             setting="DIR",
+        )
+    folder = group_folder(node.path, DEFAULT_GROUP)
+    report = report_of(analyse_thoroughly(ports.files, folder))
+    if report.is_damaged:
+        raise CorruptionError(
+            f"the log of {survivor.name} is damaged: proglog verify {node.path} says where, and "
+            "another survivor may be whole",
+            file=folder,
+            position=0,
         )
     uuid = new_id(ports.random)
     configuration = Configuration((replace(own, uuid=uuid),)).encode().decode()

@@ -386,8 +386,8 @@ class Replica:
 
     def cluster_status(self) -> ClusterStatus:
         """The cluster as this server sees it."""
-        notes = [*self._timekeeper.notes(), *self._upgrade.notes(), self._retention.held]
-        return views.cluster_status(self, filter(None, notes))
+        notes = [*self.exchange.notes(), *self._timekeeper.notes(), *self._upgrade.notes()]
+        return views.cluster_status(self, filter(None, [*notes, self._retention.held]))
 
     async def wait_ready(self) -> None:
         """Until `is_ready`. Raises Unavailable if the replica ends first."""

@@ -23,7 +23,7 @@ that rests on it, and otherwise once a second.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from proglog.log.log import Log
@@ -78,6 +78,12 @@ def why_above(floor: Floor, statement: Statement) -> str:
 
 
 NOTHING = Floor(0, 0, 0)
+
+
+def notes(doubt: str, refused: Iterable[tuple[str, Refusal]]) -> list[str]:
+    """What operators are to know of who takes part in nothing, a sentence each."""
+    said = [f"this node takes part in nothing: {doubt}"] if doubt else []
+    return said + [f"{name} is refused ({each.code}): {each.why}" for name, each in refused]
 
 
 class Standing:

@@ -27,6 +27,7 @@ def describe(replica: Replica) -> Description:
         leader_addr=leader.rpc_addr if leader else "",
         term=replica.leadership.state.term,
         commit_index=replica.commit_index,
+        cluster_name=replica.exchange.cluster_name,
     )
 
 

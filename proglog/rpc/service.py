@@ -227,6 +227,7 @@ class LogService:
                 leader_addr=found.leader_addr,
                 term=found.term,
                 commit_index=found.commit_index,
+                cluster_name=found.cluster_name,
             )
         )
 

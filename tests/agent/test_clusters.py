@@ -396,6 +396,21 @@ async def test_what_a_node_says_of_itself_is_looked_at(
         await identify("127.0.0.1:1", "c1")
 
 
+async def test_a_node_that_waits_for_another_cluster_is_not_added(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It would refuse every call, and the cluster wait for it."""
+    uuid = "8f14e45f-ceea-467f-a8f5-5c1d2b0a9e11"
+
+    async def describe(_self: object) -> SimpleNamespace:
+        return SimpleNamespace(cluster_id="", node="n9", node_uuid=uuid, cluster_name="prdo")
+
+    monkeypatch.setattr(NetworkBackend, "describe", describe)
+    with pytest.raises(ChangeRefused, match=r"called 'prdo', and this one .* --cluster-name=prod"):
+        await identify("127.0.0.1:1", "c1", cluster_name="prod")
+    assert (await identify("127.0.0.1:1", "c1", cluster_name="prdo")).uuid == uuid
+
+
 # --- producing ----------------------------------------------------------------------------------
 
 

@@ -91,10 +91,21 @@ async def test_an_earlier_life_is_refused_and_told_once(peers: Peers) -> None:
 async def test_of_two_that_bear_one_number_the_later_is_refused(peers: Peers) -> None:
     _, first = await call(peers, hello("them", **life(5)))
     _, second = await call(peers, hello("them", **life(5, "another")))
+    await answer(first)
+    await asyncio.sleep(0.001)
     assert (refusal_on(second), second.closed) == ("TWIN", True)
     assert not first.aborted
     _, again = await call(peers, hello("them", **life(5)))
     assert not again.closed
+
+
+async def test_a_number_that_was_given_already_is_of_an_older_directory(peers: Peers) -> None:
+    """It is on the disk before anybody hears of it. Where the other one is gone, there are not two:
+    what was given it is not what is there."""
+    first, _ = await call(peers, hello("them", **life(5)))
+    first.connection_lost(None)
+    _, second = await call(peers, hello("them", **life(5, "another")))
+    assert (refusal_on(second), second.closed) == ("OLD_LIFE", True)
 
 
 async def test_a_node_under_another_name_is_refused(peers: Peers) -> None:
@@ -223,6 +234,9 @@ async def test_nothing_counts_of_who_has_not_said_where_it_stands(
     assert (refusal_on(wire), wire.closed) == ("ROLLED_BACK", True)
     assert receiver.received == []
     assert peers.refusal_of("them") == receiver.refusal
+    assert peers.refusals(GROUP) == []
+    peers.configure(GROUP, [THEM])
+    assert peers.refusals(GROUP) == [("them", receiver.refusal)]
     receiver.refusal = None
     connection, _ = await stood(peers, hello("them"))
     connection.data_received(VOTE)

@@ -17,7 +17,7 @@ from proglog.ports import RealFiles
 from proglog.raft.messages import Heartbeat
 from proglog.replica import floors
 from proglog.replica.floors import Floor, Memory
-from proglog.replica.standing import NOTHING, Standing, Statement, raised, why_above
+from proglog.replica.standing import NOTHING, Standing, Statement, notes, raised, why_above
 from tests.replica.support import Node
 from tests.waiting import until
 
@@ -157,6 +157,14 @@ def test_a_later_version_may_say_more_and_nobody_less() -> None:
         Statement.decode(memoryview(packed[:-1]))
 
 
+def test_operators_are_told_who_takes_part_in_nothing() -> None:
+    assert notes("", []) == []
+    assert notes("it is old", [("n2", Refusal("TWIN", "there are two"))]) == [
+        "this node takes part in nothing: it is old",
+        "n2 is refused (TWIN): there are two",
+    ]
+
+
 # --- over restarts -------------------------------------------------------------------------------
 
 
@@ -208,6 +216,7 @@ async def test_one_that_is_doubted_takes_part_in_nothing_also_when_it_is_back(
             assert not node.replica.is_ready
             assert not node.replica.leadership.is_mine
             assert node.replica.exchange.statement() is None
+            assert why in node.replica.cluster_status().notes[0]
             with pytest.raises(Unavailable, match="it is old"):
                 node.replica.describe()
             with pytest.raises(Unavailable):

@@ -222,6 +222,11 @@ class DescribeResponse(betterproto2.Message):
     The node's own; a cluster id that is empty means that it belongs to none yet.
     """
 
+    cluster_name: "str" = betterproto2.field(12, betterproto2.TYPE_STRING)
+    """
+    What the node calls its cluster: it joins no other.
+    """
+
 
 default_message_pool.register_message("log.v1", "DescribeResponse", DescribeResponse)
 
