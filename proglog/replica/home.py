@@ -12,7 +12,7 @@ from typing import Any
 import structlog
 
 from proglog import limits
-from proglog.errors import StorageFailed, Unavailable
+from proglog.errors import DiskFull, Overloaded, StorageFailed, Unavailable
 from proglog.log.log import Log
 from proglog.peers.hello import Refusal
 from proglog.ports import Ports
@@ -124,7 +124,7 @@ class Home:
         memory = self.standing.memory
         memory = Memory(dict(memory.floors), dict(memory.lives))
         if memory != self._saved:
-            with contextlib.suppress(OSError, StorageFailed):
+            with contextlib.suppress(OSError, StorageFailed, DiskFull, Overloaded):
                 await self._log.run_job(
                     lambda: floors.save(self._ports.files, self._folder, memory)
                 )
