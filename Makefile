@@ -100,14 +100,14 @@ pods: install  ## run what the chart renders as containers, and disturb them; ne
 	$(BIN)/python -m pytest tests/pods $(ARGS)
 
 SECONDS ?= 60
-LOSSES ?= 0.3 0.9 1.1 2 5 14 mute
+LOSSES ?= 0.3 0.9 1.1 2 5 14 mute vanish stop bridge slow move
 MINUTES ?= 4
 unexport SECONDS LOSSES MINUTES
 
 sim: install  ## run simulated clusters for longer: make sim SECONDS=600
 	$(BIN)/python -m tests.sim --seconds $(SECONDS) $(ARGS)
 
-net: install  ## lose the network between real nodes for a while: make net LOSSES="2 60"
+net: install  ## break the network between real nodes: make net LOSSES="2 60 stop"
 	unshare --user --map-root-user --net --mount --kill-child \
 	    $(BIN)/python -m tests.net $(LOSSES)
 

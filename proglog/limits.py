@@ -372,7 +372,7 @@ client_failed_seconds_max = 30.0
 """and no longer than this."""
 client_keepalive_seconds = 2.0
 """A connection with calls is pinged this often, and given up when no answer comes as long."""
-client_quiet_seconds = 0.5
+client_quiet_seconds = 0.4
 client_pong_seconds = 0.1
 """Sooner than that: a connection with calls that brings nothing for so long is asked for a sign of
 life, and without one in this time other nodes are asked who leads, again and again."""

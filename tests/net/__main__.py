@@ -1,7 +1,15 @@
-"""Three nodes on hosts of their own, whose network loses everything for a while: how long after it
-is whole again somebody leads, and a client's record is acknowledged. Prints a line of JSON a loss.
+"""Three nodes and a client on hosts of their own, whose network fails in ways that one can name:
+how long it takes until somebody leads, and a client's record is acknowledged. A line of JSON each.
 
-Run it by `make net`; a loss is its seconds, or "mute": only what the leader says is lost.
+Run it by `make net`. What is tried, one after the other, is named by arguments:
+
+    SECONDS   everything is lost for so long; counted from the end
+    mute      nobody hears the leader, which hears everybody; counted from the beginning, as below
+    vanish    the leader is cut off from everybody, clients too, without a word
+    stop      the leader's process stands still (SIGSTOP)
+    bridge    the leader and one follower do not hear each other; the third hears both
+    slow      the leader's link has 400 kbit/s
+    move      a follower comes back at another address
 """
 
 from __future__ import annotations
@@ -9,9 +17,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from time import monotonic
 
@@ -24,10 +33,14 @@ from proglog.errors import ProglogError
 from tests.net.network import Network
 
 COUNT = 3
+CLIENT = COUNT
+"""The number of the client's host."""
 RPC, GOSSIP = 8400, 8401
 WAIT_SECONDS = 60.0
 ASK_SECONDS = 0.5
 PAUSE_SECONDS = 0.01
+FAULT_SECONDS = 4.0
+"""How long what is not a loss of everything lasts."""
 
 
 class Nodes:
@@ -36,32 +49,32 @@ class Nodes:
     def __init__(self, network: Network, folder: Path) -> None:
         self.network = network
         self._folder = folder
-        self._processes: list[asyncio.subprocess.Process] = []
+        self.processes: list[asyncio.subprocess.Process] = []
         self.terms = [0] * COUNT
         """By node, the term that it leads in; 0 if it does not."""
+        self.follows = [False] * COUNT
+        """By node, whether it follows a leader."""
         self.ready = 0
 
     async def start(self) -> None:
         for i in range(COUNT):
-            command = [
-                *(sys.executable, "-m", "proglog.cli", "serve", f"--node-name=n{i}"),
-                f"--data-dir={self._folder / f'n{i}'}",
-                f"--rpc-port={RPC}",
-                f"--bind-addr={self.network.address(i)}:{GOSSIP}",
-                *(
-                    "--http-addr=none",
-                    "--allow-plaintext",
-                    "--log-format=json",
-                    "--segment-bytes=1MiB",
-                ),
-                f"--start-join-addrs={self.network.address(0)}:{GOSSIP}" if i else "--bootstrap",
-            ]
-            output = self._folder / f"n{i}.log"
-            self._processes.append(await self.network.start(i, command, output))
+            self.processes.append(await self.start_one(i))
+
+    async def start_one(self, i: int) -> asyncio.subprocess.Process:
+        command = [
+            *(sys.executable, "-m", "proglog.cli", "serve", f"--node-name=n{i}"),
+            f"--data-dir={self._folder / f'n{i}'}",
+            f"--rpc-port={RPC}",
+            f"--bind-addr={self.network.address(i)}:{GOSSIP}",
+            *("--http-addr=none", "--log-format=json", "--segment-bytes=1MiB", "--allow-plaintext"),
+            f"--start-join-addrs={self.network.address(0)}:{GOSSIP}" if i else "--bootstrap",
+        ]
+        return await self.network.start(i, command, self._folder / f"n{i}.log")
 
     def stop(self) -> None:
-        for process in self._processes:
-            process.kill()
+        for process in self.processes:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
 
     @property
     def url(self) -> str:
@@ -69,26 +82,32 @@ class Nodes:
 
     async def watch(self, i: int) -> None:
         """Asks a node over and over, from next to it, whatever the others can hear."""
-        address = Address(self.network.address(i), RPC)
         while True:
+            address = Address(self.network.address(i), RPC)
             with contextlib.suppress(ProglogError):
                 async with Cluster([address], timeout_seconds=ASK_SECONDS) as asked:
                     while True:
                         status = await asked.status()
                         leads = status.role == "leader"
                         self.terms[i] = status.term if leads else 0
+                        self.follows[i] = status.role == "follower" and any(
+                            server.is_leader for server in status.servers
+                        )
                         voters = sum(each.suffrage == "voter" for each in status.servers)
                         self.ready = max(self.ready, voters if leads else 0)
                         await asyncio.sleep(PAUSE_SECONDS)
-            self.terms[i] = 0
+            self.terms[i], self.follows[i] = 0, False
             await asyncio.sleep(PAUSE_SECONDS)
 
     async def led(self) -> int:
         """Until somebody leads; its term."""
-        async with asyncio.timeout(WAIT_SECONDS):
-            while not any(self.terms):
-                await asyncio.sleep(PAUSE_SECONDS)
+        await until(lambda: any(self.terms))
         return max(self.terms)
+
+    async def leader(self) -> int:
+        """Until just one leads; its number."""
+        await until(lambda: sum(map(bool, self.terms)) == 1)
+        return self.terms.index(max(self.terms))
 
     def show(self) -> None:
         for path in sorted(self._folder.glob("*.log")):
@@ -97,36 +116,31 @@ class Nodes:
             )
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(WAIT_SECONDS):
+        while not condition():
+            await asyncio.sleep(PAUSE_SECONDS / 10)
+
+
 class Load:
-    """Produces one record after the other, for as long as the world is there."""
+    """What the client on the host of its own had acknowledged, see `tests.net.client`."""
 
-    def __init__(self) -> None:
-        self.acknowledged: dict[int, bytes] = {}
-        self.unknown = 0
-        self.told = monotonic()
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self.acknowledged: dict[int, int] = {}
+        self.told = 0.0
+        """When, by the clock of all hosts, the last one was."""
 
-    async def run(self, url: str) -> None:
-        number = 0
-        async with proglog.connect(url, timeout_seconds=5.0) as log:
-            while True:
-                number += 1
-                value = b"%d" % number
-                try:
-                    offset = await log.produce(value)
-                except ProglogError:
-                    self.unknown += 1
-                else:
-                    assert offset not in self.acknowledged, "an offset is given twice"
-                    self.acknowledged[offset] = value
-                    self.told = monotonic()
-                await asyncio.sleep(PAUSE_SECONDS)
+    async def read(self) -> None:
+        assert self._process.stdout is not None
+        async for line in self._process.stdout:
+            offset, number, self.told = json.loads(line)
+            assert offset not in self.acknowledged, "an offset is given twice"
+            self.acknowledged[offset] = number
 
-    async def news(self) -> float:
-        """Until a record is acknowledged that was not before; when."""
-        before = self.told
-        async with asyncio.timeout(WAIT_SECONDS):
-            while self.told == before:
-                await asyncio.sleep(PAUSE_SECONDS / 10)
+    async def news(self, since: float) -> float:
+        """Until a record is acknowledged after `since`; when."""
+        await until(lambda: self.told > since)
         return self.told
 
     async def check(self, url: str) -> None:
@@ -137,24 +151,29 @@ class Load:
                 found[record.offset] = record.value
                 if record.offset >= max(acknowledged):
                     break
-        missing = {o: v for o, v in acknowledged.items() if found.get(o) != v}
+        missing = {o: v for o, v in acknowledged.items() if found.get(o) != b"%d" % v}
         assert not missing, f"{len(missing)} acknowledged records are lost: {missing}"
         assert len(set(found.values())) == len(found), "a record is there twice"
 
 
 @contextlib.asynccontextmanager
 async def nodes_with_load(folder: Path) -> AsyncIterator[tuple[Nodes, Load]]:
-    nodes, load = Nodes(Network(COUNT), folder), Load()
+    nodes = Nodes(Network(COUNT + 1), folder)
+    client = None
     try:
         await nodes.start()
         async with asyncio.TaskGroup() as tasks:
             background = [tasks.create_task(nodes.watch(i)) for i in range(COUNT)]
-            async with asyncio.timeout(WAIT_SECONDS):
-                while nodes.ready < COUNT:
-                    await asyncio.sleep(PAUSE_SECONDS)
-            background.append(tasks.create_task(load.run(nodes.url)))
-            await load.news()
+            await until(lambda: nodes.ready >= COUNT)
+            command = [sys.executable, "-m", "tests.net.client", nodes.url]
+            output = folder / "client.log"
+            pipe = asyncio.subprocess.PIPE
+            client = await nodes.network.start(CLIENT, command, output, stdout=pipe)
+            load = Load(client)
+            background.append(tasks.create_task(load.read()))
+            await load.news(0.0)
             yield nodes, load
+            client.kill()
             await load.check(nodes.url)
             for task in background:
                 task.cancel()
@@ -163,11 +182,16 @@ async def nodes_with_load(folder: Path) -> AsyncIterator[tuple[Nodes, Load]]:
         raise
     finally:
         nodes.stop()
+        if client is not None:
+            with contextlib.suppress(ProcessLookupError):
+                client.kill()
 
 
-async def lose(nodes: Nodes, load: Load, seconds: float) -> dict[str, float]:
+Told = dict[str, float | str]
+
+
+async def lose(nodes: Nodes, load: Load, seconds: float) -> Told:
     """What a loss of everything for so long costs once it is over."""
-    await load.news()
     before = await nodes.led()
     nodes.network.lose_everything()
     await asyncio.sleep(seconds)
@@ -175,7 +199,7 @@ async def lose(nodes: Nodes, load: Load, seconds: float) -> dict[str, float]:
     healed = monotonic()
     term = await nodes.led()
     led = monotonic()
-    written = await load.news()
+    written = await load.news(healed)
     return {
         "loss": seconds,
         "leader": round(led - healed, 3),
@@ -184,33 +208,106 @@ async def lose(nodes: Nodes, load: Load, seconds: float) -> dict[str, float]:
     }
 
 
-async def mute_leader(nodes: Nodes, load: Load, seconds: float = 5.0) -> dict[str, float | str]:
-    """Nobody hears the leader, which hears everybody: another one leads, and it knows in time."""
-    await load.news()
-    before = await nodes.led()
-    leader = nodes.terms.index(before)
-    nodes.network.lose((leader, other) for other in range(COUNT) if other != leader)
-    cut = monotonic()
-    async with asyncio.timeout(WAIT_SECONDS):
-        while max(nodes.terms) <= before or nodes.terms[leader]:
-            await asyncio.sleep(PAUSE_SECONDS)
+async def _deposed(nodes: Nodes, load: Load, name: str, before: int, began: float) -> Told:
+    """Until another one leads, and the client has noticed."""
+    await until(lambda: max(nodes.terms) > before)
     led = monotonic()
-    await load.news()
-    written = await load.news()
-    await asyncio.sleep(seconds)
+    # What was on its way is acknowledged at once; the next that is was sent to the new leader.
+    written = await load.news(led)
+    return {"loss": name, "leader": round(led - began, 3), "write": round(written - began, 3)}
+
+
+async def mute(nodes: Nodes, load: Load) -> Told:
+    leader, before = await nodes.leader(), max(nodes.terms)
+    began = monotonic()
+    nodes.network.lose((leader, other) for other in range(COUNT) if other != leader)
+    told = await _deposed(nodes, load, "mute", before, began)
+    await until(lambda: not nodes.terms[leader])
+    await asyncio.sleep(FAULT_SECONDS)
     nodes.network.heal()
-    return {"loss": "mute", "leader": round(led - cut, 3), "write": round(written - cut, 3)}
+    return told
+
+
+async def vanish(nodes: Nodes, load: Load) -> Told:
+    leader, before = await nodes.leader(), max(nodes.terms)
+    others = [other for other in range(COUNT + 1) if other != leader]
+    began = monotonic()
+    nodes.network.lose([*((leader, o) for o in others), *((o, leader) for o in others)])
+    told = await _deposed(nodes, load, "vanish", before, began)
+    await asyncio.sleep(FAULT_SECONDS)
+    nodes.network.heal()
+    return told
+
+
+async def stop(nodes: Nodes, load: Load) -> Told:
+    leader, before = await nodes.leader(), max(nodes.terms)
+    began = monotonic()
+    nodes.processes[leader].send_signal(signal.SIGSTOP)
+    told = await _deposed(nodes, load, "stop", before, began)
+    await asyncio.sleep(FAULT_SECONDS)
+    nodes.processes[leader].send_signal(signal.SIGCONT)
+    return told
+
+
+async def bridge(nodes: Nodes, load: Load) -> Told:
+    """The leader stays, or another one does; the client's longest wait meanwhile, and how many
+    terms it took."""
+    leader, before = await nodes.leader(), max(nodes.terms)
+    other = (leader + 1) % COUNT
+    began = monotonic()
+    nodes.network.lose([(leader, other), (other, leader)])
+    longest, last = 0.0, began
+    while monotonic() - began < FAULT_SECONDS:
+        now = await load.news(last)
+        longest, last = max(longest, now - last), now
+    nodes.network.heal()
+    return {"loss": "bridge", "write": round(longest, 3), "terms": await nodes.led() - before}
+
+
+async def slow(nodes: Nodes, load: Load) -> Told:
+    """As `bridge`, while the leader's link carries little."""
+    leader, before = await nodes.leader(), max(nodes.terms)
+    nodes.network.slow_down(leader)
+    began = last = monotonic()
+    longest = 0.0
+    while monotonic() - began < FAULT_SECONDS:
+        now = await load.news(last)
+        longest, last = max(longest, now - last), now
+    nodes.network.speed_up(leader)
+    return {"loss": "slow", "write": round(longest, 3), "terms": await nodes.led() - before}
+
+
+async def move(nodes: Nodes, load: Load) -> Told:
+    """A follower comes back at another address: how long after its start it follows."""
+    leader = await nodes.leader()
+    moved = max(i for i in range(COUNT) if i != leader)
+    nodes.processes[moved].terminate()
+    await nodes.processes[moved].wait()
+    await until(lambda: not nodes.follows[moved])
+    nodes.network.move(moved, 3)
+    began = monotonic()
+    nodes.processes[moved] = await nodes.start_one(moved)
+    await until(lambda: nodes.follows[moved])
+    follows = monotonic()
+    written = await load.news(follows)
+    return {"loss": "move", "leader": round(follows - began, 3), "write": round(written - began, 3)}
+
+
+FAULTS: dict[str, Callable[[Nodes, Load], Awaitable[Told]]] = {
+    fault.__name__: fault for fault in (mute, vanish, stop, bridge, slow, move)
+}
 
 
 async def main() -> None:
-    losses = sys.argv[1:] or ["2", "5", "14"]
     with tempfile.TemporaryDirectory() as folder:
         async with nodes_with_load(Path(folder)) as (nodes, load):
-            for each in losses:
-                mute = each == "mute"
-                told = await (mute_leader(nodes, load) if mute else lose(nodes, load, float(each)))
+            for each in sys.argv[1:] or ["2", "5", *FAULTS]:
+                fault = FAULTS.get(each)
+                told = await (fault(nodes, load) if fault else lose(nodes, load, float(each)))
                 print(json.dumps(told), flush=True)
                 await asyncio.sleep(1.0)
+                await load.news(monotonic())
 
 
-uvloop.run(main())
+if __name__ == "__main__":
+    uvloop.run(main())

@@ -31,4 +31,5 @@ async def main(url: str) -> None:
             await asyncio.sleep(PAUSE_SECONDS)
 
 
-uvloop.run(main(sys.argv[1]))
+if __name__ == "__main__":
+    uvloop.run(main(sys.argv[1]))

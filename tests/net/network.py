@@ -40,6 +40,7 @@ class Network:
         _run("mount", "-t", "tmpfs", "tmpfs", "/run")
         _run("ip", "link", "set", "lo", "up")
         self.heal()
+        self._last = [2] * count
         for i in range(count):
             name, router = f"n{i}", f"10.77.{i}.1"
             _run("ip", "netns", "add", name)
@@ -54,11 +55,26 @@ class Network:
             _run("ip", "-n", name, "route", "add", "default", "via", router)
 
     def address(self, i: int) -> str:
-        return f"10.77.{i}.2"
+        return f"10.77.{i}.{self._last[i]}"
 
     def lose_everything(self) -> None:
         """Nothing gets from one host to another."""
         _FORWARDING.write_text("0")
+
+    def slow_down(self, i: int, kilobits: int = 400) -> None:
+        """What goes to a host takes its time, up to a third of a second in a queue."""
+        rate = ("rate", f"{kilobits}kbit", "burst", "4kb", "latency", "300ms")
+        _run("tc", "qdisc", "add", "dev", f"r{i}", "root", "tbf", *rate)
+
+    def speed_up(self, i: int) -> None:
+        _run("tc", "qdisc", "del", "dev", f"r{i}", "root")
+
+    def move(self, i: int, last: int) -> None:
+        """A host gets another address, 10.77.i.LAST, and loses the one that it had."""
+        old, self._last[i] = self.address(i), last
+        _run("ip", "-n", f"n{i}", "addr", "del", f"{old}/24", "dev", "eth0")
+        _run("ip", "-n", f"n{i}", "addr", "add", f"{self.address(i)}/24", "dev", "eth0")
+        _run("ip", "-n", f"n{i}", "route", "replace", "default", "via", f"10.77.{i}.1")
 
     def lose(self, pairs: Iterable[tuple[int, int]]) -> None:
         """Nothing gets from the one to the other of each pair, in this direction."""
@@ -71,14 +87,14 @@ class Network:
             _run("ip", "rule", "del", "type", "blackhole")
 
     async def start(
-        self, i: int, command: Iterable[str], output: Path
+        self, i: int, command: Iterable[str], output: Path, stdout: int | None = None
     ) -> asyncio.subprocess.Process:
         """Runs a program on a host."""
         with output.open("ab") as file:
             return await asyncio.create_subprocess_exec(
                 *("ip", "netns", "exec", f"n{i}", *command),
                 cwd=ROOT,
-                stdout=file,
+                stdout=stdout or file,
                 stderr=file,
                 env={**os.environ, "PYTHONPATH": str(ROOT)},
             )

@@ -11,15 +11,17 @@ from tests.judges import leave_out
 from tests.net.network import ROOT, why_not, within
 
 HEALED_SECONDS_MAX = 2.0
+FAULTS = ("mute", "vanish", "stop", "bridge")
 
 
 @pytest.mark.timeout(300)
 async def test_somebody_leads_soon_after_a_network_is_whole_again() -> None:
-    """After 5 s of silence TCP alone takes longer than that; `make net` has longer ones."""
+    """After 5 s of silence TCP alone takes longer than that; `make net` has longer ones. Without
+    another node's word a client waits longer for a leader that nobody hears, or that hangs."""
     if why := why_not():
         leave_out("a network of its own", why)
     process = await asyncio.create_subprocess_exec(
-        *within("0.9", "5", "mute"),
+        *within("0.9", "5", *FAULTS),
         cwd=ROOT,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -27,7 +29,6 @@ async def test_somebody_leads_soon_after_a_network_is_whole_again() -> None:
     out, err = await process.communicate()
     assert process.returncode == 0, err.decode()
     told = [json.loads(line) for line in out.splitlines()]
-    assert [each["loss"] for each in told] == [0.9, 5.0, "mute"]
-    assert all(each["leader"] < HEALED_SECONDS_MAX for each in told), told
-    # Whoever produced through a leader that nobody hears waits for as long as a client is patient.
-    assert all(each["write"] < HEALED_SECONDS_MAX + 1.0 for each in told[:2]), told
+    assert [each["loss"] for each in told] == [0.9, 5.0, *FAULTS]
+    assert all(each["leader"] < HEALED_SECONDS_MAX for each in told if "leader" in each), told
+    assert all(each["write"] < HEALED_SECONDS_MAX + 1.0 for each in told), told
