@@ -22,7 +22,7 @@ unexport PYTHON VENV ARGS JOBS
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help install judges run test check format proto lock bench bench-cluster clean console disk net sim mutants \
-    image chart pods hostile
+    image chart pods hostile mixed mutate
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name text; \
@@ -102,7 +102,7 @@ pods: install  ## run what the chart renders as containers, and disturb them; ne
 SECONDS ?= 60
 LOSSES ?= 0.3 0.9 1.1 2 5 14 mute vanish stop bridge slow move
 MINUTES ?= 4
-unexport SECONDS LOSSES MINUTES
+unexport SECONDS LOSSES MINUTES FILE
 
 sim: install  ## run simulated clusters for longer: make sim SECONDS=600
 	$(BIN)/python -m tests.sim --seconds $(SECONDS) $(ARGS)
@@ -111,6 +111,9 @@ net: install  ## break the network between real nodes: make net LOSSES="2 60 sto
 	unshare --user --map-root-user --net --mount --kill-child \
 	    $(BIN)/python -m tests.net $(LOSSES)
 
+mixed: judges  ## nodes among ten stock Serf agents: grow, shrink, leave
+	PROGLOG_AGENTS=10 $(BIN)/python -m pytest tests/mixed $(ARGS)
+
 hostile: install  ## attack the gossip of real nodes for minutes: make hostile MINUTES=10
 	$(BIN)/python -m tests.hostile --minutes $(MINUTES) $(ARGS)
 
@@ -118,6 +121,9 @@ mutants: install  ## show that the simulators find faults that are put in
 	$(BIN)/python tests/mutants/raft_core.py --seconds $(SECONDS)
 	$(BIN)/python tests/mutants/replica.py --seconds $(SECONDS)
 	$(BIN)/python tests/mutants/engine.py --seconds $(SECONDS)
+
+mutate: install  ## change one file in every way: make mutate FILE=proglog/raft/quorum.py ARGS="--sample 20"
+	$(BIN)/python tests/mutants/mutate.py $(FILE) $(ARGS)
 
 clean:  ## remove environments and caches; never data
 	rm -rf .venv .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist

@@ -109,6 +109,9 @@ reconcile_retry_seconds = 5.0
 identify_seconds_max = 2.0
 """A node that is to be added says who it is within this time."""
 join_retry_seconds_max = 10.0
+gossip_restart_seconds_min = 1.0
+gossip_restart_seconds_max = 60.0
+"""Pauses before gossip begins anew after a fault of it."""
 forming_spare_max = 8
 """New nodes asked who they are at one time, beyond those that are to form a cluster,"""
 forming_subsets_max = 2000

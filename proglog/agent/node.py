@@ -164,7 +164,7 @@ class Node:
         await self._serve(listener, admin)
         await self.membership.start()
         self._parts.push_async_callback(self.membership.close)
-        self._supervise(self.membership.wait_ended())
+        self._supervise(self._gossip())
         self._supervise(self._watch.run())
         addresses = Addresses(self.replica, self.membership, self.peers, self._identify)
         self._meeting += [
@@ -367,6 +367,21 @@ class Node:
             partial(ask_identity, way=self.security.way),
             self._ports.random,
         )
+
+    async def _gossip(self) -> None:
+        """Ends with the membership. A fault of it stops no node, since gossip only proposes: it
+        begins anew, later each time."""
+        pause = limits.gossip_restart_seconds_min
+        while True:
+            try:
+                await self.membership.wait_ended()
+            except Exception:
+                _logger.exception("gossip failed and begins anew", seconds=pause)
+            else:
+                return
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, limits.gossip_restart_seconds_max)
+            await self.membership.begin_anew()
 
     async def _join(self) -> None:
         """Tries the addresses, all of them, while somebody is missed. It never ends: whoever is

@@ -14,6 +14,7 @@ from proglog.agent.policy import (
     in_reach,
     may_leave,
     may_remove_dead,
+    misses_somebody,
     next_change,
     refuse_unreachable,
 )
@@ -259,3 +260,48 @@ def test_who_can_be_reached_on_its_own_machine_only_is_not_added(
         return
     with pytest.raises(ChangeRefused, match=f"^{alone} can be reached on its own .*advertise-addr"):
         refuse_unreachable(configuration, server)
+
+
+# --- bounds that mutants have found --------------------------------------------------------------
+
+
+def test_one_that_answers_is_not_removed_unasked() -> None:
+    """Of five that all answer two may fail; of four only one."""
+    configuration = Configuration(servers(5))
+    healthy = {server.uuid for server in configuration.servers}
+    assert not may_remove_dead(configuration, healthy, "uuid-0", VOTERS_MIN)
+
+
+def test_the_time_after_which_a_dead_server_goes_is_exact() -> None:
+    configuration = Configuration(servers(4))
+    healthy = {f"uuid-{number}" for number in range(3)}
+    members = [member(number) for number in range(3)]
+    for seconds, change in ((99.9, None), (100.0, Remove)):
+        found = next_change(
+            view(configuration, members, healthy=healthy, gone_seconds={"uuid-3": seconds})
+        )
+        assert (found if change is None else type(found)) is change
+
+
+@pytest.mark.parametrize(
+    ("configured", "seen", "looks"),
+    [
+        (0, [0, 1], True),  # It belongs to no cluster.
+        (1, [0], True),  # It sees nobody else.
+        (1, [0, 1], False),
+        (3, [0, 1, 2], False),
+        (3, [0, 1], True),
+        (3, [0, 1, 2, 7], False),  # A stranger hides nobody.
+        (3, [0, 1, 7], True),
+    ],
+)
+def test_who_goes_on_looking_for_others(configured: int, seen: list[int], *, looks: bool) -> None:
+    configuration = Configuration(servers(configured))
+    members = [member(number) for number in seen]
+    assert misses_somebody(configuration, members, "uuid-0") is looks
+
+
+def test_one_that_failed_is_missed() -> None:
+    configuration = Configuration(servers(3))
+    members = [member(0), member(1), member(2, Status.FAILED)]
+    assert misses_somebody(configuration, members, "uuid-0")

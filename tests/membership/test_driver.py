@@ -322,19 +322,39 @@ async def test_a_subscription_ends_with_the_membership() -> None:
     assert await waiting is None
 
 
-async def test_a_fault_of_the_core_ends_the_membership_loudly() -> None:
-    async with running("a") as a:
-        assert a._core is not None
+@pytest.mark.parametrize("where", ["tick", "receive_packet", "serve"])
+async def test_after_a_fault_of_its_core_a_membership_begins_anew(where: str) -> None:
+    async with running("a", tags={"role": "proglog"}) as a, running("b") as b:
+        await b.join([address(a)])
+        await until(lambda: statuses(a) == {"a": "alive", "b": "alive"})
+        core = a._running()
 
-        def broken(_now: float) -> None:
+        def broken(*_: object) -> None:
             raise AssertionError("impossible")
 
-        a._core.tick = broken  # type: ignore[method-assign]
+        setattr(core, where, broken)
+        if where == "serve":
+            with pytest.raises(JoinFailed):
+                await b.join([address(a)])
         with pytest.raises(AssertionError, match="impossible"):
             await a.wait_ended()
-    from tests.conftest import _loop_errors
+        said = core.incarnation
+        await a.begin_anew()
+        await until(lambda: statuses(a) == statuses(b) == {"a": "alive", "b": "alive"})
+        assert a.local.tags == {"role": "proglog"}
+        assert a._running().incarnation > said, "what the old core said is old"
 
-    _loop_errors.clear()
+
+async def test_who_waits_for_a_core_that_fails_is_told() -> None:
+    async with running("a") as a:
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            port = silent.getsockname()[1]
+            joining = asyncio.ensure_future(a.join([f"127.0.0.1:{port}"]))
+            await until(lambda: a.statistics().core.exchanges == 1)
+            a._break(AssertionError("impossible"))
+            await a.begin_anew()
+            with pytest.raises(JoinFailed, match="begun anew"):
+                await joining
 
 
 # --- files ---------------------------------------------------------------------------------------

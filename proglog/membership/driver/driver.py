@@ -99,6 +99,7 @@ class Membership:
         self._timer_deadline = 0.0
         self._snapshot_timer: asyncio.TimerHandle | None = None
         self._incarnation_saved = 0
+        self._saved: Snapshot | None = None
         self._closed = False
         self._core: Serf | None = None
         self._transport: Transport | None = None
@@ -123,21 +124,44 @@ class Membership:
             await transport.close()
             raise
         self._clock = PauseClock(loop.time, limits.pause_seconds_max)
-        core = Serf(
-            name=self._config.name,
-            address=address,
-            tags=self._config.tags,
-            timing=self._config.timing,
-            keyring=self._keyring,
-            rng=self._ports.random,
-            now=self._clock.now(),
-            past=past,
-        )
+        core = self._make_core(address, self._config.tags, past)
         self._save(core)
         # Whatever this life says, the next one will outbid: so that is written first.
         await self._keeper.written()
         self._core = core
         core.start(self._clock.now())
+        self._pump()
+
+    def _make_core(self, address: Address, tags: dict[str, str], past: Snapshot | None) -> Serf:
+        return Serf(
+            name=self._config.name,
+            address=address,
+            tags=tags,
+            timing=self._config.timing,
+            keyring=self._keyring,
+            rng=self._ports.random,
+            now=self._now(),
+            past=past,
+        )
+
+    async def begin_anew(self) -> None:
+        """After a fault of the core, which `wait_ended` has raised: a new core looks for those whom
+        the old one knew, as after a restart of the process. Nothing if this node has left."""
+        old = self._core
+        assert old is not None
+        if self._closed or old.phase is not Phase.RUNNING:
+            return
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for waiting in self._exchanged.values():
+            if not waiting.done():
+                waiting.set_result("this node has just begun anew to look for others")
+        self._exchanged.clear()
+        self._ended = asyncio.get_running_loop().create_future()
+        self._core = core = self._make_core(old.address, old.tags, self._saved)
+        core.start(self._now())
         self._pump()
 
     async def _advertised(self, transport: Transport, bound: Address) -> Address:
@@ -328,21 +352,29 @@ class Membership:
 
     # --- called by the transport -----------------------------------------------------------------
 
+    @property
+    def _is_idle(self) -> bool:
+        """Whether there is no core that could be trusted with anything."""
+        return self._closed or self._core is None or self._ended is None or self._ended.done()
+
     def on_packet(self, data: bytes, source: Address) -> None:
-        if self._closed or self._core is None:
+        if self._is_idle:
             return
+        assert self._core is not None
         with self._breaking():
             self._core.receive_packet(data, source, self._now())
             self._pump()
 
     def on_stream(self, message: StreamMessage) -> StreamMessage | None:
         """Raises MalformedMessage."""
-        if self._closed or self._core is None:
+        if self._is_idle:
             return None
+        assert self._core is not None
+        answer = None
         with self._breaking():
             answer = self._core.serve(message, self._now())
             self._pump()
-            return answer
+        return answer
 
     # --- driving the core ------------------------------------------------------------------------
 
@@ -393,6 +425,8 @@ class Membership:
     def _wake(self) -> None:
         assert self._core is not None
         self._timer = None
+        if self._is_idle:
+            return
         with self._breaking():
             self._core.tick(self._now())
             self._pump()
@@ -429,9 +463,8 @@ class Membership:
             yield
         except MembershipError:
             raise
-        except BaseException as error:
+        except Exception as error:  # noqa: BLE001  # told by `wait_ended`, not by the socket
             self._break(error)
-            raise
 
     def _break(self, error: BaseException | None) -> None:
         if self._ended is not None and not self._ended.done() and error is not None:
@@ -491,7 +524,7 @@ class Membership:
             self._save(self._core)
 
     def _save(self, core: Serf) -> None:
-        snapshot = core.snapshot()
+        self._saved = snapshot = core.snapshot()
         self._incarnation_saved = snapshot.incarnation
         if self._config.snapshot_path is not None:
             self._keeper.save(self._config.snapshot_path, encode_snapshot(snapshot))
