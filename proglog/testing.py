@@ -65,7 +65,7 @@ class Node:
     """One `proglog serve` on 127.0.0.1, which ends with this process at the latest."""
 
     def __init__(self, folder: Path, name: str = "node-0", options: Sequence[str] = ()) -> None:
-        """`options` are those of `proglog serve`."""
+        """`options` are those of `proglog serve`, each in one word: "--segment-bytes=1MiB"."""
         self.name = name
         self.address = Address("127.0.0.1", free_port())
         self.gossip = Address("127.0.0.1", free_port())
@@ -91,18 +91,27 @@ class Node:
             self._process = subprocess.Popen(  # noqa: S603  # our own program
                 [
                     sys.executable,
-                    *("-m", "proglog.cli", "serve", "--quiet", "--http-addr=none"),
-                    f"--data-dir={self._folder / self.name}",
-                    f"--node-name={self.name}",
-                    f"--rpc-port={self.address.port}",
-                    f"--bind-addr={self.gossip}",
-                    f"--segment-bytes={NODE_SEGMENT_BYTES}",
-                    *self._options,
+                    *("-m", "proglog.cli", "serve", "--quiet"),
+                    *self._flags(),
                 ],
                 stdout=log,
                 stderr=log,
                 preexec_fn=stop_with_parent,  # noqa: PLW1509  # it only makes a system call
             )
+
+    def _flags(self) -> list[str]:
+        """What was asked for, and the rest."""
+        rest = {
+            "--data-dir": self._folder / self.name,
+            "--node-name": self.name,
+            "--rpc-port": self.address.port,
+            "--bind-addr": self.gossip,
+            "--http-addr": "none",
+            "--segment-bytes": NODE_SEGMENT_BYTES,
+        }
+        given = {option.partition("=")[0] for option in self._options}
+        flags = [f"{name}={value}" for name, value in rest.items() if name not in given]
+        return [*flags, *self._options]
 
     def wait(self) -> None:
         """Waits until it answers and knows a leader."""

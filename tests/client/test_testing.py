@@ -106,5 +106,8 @@ def test_what_does_not_come_true_is_told_with_the_logs(
     with pytest.raises(TimeoutError, match="node-0 knows a leader"):
         node.wait()
     assert "never started" in node.log()
+    flags = testing.Node(tmp_path, options=["--segment-bytes=5MiB", "--bootstrap"])._flags()
+    assert [flag for flag in flags if "segment" in flag] == ["--segment-bytes=5MiB"]
+    assert f"--rpc-port={node.address.port}" in node._flags()
     assert node.url.startswith("proglog://127.0.0.1:")
     assert proglog.connect(node.url) is not None
