@@ -291,6 +291,27 @@ class Nemesis:
         world.start(node)
         return True
 
+    async def _copy(self, fault: Fault, node: SimNode, _chance: random.Random) -> bool:
+        """A copy of a running node's directory is started on another machine. The one that runs
+        answers the others, so it is the copy that they refuse."""
+        world = self._world
+        await world._within(10.0, "it is whole", world.is_whole)
+        twin = SimNode(world, f"{node.name}-{fault.number}", node.name)
+        twin.is_set_back = True
+        twin.disk = node.disk.crash(next(crash.extremes(node.disk.unsynced())).fates)
+        await asyncio.sleep(fault.seconds)
+        if not node.is_open:
+            return False
+        twin.start()
+
+        def is_doubted() -> bool:
+            return twin.is_open and bool(twin.replica.standing.doubt)
+
+        await world._within(10.0, "the copy is doubted", is_doubted)
+        await asyncio.sleep(fault.seconds)
+        twin.kill()
+        return True
+
     # --- members ---------------------------------------------------------------------------------
 
     async def _remove(self, fault: Fault, node: SimNode, _chance: random.Random) -> bool:

@@ -44,9 +44,11 @@ OPERATIONS_OF_A_CUT = 20
 class SimNode:
     """A machine. `process` is the present life of its daemon, if it has one."""
 
-    def __init__(self, world: World, name: str) -> None:
+    def __init__(self, world: World, name: str, node_name: str = "") -> None:
         self.world = world
         self.name = name
+        self.node_name = node_name or name
+        """Another than the machine's where the directory was copied to it."""
         self.oracle: Oracle = world.oracle
         self.chance = world.loop.chance(f"node {name}")
         self.disk = SimDisk(self.chance.getrandbits(32))
@@ -160,7 +162,7 @@ class SimNode:
             worker=self._worker,
         )
         address = f"{self.name}:{PORT}"
-        directory = await open_node(DATA_DIR, node_name=self.name, ports=ports)
+        directory = await open_node(DATA_DIR, node_name=self.node_name, ports=ports)
         peers = Peers(
             connect=_connect,
             chance=random.Random(f"{settings.seed}/{self.name}/{self.lives}/peers"),

@@ -1,4 +1,5 @@
-"""Servers that have forgotten something, in simulated worlds: disks that are set back."""
+"""Servers that have forgotten something, in simulated worlds: disks that are set back, directories
+that are copied."""
 
 from __future__ import annotations
 
@@ -61,3 +62,14 @@ def test_one_that_is_set_back_votes_and_acknowledges_nothing(
             world.oracle.counts["set back, and doubted"] == world.oracle.counts["fault: set_back"]
         )
     assert found
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_copy_beside_the_one_that_runs_takes_part_in_nothing(seed: int) -> None:
+    """And the one that runs goes on: see `SimNode.look`."""
+    silence()
+    settings = replace(Settings.draw(seed, 3), faults=(), spare_nodes=0, safety_seconds=8.0)
+    world = World(replace(settings, client_loss_rate=0.0))
+    world.faults = [Fault(n, 2.0, "copy", n / 2, seed + n) for n in range(4)]
+    world.run()
+    assert world.oracle.counts["fault: copy"] == 4
