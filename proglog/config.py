@@ -181,6 +181,8 @@ class SecurityConfig:
         client_auth: required, or none: everybody is @anonymous.
         acl_model_file: Casbin model of what clients may do.
         acl_policy_file: Casbin policy of what clients may do.
+        audit_file: where it is told who did what; the log unless given, with TLS or a policy.
+        audit_required: refuse changes of the cluster while the audit file cannot be written.
         allow_all_clients: with TLS and without a policy, whoever has a certificate may do all.
         allow_plaintext: serve without TLS, and gossip without keys, beyond this machine.
         allow_plaintext_gossip: gossip without keys beyond this machine.
@@ -197,6 +199,8 @@ class SecurityConfig:
     client_auth: Literal["required", "none"] = "required"
     acl_model_file: Path | None = None
     acl_policy_file: Path | None = None
+    audit_file: Path | None = None
+    audit_required: bool = False
     allow_all_clients: bool = False
     allow_plaintext: bool = False
     allow_plaintext_gossip: bool = False
@@ -205,6 +209,10 @@ class SecurityConfig:
         _require_both(self, "server_tls_cert_file", "server_tls_key_file")
         _require_both(self, "peer_tls_cert_file", "peer_tls_key_file")
         _require_both(self, "acl_model_file", "acl_policy_file")
+        if self.audit_required and self.audit_file is None:
+            raise ConfigurationError(
+                "audit-required needs audit-file: what is required is kept", setting="audit-file"
+            )
         if self.mode == "off":
             return
         if self.server_tls_cert_file is None:
@@ -262,6 +270,7 @@ class NodeConfig:
         http_addr: HTTP alone; None turns this listener off. Port 0 takes a free port.
         health_addr: probes and metrics alone, from the first moment of a start; None turns this
             listener off. It is plaintext, and answers to any host.
+        http_origins: pages that browsers let use this node (CORS), as https://app.example.
         http_hosts: names besides loopback that plain HTTP answers to (the Host header).
         start_join_addrs: gossip addresses of other nodes, tried until one answers.
         bootstrap: begin a cluster of one on the first start, or wait until a cluster adds this
@@ -286,6 +295,7 @@ class NodeConfig:
     http_addr: Address | None = HTTP_ADDR_DEFAULT
     health_addr: Address | None = None
     http_hosts: tuple[str, ...] = ()
+    http_origins: tuple[str, ...] = ()
     start_join_addrs: tuple[str, ...] = ()
     bootstrap: bool | None = None
     bootstrap_expect: int = 0
@@ -339,6 +349,13 @@ class NodeConfig:
                 "http-hosts",
                 repr(text),
                 "a name, without its port or with",
+            )
+        for text in self.http_origins:
+            _require(
+                re.fullmatch(r"https?://[A-Za-z0-9.:\[\]-]+(\+credentials)?", text) is not None,
+                "http-origins",
+                repr(text),
+                "scheme://host[:port] of a page, +credentials behind it where it may send those",
             )
         _require(self.drain_seconds >= 0, "drain-timeout", self.drain_seconds, "0 or more")
         for setting, listener in (("http-addr", self.http_addr), ("health-addr", self.health_addr)):

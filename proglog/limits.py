@@ -250,6 +250,24 @@ plaintext_fallback_seconds = 60.0
 """With TLS optional, a peer that said it speaks none is dialled without for so long."""
 secret_file_bytes_max = 1 * MiB
 """One such file."""
+policy_rules_max = 10_000
+decisions_max = 65_536
+"""Of one policy that are remembered; then all are forgotten."""
+decisions_waiting_max = 1024
+"""That a thread is to find out; beyond it calls are refused."""
+audit_lines_max = 8192
+"""That wait to be written; more are counted as lost."""
+audit_keys_max = 4096
+"""Kinds of events that are merged; what does not fit is one kind."""
+audit_text_bytes_max = 128
+audit_merge_seconds = 60.0
+"""A refusal that comes again is told once so often, with its count."""
+audit_allowed_seconds = 3600.0
+"""And what was allowed."""
+expired_grace_seconds = 5.0
+"""A connection whose certificate has expired ends within this time."""
+certificate_check_seconds = 10.0
+"""How often it is asked whose certificate has expired."""
 tls_farewell_seconds_max = 1.0
 tls_farewell_bytes_max = 64 * KiB
 """Read and dropped of a connection whose handshake failed, so that it hears why."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
-from proglog.batch import Buffer, parse_header
+from proglog.batch import Buffer, ProposedBatch, parse_header
 from proglog.errors import OffsetOutOfRange, RecordLost
 
 
@@ -97,3 +98,22 @@ def check_holds(chunk: Chunk, offset: int, describe: Callable[[], Description]) 
     if not chunk.data:
         bounds = describe()
         raise OffsetOutOfRange.of(offset, bounds.earliest, bounds.next)
+
+
+class Log(Protocol):
+    """What a served log does; `proglog.replica.Replica` says it in full."""
+
+    async def propose(
+        self, batch: ProposedBatch, after: asyncio.Future[Appended] | None = None
+    ) -> asyncio.Future[Appended]: ...
+    async def read(self, offset: int, bytes_max: int) -> Chunk: ...
+    async def wait_past(self, offset: int) -> None: ...
+    async def seek(self, timestamp: int) -> int: ...
+    async def barrier(self) -> None: ...
+    def describe(self) -> Description: ...
+
+
+class Logs(Protocol):
+    """The logs of a node, by name; "" is the default one. `get` raises UnknownLog."""
+
+    def get(self, name: str) -> Log: ...

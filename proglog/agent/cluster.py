@@ -11,6 +11,8 @@ from proglog import limits
 from proglog.agent.forming import Forming
 from proglog.agent.policy import in_reach, may_leave, refuse_unreachable
 from proglog.agent.reconciler import Reconciler
+from proglog.agent.security import Security
+from proglog.auth.principal import Principal
 from proglog.client.admin import Cluster
 from proglog.client.network import NetworkBackend
 from proglog.config import Address, is_node_name
@@ -25,6 +27,7 @@ from proglog.errors import (
 )
 from proglog.membership import Member, Membership
 from proglog.net.dialling import Way
+from proglog.peers.local import host_of
 from proglog.raft.configuration import Server
 from proglog.replica.replica import Replica
 from proglog.types import ClusterStatus, Description, ServerInfo
@@ -39,10 +42,10 @@ class ClusterAdmin:
         membership: Membership,
         reconciler: Reconciler,
         leave: Callable[[], Awaitable[None]],
-        way: Way | None = None,
+        security: Security,
     ) -> None:
-        """`way` leads to other nodes."""
-        self._way = way
+        self._security = security
+        self._way = security.way
         self._replica = replica
         self._membership = membership
         self._reconciler = reconciler
@@ -89,6 +92,13 @@ class ClusterAdmin:
             may_leave(view.configuration, view.healthy, server.uuid)
             for server in view.configuration.servers
             if name in {server.name, server.uuid}
+        )
+
+    def is_own(self, principal: Principal, name: str) -> bool:
+        names = self._security.names_of(principal)
+        return names is not None and any(
+            name in {server.name, server.uuid} and names(server.name, host_of(server.rpc_addr))
+            for server in self._replica.servers()
         )
 
     async def transfer(self, name: str) -> None:

@@ -52,6 +52,7 @@ async def _run(config: NodeConfig, announce: Callable[[Node], None]) -> int:
     node.failure.add_done_callback(_tell)
     await _start(node, config, manager)
     asked = _on_signals()
+    _reload_on_signal(node)
     announce(node)
     manager.ready()
     await _first_of(asked, node.failure, node.left)
@@ -116,6 +117,19 @@ async def _stop(node: Node) -> None:
 
 async def _first_of(*futures: asyncio.Future[Any]) -> None:
     await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+
+
+def _reload_on_signal(node: Node) -> None:
+    """SIGHUP: the files of certificates and policies are whole, and to be taken now."""
+    loop = asyncio.get_running_loop()
+    reloading: set[asyncio.Task[None]] = set()
+
+    def reload() -> None:
+        task = loop.create_task(node.security.reload(at_once=True))
+        reloading.add(task)
+        task.add_done_callback(reloading.discard)
+
+    loop.add_signal_handler(signal.SIGHUP, reload)
 
 
 def _on_signals() -> asyncio.Future[str]:

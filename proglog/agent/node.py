@@ -20,7 +20,7 @@ from typing import Any
 
 import structlog
 
-from proglog import limits
+from proglog import __version__, limits
 from proglog.agent.addresses import Addresses
 from proglog.agent.admin_socket import AdminSocket
 from proglog.agent.cluster import (
@@ -41,6 +41,7 @@ from proglog.agent.security import Security, check_listener
 from proglog.agent.watch import Watch
 from proglog.config import Address, NodeConfig
 from proglog.errors import ConfigurationError, InvalidRequest, why_not_bound
+from proglog.gateway.browsers import Browsers
 from proglog.gateway.console.feed import Feed
 from proglog.gateway.health import Probes
 from proglog.gateway.probing import ProbeServer
@@ -126,6 +127,7 @@ class Node:
         # The port first: it is in the way most often, and its number is part of what follows.
         listener = _listen(config.rpc_addr)
         self._parts.callback(listener.close)
+        self._parts.callback(self.security.close)
         port = listener.getsockname()[1]
         check_listener(config, listener.getsockname()[:2])
         if config.health_addr is not None:
@@ -158,7 +160,7 @@ class Node:
         self.membership = self._make_membership()
         self._reconciler = self._make_reconciler()
         admin = ClusterAdmin(
-            self.replica, self.membership, self._reconciler, self.leave, self.security.way
+            self.replica, self.membership, self._reconciler, self.leave, self.security
         )
         admin.forming = self._make_forming()
         await self._serve(listener, admin)
@@ -196,7 +198,16 @@ class Node:
     async def _serve(self, listener: socket.socket, admin: ClusterAdmin) -> None:
         config = self._config
         logs = Logs([self.replica])
-        rpc = RpcServer(logs, admin)
+        gate = self.security.gate
+        rpc = RpcServer(logs, admin, gate)
+        self._supervise(self.security.watch())
+        if self.security.audit is not None:
+            self.security.audit.node = self.replica.identity.name
+            self.security.audit.life("start", __version__)
+            self._supervise(self.security.audit.run())
+            self._parts.push_async_callback(self.security.audit.flush)
+        self._supervise(self._end_expired(rpc))
+        self.security.measure(self.metrics.gauge)
         self._parts.push_async_callback(rpc.close)
         history = History(self.metrics, lambda: self.replica.next_offset)
         feed = Feed(history)
@@ -205,7 +216,12 @@ class Node:
         self.readiness = Readiness(self.replica, self.drain, lambda: self._stopping)
         self.readiness.forming = admin.forming
         gateway = Gateway(
-            logs, self.metrics, allowed_hosts=config.http_hosts, probes=self._probes(), feed=feed
+            logs,
+            self.metrics,
+            browsers=self._browsers(),
+            probes=self._probes(),
+            feed=feed,
+            gate=gate,
         )
         await gateway.start()
         self._parts.push_async_callback(gateway.close)
@@ -241,6 +257,21 @@ class Node:
         probes = ProbeServer(self._probes(), self.metrics)
         self._parts.push_async_callback(probes.close)
         await probes.start(listener)
+
+    def _browsers(self) -> Browsers:
+        config, security = self._config, self.security
+        told = self.told_addr.host
+        return Browsers(
+            (*config.http_hosts, told),
+            config.http_origins,
+            lambda: () if security.is_off else security.contexts.server.names,
+        )
+
+    async def _end_expired(self, rpc: RpcServer) -> None:
+        """No connection outlives the certificate by which it was made."""
+        while True:
+            await asyncio.sleep(limits.certificate_check_seconds)
+            rpc.end_expired(self._ports.clock.now_ms() / 1000)
 
     async def _tell_health(self, rpc: RpcServer) -> None:
         while True:

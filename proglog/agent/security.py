@@ -5,17 +5,23 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import cached_property, partial
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 import structlog
 
 from proglog import limits
 from proglog.auth import tls as contexts
+from proglog.auth.audit import Audit, FileSink, LogSink
 from proglog.auth.certificates import Facts, facts_of_der
+from proglog.auth.gate import OpenGate, PolicyGate
+from proglog.auth.policy import MODEL_FILE, POLICY_FILE, Policy
 from proglog.auth.principal import Kind, Principal, names_node
-from proglog.auth.reload import Watched
+from proglog.auth.reload import Outcome, Watched
 from proglog.auth.tls import ALPN_CALLS, ALPN_FRAMES, Contexts, Material
 from proglog.config import Address, NodeConfig, SecurityConfig
 from proglog.errors import ConfigurationError
@@ -40,6 +46,9 @@ class Security:
         self._clock = clock
         self._names = Names()
         self._files = Watched("tls", _files(config.security), self._build)
+        self.audit = self._make_audit(config.node_name, config.cluster_name)
+        self._policy = Watched("acl", _policy_files(config.security), Policy)
+        self._deciding = ThreadPoolExecutor(1, "proglog-policy")
         self._plaintext_until: dict[Address, float] = {}
         self._loop = asyncio.get_running_loop()
 
@@ -55,6 +64,24 @@ class Security:
         """Reads and judges the files. Raises ConfigurationError."""
         if not self.is_off:
             await self._files.load()
+        if self._config.acl_policy_file is not None:
+            await self._policy.load()
+
+    def close(self) -> None:
+        """Nothing is decided any more."""
+        self._deciding.shutdown(wait=False)
+
+    @cached_property
+    def gate(self) -> OpenGate | PolicyGate:
+        """Who decides, once the files are loaded."""
+        if self._config.acl_policy_file is None:
+            return OpenGate(peers_prove=self.is_required, audit=self.audit)
+        return PolicyGate(
+            lambda: self._policy.value,
+            self._deciding,
+            peers_prove=self.is_required,
+            audit=self.audit,
+        )
 
     @property
     def contexts(self) -> Contexts:
@@ -69,8 +96,78 @@ class Security:
             contexts=lambda: self._files.value, is_required=self.is_required, refused=self._refused
         )
 
+    def _make_audit(self, node: str, cluster: str) -> Audit | None:
+        """None where anybody may do all, and nobody asked for it."""
+        path = self._config.audit_file
+        if path is None and self.is_off and self._config.acl_policy_file is None:
+            return None
+        return Audit(
+            LogSink() if path is None else FileSink(path),
+            node=node,
+            cluster=cluster,
+            now_ms=self._clock.now_ms,
+            is_required=self._config.audit_required,
+        )
+
     def _refused(self, source: str, why: str) -> None:
-        _logger.info("connection refused", source=source, why=why)
+        if self.audit is not None:
+            self.audit.refused(source, why)
+
+    # --- files that change -----------------------------------------------------------------------
+
+    async def watch(self) -> None:
+        """Takes new files as they come, for ever."""
+        while True:
+            await asyncio.sleep(limits.reload_seconds)
+            await self.reload()
+
+    async def reload(self, *, at_once: bool = False) -> None:
+        """Looks at the files. Whoever says that they are whole has them judged `at_once`."""
+        for watched in self._watched:
+            outcome = await watched.poll(at_once=at_once)
+            if outcome is Outcome.UNCHANGED:
+                continue
+            problem = watched.problem
+            if problem:
+                _logger.error("new files are not used", what=watched.what, why=problem)
+            else:
+                _logger.info("new files are used", what=watched.what)
+            if self.audit is not None:
+                self.audit.reloaded(watched.what, problem, self.policy_version)
+            if watched is self._policy and isinstance(self.gate, PolicyGate) and not problem:
+                await self.gate.policy_changed()
+
+    @property
+    def _watched(self) -> list[Watched[Any]]:
+        certificates = [] if self.is_off else [self._files]
+        return [*certificates, *([] if self._config.acl_policy_file is None else [self._policy])]
+
+    @property
+    def policy_version(self) -> str:
+        """A digest of model and policy; empty without."""
+        return "" if self._config.acl_policy_file is None else self._policy.value.version
+
+    def measure(self, gauge: Callable[[str, str, Callable[[], float]], None]) -> None:
+        """What operators are to be warned by."""
+        gauge(
+            "reload_failed",
+            "Files of certificates or policies that are not used, as they are not good.",
+            lambda: sum(bool(watched.problem) for watched in self._watched),
+        )
+        audit = self.audit
+        if audit is not None:
+            gauge("audit_lost", "Lines of the audit trail that were lost.", lambda: audit.lost)
+        if not self.is_off:
+            for use in ("server", "peer"):
+                gauge(
+                    f"{use}_certificate_expires_seconds",
+                    f"Unix time at which the {use}'s certificate expires.",
+                    partial(self._expires, use),
+                )
+
+    def _expires(self, use: str) -> float:
+        facts: Facts = getattr(self.contexts, use)
+        return facts.not_after.timestamp()
 
     def _build(self, contents: Mapping[str, bytes]) -> Contexts:
         server = _material(contents, "server")
@@ -190,6 +287,11 @@ def _files(config: SecurityConfig) -> dict[str, Path]:
     }
     if config.client_auth == "required":
         chosen["server-tls-ca-file"] = config.server_tls_ca_file
+    return {name: path for name, path in chosen.items() if path is not None}
+
+
+def _policy_files(config: SecurityConfig) -> dict[str, Path]:
+    chosen = {MODEL_FILE: config.acl_model_file, POLICY_FILE: config.acl_policy_file}
     return {name: path for name, path in chosen.items() if path is not None}
 
 

@@ -17,8 +17,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Generic, TypeVar
 
-import aiofiles
-
 from proglog import limits
 from proglog.errors import ConfigurationError, reason_of
 
@@ -141,8 +139,7 @@ def _resolve(folders: set[Path]) -> dict[Path, Path]:
 
 async def _read_one(name: str, path: Path, folders: Mapping[Path, Path]) -> bytes:
     try:
-        async with aiofiles.open(folders[path.parent] / path.name, "rb") as file:
-            content = await file.read(limits.secret_file_bytes_max + 1)
+        content = await asyncio.to_thread(_read_bytes, folders[path.parent] / path.name)
     except OSError as error:
         told = ConfigurationError(f"{name} {path}: {reason_of(error)}", setting=name)
         raise (_Vanished(told) if isinstance(error, FileNotFoundError) else told) from None
@@ -151,3 +148,9 @@ async def _read_one(name: str, path: Path, folders: Mapping[Path, Path]) -> byte
             f"{name} {path} is larger than {limits.secret_file_bytes_max} bytes", setting=name
         )
     return content
+
+
+def _read_bytes(path: Path) -> bytes:
+    # On a thread, and whole: cancelled between opening and closing, aiofiles would leak the file.
+    with path.open("rb") as file:
+        return file.read(limits.secret_file_bytes_max + 1)

@@ -48,6 +48,7 @@ app.command("proglog.cli.drain:drain", help="Make a node ready to be stopped.")
 app.command(
     "proglog.cli.k8s_hooks:k8s_hooks", name="k8s-hooks", help="Serve Metacontroller's hooks."
 )
+app.command("proglog.cli.certs:app", name="certs", help="Make certificates, and look at them.")
 app.command("proglog.cli.dev:dev", help="Run a local cluster in this terminal.")
 app.command("proglog.cli.top:top", help="Show a cluster as a node sees it, each second.")
 app.command("proglog.cli.bench:bench", help="Measure how fast a node is.")

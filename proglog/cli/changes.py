@@ -13,6 +13,7 @@ from proglog.cli.connection import FIRST_ANSWER_SECONDS_MAX
 from proglog.client.admin import Cluster
 from proglog.config import Address
 from proglog.errors import ChangeRefused, quoted
+from proglog.net.dialling import Way
 
 SETTLE_SECONDS_MAX = 2.0
 """A change that is committed reaches the node that is asked within this time."""
@@ -21,13 +22,13 @@ PROMOTE_SECONDS_MAX = 30.0
 _LOOK_SECONDS = 0.1
 
 
-async def add(servers: Sequence[Address], rpc_addr: str) -> int:
-    await change(servers, lambda cluster: cluster.add(rpc_addr))
+async def add(servers: Sequence[Address], way: Way | None, rpc_addr: str) -> int:
+    await change(servers, way, lambda cluster: cluster.add(rpc_addr))
 
     def added(status: StatusResponse) -> bool:
         return any(each.rpc_addr == rpc_addr for each in status.servers)
 
-    after = await _look(servers, added, SETTLE_SECONDS_MAX)
+    after = await _look(servers, way, added, SETTLE_SECONDS_MAX)
     for each in after.servers:
         if each.rpc_addr == rpc_addr:
             print(f"{each.id} is a {each.suffrage}{_awaited(each)}")
@@ -37,9 +38,9 @@ async def add(servers: Sequence[Address], rpc_addr: str) -> int:
     return 0
 
 
-async def promote(servers: Sequence[Address], name: str) -> int:
+async def promote(servers: Sequence[Address], way: Way | None, name: str) -> int:
     """Raises ChangeRefused where it gets no vote whatever happens."""
-    async with Cluster(servers, timeout_seconds=FIRST_ANSWER_SECONDS_MAX) as cluster:
+    async with Cluster(servers, way=way, timeout_seconds=FIRST_ANSWER_SECONDS_MAX) as cluster:
         before = await cluster.status()
     learner = named(before.servers, name)
     if learner.suffrage == "voter":
@@ -50,12 +51,12 @@ async def promote(servers: Sequence[Address], name: str) -> int:
             f"{len(voters(before.servers))} servers vote, and no more than {limits.voters_max} "
             f"may: {learner.id} gets the vote of one that leaves"
         )
-    await change(servers, lambda cluster: cluster.add(learner.rpc_addr))
+    await change(servers, way, lambda cluster: cluster.add(learner.rpc_addr))
 
     def votes(status: StatusResponse) -> bool:
         return any(each.uuid == learner.uuid for each in voters(status.servers))
 
-    after = await _look(servers, votes, PROMOTE_SECONDS_MAX)
+    after = await _look(servers, way, votes, PROMOTE_SECONDS_MAX)
     if votes(after):
         print(f"{learner.id} votes now{_voters(after.servers)}")
     else:
@@ -63,17 +64,17 @@ async def promote(servers: Sequence[Address], name: str) -> int:
     return 0
 
 
-async def remove(servers: Sequence[Address], name: str) -> int:
-    async with Cluster(servers, timeout_seconds=FIRST_ANSWER_SECONDS_MAX) as cluster:
+async def remove(servers: Sequence[Address], way: Way | None, name: str) -> int:
+    async with Cluster(servers, way=way, timeout_seconds=FIRST_ANSWER_SECONDS_MAX) as cluster:
         before, members = await cluster.status(), (await cluster.members()).members
-    await change(servers, lambda cluster: cluster.remove(name))
+    await change(servers, way, lambda cluster: cluster.remove(name))
     gone = [each for each in before.servers if name in {each.id, each.uuid}]
     uuids = {each.uuid for each in gone}
 
     def removed(status: StatusResponse) -> bool:
         return not any(each.uuid in uuids for each in status.servers)
 
-    after = await _look(servers, removed, SETTLE_SECONDS_MAX)
+    after = await _look(servers, way, removed, SETTLE_SECONDS_MAX)
     for each in gone or [ServerStatus(id=name)]:
         print(f"{each.id} is no server any more{_voters(after.servers)}")
         if each.uuid and is_alive(each.uuid, members):
@@ -85,43 +86,51 @@ async def remove(servers: Sequence[Address], name: str) -> int:
     return 0
 
 
-async def transfer(servers: Sequence[Address], name: str) -> int:
-    await change(servers, lambda cluster: cluster.transfer(name))
+async def transfer(servers: Sequence[Address], way: Way | None, name: str) -> int:
+    await change(servers, way, lambda cluster: cluster.transfer(name))
     after = await _look(
-        servers, lambda status: any(each.is_leader for each in status.servers), SETTLE_SECONDS_MAX
+        servers,
+        way,
+        lambda status: any(each.is_leader for each in status.servers),
+        SETTLE_SECONDS_MAX,
     )
     leader = next((each.id for each in after.servers if each.is_leader), "another server")
     print(f"{leader} leads now, in term {after.term}")
     return 0
 
 
-async def leave(server: Address) -> int:
-    async with Cluster([server], timeout_seconds=FIRST_ANSWER_SECONDS_MAX) as cluster:
+async def leave(server: Address, way: Way | None) -> int:
+    async with Cluster([server], way=way, timeout_seconds=FIRST_ANSWER_SECONDS_MAX) as cluster:
         before = await cluster.status()
-    await change([server], Cluster.leave)
+    await change([server], way, Cluster.leave)
     print(f"{before.node} has left its cluster for good, and stops; its data stays where it is")
     return 0
 
 
-async def change(servers: Sequence[Address], change: Callable[[Cluster], Awaitable[None]]) -> None:
+async def change(
+    servers: Sequence[Address], way: Way | None, change: Callable[[Cluster], Awaitable[None]]
+) -> None:
     """Makes it, and says so where a leader has to be waited for. Raises ProglogError."""
-    async with Cluster(servers, timeout_seconds=FIRST_ANSWER_SECONDS_MAX) as cluster:
+    async with Cluster(servers, way=way, timeout_seconds=FIRST_ANSWER_SECONDS_MAX) as cluster:
         found = await cluster.status()
     if found.servers and not any(each.is_leader for each in found.servers):
         seconds = limits.produce_timeout_seconds_default
         told = f"{found.node} knows no leader now: waiting for one, up to {seconds:g} s"
         print(told, file=sys.stderr)
-    async with Cluster(servers) as cluster:
+    async with Cluster(servers, way=way) as cluster:
         await change(cluster)
 
 
 async def _look(
-    servers: Sequence[Address], shows: Callable[[StatusResponse], bool], seconds: float
+    servers: Sequence[Address],
+    way: Way | None,
+    shows: Callable[[StatusResponse], bool],
+    seconds: float,
 ) -> StatusResponse:
     """The cluster once it shows that, or as it is after so long. Raises ProglogError."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + seconds
-    async with Cluster(servers) as cluster:
+    async with Cluster(servers, way=way) as cluster:
         found = await cluster.status()
         while not shows(found) and loop.time() < deadline:
             await asyncio.sleep(_LOOK_SECONDS)

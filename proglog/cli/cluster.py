@@ -11,12 +11,14 @@ from proglog._generated.log.v1 import Member, ServerStatus
 from proglog.cli import changes
 from proglog.cli.connection import FIRST_ANSWER_SECONDS_MAX, run_on_loop
 from proglog.cli.parameters import (
+    PLAINTEXT,
     SERVER_DEFAULT,
     SERVERS_DEFAULT,
     Json,
     ListenAddress,
     Server,
     Servers,
+    TlsFiles,
 )
 from proglog.client.admin import Cluster
 from proglog.config import Address
@@ -29,7 +31,9 @@ app = App(name="cluster")
 
 
 @app.command
-def status(*, server: Servers = SERVERS_DEFAULT, json: Json = False) -> int:
+def status(
+    *, server: Servers = SERVERS_DEFAULT, tls: TlsFiles = PLAINTEXT, json: Json = False
+) -> int:
     """Print the servers of a cluster, as a node sees them.
 
     Parameters
@@ -39,11 +43,13 @@ def status(*, server: Servers = SERVERS_DEFAULT, json: Json = False) -> int:
     json
         Print one JSON document.
     """
-    return run_on_loop(_status(server, as_json=json))
+    return run_on_loop(_status(server, tls, as_json=json))
 
 
 @app.command
-def add(rpc_addr: ListenAddress, *, server: Servers = SERVERS_DEFAULT) -> int:
+def add(
+    rpc_addr: ListenAddress, *, server: Servers = SERVERS_DEFAULT, tls: TlsFiles = PLAINTEXT
+) -> int:
     """Add a node to the cluster. It catches up first, then votes.
 
     Parameters
@@ -53,11 +59,11 @@ def add(rpc_addr: ListenAddress, *, server: Servers = SERVERS_DEFAULT) -> int:
     server
         Some nodes of the cluster.
     """
-    return run_on_loop(changes.add(server, str(rpc_addr)))
+    return run_on_loop(changes.add(server, tls.tls, str(rpc_addr)))
 
 
 @app.command
-def promote(name: str, *, server: Servers = SERVERS_DEFAULT) -> int:
+def promote(name: str, *, server: Servers = SERVERS_DEFAULT, tls: TlsFiles = PLAINTEXT) -> int:
     """Give a learner its vote once it has caught up: also where it is the second of two servers,
     which by itself gets none, as two voters write nothing without each other.
 
@@ -68,11 +74,11 @@ def promote(name: str, *, server: Servers = SERVERS_DEFAULT) -> int:
     server
         Some nodes of the cluster.
     """
-    return run_on_loop(changes.promote(server, name))
+    return run_on_loop(changes.promote(server, tls.tls, name))
 
 
 @app.command
-def remove(name: str, *, server: Servers = SERVERS_DEFAULT) -> int:
+def remove(name: str, *, server: Servers = SERVERS_DEFAULT, tls: TlsFiles = PLAINTEXT) -> int:
     """Remove a node that is stopped: one that runs is added again (see `proglog leave`).
 
     Parameters
@@ -82,11 +88,13 @@ def remove(name: str, *, server: Servers = SERVERS_DEFAULT) -> int:
     server
         Some nodes of the cluster.
     """
-    return run_on_loop(changes.remove(server, name))
+    return run_on_loop(changes.remove(server, tls.tls, name))
 
 
 @app.command
-def transfer(name: str = "", /, *, server: Servers = SERVERS_DEFAULT) -> int:
+def transfer(
+    name: str = "", /, *, server: Servers = SERVERS_DEFAULT, tls: TlsFiles = PLAINTEXT
+) -> int:
     """Hand leadership over.
 
     Parameters
@@ -96,11 +104,11 @@ def transfer(name: str = "", /, *, server: Servers = SERVERS_DEFAULT) -> int:
     server
         Some nodes of the cluster.
     """
-    return run_on_loop(changes.transfer(server, name))
+    return run_on_loop(changes.transfer(server, tls.tls, name))
 
 
-async def _status(servers: Sequence[Address], *, as_json: bool) -> int:
-    async with Cluster(servers, timeout_seconds=FIRST_ANSWER_SECONDS_MAX) as cluster:
+async def _status(servers: Sequence[Address], tls: TlsFiles, *, as_json: bool) -> int:
+    async with Cluster(servers, way=tls.tls, timeout_seconds=FIRST_ANSWER_SECONDS_MAX) as cluster:
         found = await cluster.status()
         members = (await cluster.members()).members
     differing = differences(found.cluster_id, found.servers, members)
@@ -166,7 +174,9 @@ def _fields(message: object, names: Sequence[str]) -> dict[str, object]:
     return {name: getattr(message, name) for name in names}
 
 
-def members(*, server: Servers = SERVERS_DEFAULT, json: Json = False) -> int:
+def members(
+    *, server: Servers = SERVERS_DEFAULT, tls: TlsFiles = PLAINTEXT, json: Json = False
+) -> int:
     """Print who is there, by the gossip of a node: name, address, status, tags.
 
     Parameters
@@ -176,10 +186,10 @@ def members(*, server: Servers = SERVERS_DEFAULT, json: Json = False) -> int:
     json
         Print a JSON object a line.
     """
-    return run_on_loop(_members(server, as_json=json))
+    return run_on_loop(_members(server, tls, as_json=json))
 
 
-def leave(*, server: Server = SERVER_DEFAULT) -> int:
+def leave(*, server: Server = SERVER_DEFAULT, tls: TlsFiles = PLAINTEXT) -> int:
     """Make a node leave its cluster for good, and stop. Its data stays where it is.
 
     Parameters
@@ -187,11 +197,11 @@ def leave(*, server: Server = SERVER_DEFAULT) -> int:
     server
         The node that is to leave.
     """
-    return run_on_loop(changes.leave(server))
+    return run_on_loop(changes.leave(server, tls.tls))
 
 
-async def _members(servers: Sequence[Address], *, as_json: bool) -> int:
-    async with Cluster(servers, timeout_seconds=FIRST_ANSWER_SECONDS_MAX) as cluster:
+async def _members(servers: Sequence[Address], tls: TlsFiles, *, as_json: bool) -> int:
+    async with Cluster(servers, way=tls.tls, timeout_seconds=FIRST_ANSWER_SECONDS_MAX) as cluster:
         found = (await cluster.members()).members
     for member in found:
         if as_json:

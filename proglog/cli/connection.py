@@ -17,6 +17,7 @@ from proglog.config import Address, join_addresses
 
 if TYPE_CHECKING:
     from proglog.client.client import Log
+    from proglog.client.tls import Tls
 
 FIRST_ANSWER_SECONDS_MAX = 2.0
 INTERRUPTED_SECONDS_MAX = 5.0
@@ -50,11 +51,11 @@ async def _interruptible(main: Coroutine[Any, Any, int]) -> int:
 
 
 @asynccontextmanager
-async def connected(servers: Sequence[Address]) -> AsyncIterator[Log]:
+async def connected(servers: Sequence[Address], tls: Tls | None = None) -> AsyncIterator[Log]:
     """The log of nodes of which one answered once: that none is there at all is told soon, while
     one that goes away later is waited for as long as the client does. Raises ProglogError."""
     url = f"proglog://{join_addresses(servers)}"
-    async with proglog.connect(url, timeout_seconds=FIRST_ANSWER_SECONDS_MAX) as log:
+    async with proglog.connect(url, tls=tls, timeout_seconds=FIRST_ANSWER_SECONDS_MAX) as log:
         await log.describe()
-    async with proglog.connect(url) as log:
+    async with proglog.connect(url, tls=tls) as log:
         yield log

@@ -14,7 +14,14 @@ from cyclopts import Parameter
 
 from proglog.batch import Record, RecordBatch
 from proglog.cli.connection import connected, run_on_loop
-from proglog.cli.parameters import SERVERS_DEFAULT, Json, Servers, Timestamp
+from proglog.cli.parameters import (
+    PLAINTEXT,
+    SERVERS_DEFAULT,
+    Json,
+    Servers,
+    Timestamp,
+    TlsFiles,
+)
 from proglog.client.backend import OFFSETS_END
 from proglog.client.consumer import Last
 from proglog.config import Address
@@ -28,6 +35,7 @@ Render: TypeAlias = Callable[[RecordBatch], bytes]
 def consume(
     *,
     server: Servers = SERVERS_DEFAULT,
+    tls: TlsFiles = PLAINTEXT,
     offset: Offset | None = None,
     timestamp: Timestamp | None = None,
     tail: int | None = None,
@@ -77,11 +85,12 @@ def consume(
         start = datetime.fromtimestamp(timestamp / 1000, UTC)
     if tail is not None:
         start = Last(tail)
-    return run_on_loop(_consume(server, start, render, follow=follow, limit=limit))
+    return run_on_loop(_consume(server, tls, start, render, follow=follow, limit=limit))
 
 
 async def _consume(
     servers: Sequence[Address],
+    tls: TlsFiles,
     start: Start,
     render: Render,
     *,
@@ -90,7 +99,7 @@ async def _consume(
 ) -> int:
     left = limit
     async with (
-        connected(servers) as log,
+        connected(servers, tls.tls) as log,
         aclosing(log.consume_batches(start, follow=follow)) as batches,
     ):
         async for batch in batches:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
 from cyclopts import CoercionError, Parameter, Token
@@ -14,6 +16,7 @@ from proglog.cli.units import (
     parse_seconds,
     parse_timestamp,
 )
+from proglog.client.tls import Tls
 from proglog.config import RPC_PORT_DEFAULT, Address, join_addresses
 from proglog.errors import ConfigurationError
 
@@ -118,5 +121,30 @@ Words: TypeAlias = Annotated[tuple[str, ...], _read_list(str, "WORD[,...]", ",".
 Json: TypeAlias = Annotated[bool, Parameter(name="--json", negative=())]
 """Whether what is shown is JSON, an object a line."""
 
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class TlsFiles:
+    """How a command reaches nodes that speak TLS.
+
+    Attributes:
+        tls_ca_file: Authorities that sign nodes' certificates; TLS is spoken where it is given.
+        tls_cert_file: Our certificate.
+        tls_key_file: Its key.
+    """
+
+    tls_ca_file: Annotated[Path | None, Parameter(env_var="PROGLOG_TLS_CA_FILE")] = None
+    tls_cert_file: Annotated[Path | None, Parameter(env_var="PROGLOG_TLS_CERT_FILE")] = None
+    tls_key_file: Annotated[Path | None, Parameter(env_var="PROGLOG_TLS_KEY_FILE")] = None
+
+    @property
+    def tls(self) -> Tls | None:
+        """For the client; None is plaintext. Raises ConfigurationError."""
+        if self.tls_ca_file is None and self.tls_cert_file is None:
+            return None
+        return Tls(ca=self.tls_ca_file, cert=self.tls_cert_file, key=self.tls_key_file)
+
+
+PLAINTEXT = TlsFiles()
 SERVER_DEFAULT = Address("127.0.0.1", RPC_PORT_DEFAULT)
 SERVERS_DEFAULT = (SERVER_DEFAULT,)

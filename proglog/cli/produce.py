@@ -14,7 +14,7 @@ from cyclopts import Parameter
 from proglog.batch import check_record_headers
 from proglog.cli.connection import connected, run_on_loop
 from proglog.cli.lines import read_lines, read_record
-from proglog.cli.parameters import SERVERS_DEFAULT, Json, Servers
+from proglog.cli.parameters import PLAINTEXT, SERVERS_DEFAULT, Json, Servers, TlsFiles
 from proglog.cli.progress import Progress
 from proglog.client.columns import NewRecord
 from proglog.config import Address
@@ -35,6 +35,7 @@ Make: TypeAlias = Callable[[bytes, int], NewRecord]
 def produce(
     *files: Path,
     server: Servers = SERVERS_DEFAULT,
+    tls: TlsFiles = PLAINTEXT,
     key: str | None = None,
     header: Sequence[str] = (),
     from_json: Annotated[bool, Parameter(negative=())] = False,
@@ -66,7 +67,7 @@ def produce(
             raise ConfigurationError(f'"{path}" {what}: expected files')
     files = files or (STDIN,)
     progress = Progress(_bytes_total(files))
-    return run_on_loop(_produce(files, server, make, progress, json=json))
+    return run_on_loop(_produce(files, server, tls, make, progress, json=json))
 
 
 def _with(key: str | None, headers: Sequence[str]) -> Make | None:
@@ -91,12 +92,13 @@ def _with(key: str | None, headers: Sequence[str]) -> Make | None:
 async def _produce(
     files: tuple[Path, ...],
     servers: Sequence[Address],
+    tls: TlsFiles,
     make: Make | None,
     progress: Progress,
     *,
     json: bool,
 ) -> int:
-    async with connected(servers) as log:
+    async with connected(servers, tls.tls) as log:
         try:
             first, last = await _append(log, files, make, progress)
         finally:

@@ -42,6 +42,7 @@ def serve(
     http_addr: OptionalListenAddress = _NODE.http_addr,
     health_addr: OptionalListenAddress = _NODE.health_addr,
     http_hosts: Words = _NODE.http_hosts,
+    http_origins: Words = _NODE.http_origins,
     start_join_addrs: Words = _NODE.start_join_addrs,
     bootstrap: bool | None = _NODE.bootstrap,
     bootstrap_expect: int = _NODE.bootstrap_expect,
@@ -81,7 +82,10 @@ def serve(
     health_addr
         Where probes and metrics alone are served, in plaintext and to any host, or none.
     http_hosts
-        Host names besides loopback that plain HTTP answers to.
+        Host names besides loopback and those of the certificate that HTTP answers to.
+    http_origins
+        Pages that browsers let use this node, as https://app.example; +credentials behind one that
+        may send those.
     start_join_addrs
         Gossip addresses of other nodes, tried until one answers.
     bootstrap
@@ -121,6 +125,7 @@ def serve(
         http_addr=http_addr,
         health_addr=health_addr,
         http_hosts=http_hosts,
+        http_origins=http_origins,
         start_join_addrs=start_join_addrs,
         bootstrap=bootstrap,
         bootstrap_expect=bootstrap_expect,

@@ -17,8 +17,9 @@ from rich.table import Table
 from rich.text import Text
 
 from proglog.cli.connection import run_on_loop
-from proglog.cli.parameters import SERVERS_DEFAULT, Json, Servers
+from proglog.cli.parameters import PLAINTEXT, SERVERS_DEFAULT, Json, Servers, TlsFiles
 from proglog.cli.units import format_bytes
+from proglog.client.tls import Tls
 from proglog.config import Address
 from proglog.errors import Unavailable
 
@@ -30,7 +31,13 @@ _AGAIN_SECONDS: Final = 1.0
 Told: TypeAlias = dict[str, Any]
 
 
-def top(*, server: Servers = SERVERS_DEFAULT, once: bool = False, json: Json = False) -> int:
+def top(
+    *,
+    server: Servers = SERVERS_DEFAULT,
+    tls: TlsFiles = PLAINTEXT,
+    once: bool = False,
+    json: Json = False,
+) -> int:
     """Show a cluster as a node sees it, each second. Ctrl-C ends it.
 
     Parameters
@@ -42,15 +49,15 @@ def top(*, server: Servers = SERVERS_DEFAULT, once: bool = False, json: Json = F
     json
         Print what the node tells as JSON, a line each second.
     """
-    return run_on_loop(_top(server, once=once, as_json=json))
+    return run_on_loop(_top(server, tls.tls, once=once, as_json=json))
 
 
-async def _top(servers: Sequence[Address], *, once: bool, as_json: bool) -> int:
+async def _top(servers: Sequence[Address], tls: Tls | None, *, once: bool, as_json: bool) -> int:
     state = _State()
     console = Console()
     live = not once and not as_json
     with Live(console=console, auto_refresh=False, screen=live and console.is_terminal) as shown:
-        async with aclosing(_told(servers, first_only=once)) as told:
+        async with aclosing(_told(servers, tls, first_only=once)) as told:
             async for event in told:
                 state.take(event)
                 if not state.has_sample:
@@ -65,13 +72,15 @@ async def _top(servers: Sequence[Address], *, once: bool, as_json: bool) -> int:
     return 0
 
 
-async def _told(servers: Sequence[Address], *, first_only: bool) -> AsyncGenerator[Told, None]:
+async def _told(
+    servers: Sequence[Address], tls: Tls | None, *, first_only: bool
+) -> AsyncGenerator[Told, None]:
     """What nodes tell, of one at a time. Raises Unavailable where at first none answers."""
     heard = False
     while True:
         for address in servers:
             try:
-                async with aclosing(_watch(address)) as events:
+                async with aclosing(_watch(address, tls)) as events:
                     async for event in events:
                         heard = True
                         yield event
@@ -88,11 +97,13 @@ def _why(error: Exception) -> str:
     return str(error) or "it says nothing"
 
 
-async def _watch(address: Address) -> AsyncGenerator[Told, None]:
+async def _watch(address: Address, tls: Tls | None) -> AsyncGenerator[Told, None]:
+    context = None if tls is None else await tls.http_context()
+    scheme = "http" if context is None else "https"
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=2.0, sock_read=5.0)
     async with (
         aiohttp.ClientSession(timeout=timeout, read_bufsize=_EVENT_BYTES_MAX) as http,
-        http.get(f"http://{address}/v1/watch") as answer,
+        http.get(f"{scheme}://{address}/v1/watch", ssl=context or True) as answer,
     ):
         if answer.status != 200:
             raise Unavailable((await answer.json())["message"])

@@ -71,6 +71,14 @@ class Tls:
             await watched.load()
             self._watched = watched
 
+    async def http_context(self) -> ssl.SSLContext:
+        """For what speaks HTTP/1.1. Raises ConfigurationError."""
+        from proglog.auth.reload import read_files
+
+        context = await asyncio.to_thread(_context, await read_files(self._files))
+        context.set_alpn_protocols(["http/1.1"])
+        return context
+
     async def dial(
         self, factory: Callable[[], P], address: Address
     ) -> tuple[asyncio.BaseTransport, P]:

@@ -7,7 +7,7 @@ Member names match whatever their case and null is zero, as in Go's decoder.
 from __future__ import annotations
 
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import orjson
 from aiohttp import web
@@ -16,12 +16,9 @@ from proglog.errors import InvalidRequest
 from proglog.gateway import render
 from proglog.gateway.body import Bodies
 from proglog.gateway.console.pages import Pages, is_wanted
-from proglog.gateway.guard import json_response
+from proglog.gateway.guard import LOG, json_response
 from proglog.gateway.parameters import from_base64, number
 from proglog.gateway.records import append, read_one
-
-if TYPE_CHECKING:
-    from proglog.replica.logs import Logs
 
 _JSON_VALUES_MAX = 10_000
 
@@ -29,8 +26,7 @@ _JSON_VALUES_MAX = 10_000
 class Chapter1:
     """The two handlers of `/`."""
 
-    def __init__(self, logs: Logs, bodies: Bodies, pages: Pages) -> None:
-        self._logs = logs
+    def __init__(self, bodies: Bodies, pages: Pages) -> None:
         self._pages = pages
         self._bodies = bodies
 
@@ -41,7 +37,7 @@ class Chapter1:
             value = _member(_object(record, "record"), "value")
             if value is not None and not isinstance(value, str):
                 raise InvalidRequest("value must be base64 in a string")
-            offset = await append(self._logs.get(""), from_base64(value or "", "value"))
+            offset = await append(request[LOG], from_base64(value or "", "value"))
         return json_response({"offset": offset})
 
     async def consume(self, request: web.Request) -> web.StreamResponse:
@@ -53,7 +49,7 @@ class Chapter1:
             return self._pages.index(request)
         async with self._bodies.read(request) as body:
             offset = _asked_offset(body, request.query.get("offset"))
-        record = await read_one(self._logs.get(""), offset)
+        record = await read_one(request[LOG], offset)
         before, after = b'{"record":{"value":"', b'","offset":%d}}\n' % offset
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         base64_bytes = (len(record.value) + 2) // 3 * 4

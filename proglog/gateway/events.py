@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import orjson
 from aiohttp import web
@@ -22,9 +21,7 @@ from proglog.errors import InvalidRequest, OffsetOutOfRange, ProglogError, Recor
 from proglog.gateway import render
 from proglog.gateway.lifetime import Lifetime
 from proglog.gateway.records import Cursor
-
-if TYPE_CHECKING:
-    from proglog.replica.replica import Replica
+from proglog.types import Log
 
 CONTENT_TYPE = "text/event-stream"
 
@@ -47,7 +44,7 @@ def resumed(request: web.Request) -> int | None:
 
 async def send(
     response: web.StreamResponse,
-    replica: Replica,
+    replica: Log,
     offset: int,
     lifetime: Lifetime,
     *,
@@ -78,7 +75,7 @@ async def send(
 
 
 async def _wait(
-    response: web.StreamResponse, replica: Replica, offset: int, lifetime: Lifetime
+    response: web.StreamResponse, replica: Log, offset: int, lifetime: Lifetime
 ) -> None:
     """Waits for records. A comment now and then keeps proxies from ending it."""
     while True:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from http import HTTPStatus
-from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
-from urllib.parse import urlsplit
 
 import orjson
 import structlog
@@ -15,34 +14,73 @@ from aiohttp import web
 from aiohttp.web_server import Server
 
 from proglog import limits
+from proglog.auth.access import ACCESS, Scope
+from proglog.auth.gate import Gate
 from proglog.auth.principal import Principal
-from proglog.errors import Internal, NotLeader, PermissionDenied, ProglogError, clip, let_go, quoted
+from proglog.errors import (
+    Internal,
+    InvalidRequest,
+    NotLeader,
+    ProglogError,
+    clip,
+    let_go,
+)
+from proglog.gateway.browsers import Browsers
+from proglog.gateway.console.pages import is_wanted
 from proglog.gateway.lifetime import Lifetime
 from proglog.observability.metrics import Metrics
 from proglog.ports import connections_max
+from proglog.types import Log, Logs
 
 _log = structlog.get_logger()
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _BEGUN = web.RequestKey("begun", bool)
+LOG = web.RequestKey("log", Log)
+"""The log that a request is about, for one who may do with it what the route says."""
+_CONSOLE = "GET /console/{name}"
 
+
+class Permission:
+    """Of a request that is about no log."""
+
+    def __init__(self, ask: Callable[[], Awaitable[None]]) -> None:
+        self.check = ask
+        """Raises PermissionDenied; also later, where the policy has changed."""
+
+
+PERMISSION = web.RequestKey("permission", Permission)
+
+_PROBES = {"/livez", "/readyz", "/startupz"}
 ANSWERED_WHILE_DRAINING = {"/livez", "/startupz", "/metrics"}
 
 
 class Guard:
     """Checks and translates around every handler, by its `middleware`."""
 
-    def __init__(self, lifetime: Lifetime, metrics: Metrics, allowed_hosts: Iterable[str]) -> None:
+    def __init__(
+        self,
+        lifetime: Lifetime,
+        metrics: Metrics,
+        browsers: Browsers,
+        logs: Logs,
+        gate: Gate,
+    ) -> None:
+        self._logs = logs
+        self._gate = gate
         self._lifetime = lifetime
         self._metrics = metrics
-        self._hosts = {_host_name(host) for host in allowed_hosts}
+        self._browsers = browsers
 
     @web.middleware
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         with self._lifetime:
             try:
                 self._check(request)
+                if (preflight := self._browsers.preflight(request)) is not None:
+                    return preflight
+                await self._decide(request)
                 return await handler(request)
             except ConnectionError:
                 # The client went away; aiohttp closes what is left.
@@ -60,37 +98,39 @@ class Guard:
             raise ConnectionError("an answer is under way")
         return response
 
-    @staticmethod
-    async def begin(request: web.Request, _: web.StreamResponse) -> None:
+    async def begin(self, request: web.Request, response: web.StreamResponse) -> None:
         """Remembers that an answer is under way (aiohttp's `on_response_prepare`)."""
         request[_BEGUN] = True
+        self._browsers.tell(request, response)
 
     def _check(self, request: web.Request) -> None:
-        host = request.headers.get("Host", "")
-        # A certificate proves the name that was asked for. Without one, a name of the attacker's
-        # may lead here (DNS rebinding), and the browser would let his page read the answer.
-        if not request.secure and not self._is_ours(request, _host_name(host)):
-            raise PermissionDenied(
-                f"this node does not answer to the host {quoted(host)}; see --http-hosts",
-                host=host,
-            )
-        origin = request.headers.get("Origin")
-        if origin is not None and origin.partition("//")[2].lower() != host.lower():
-            raise PermissionDenied("pages of another origin may not use this node", origin=origin)
+        # A kubelet asks by an address of its own, and is told next to nothing.
+        if request.path not in _PROBES:
+            is_page = request.path == "/" and is_wanted(request)
+            self._browsers.check(request, is_page=is_page)
         if request.path not in ANSWERED_WHILE_DRAINING:
             self._lifetime.check()
 
-    def _is_ours(self, request: web.Request, host: str) -> bool:
-        if host in self._hosts or host == "localhost" or host.endswith(".localhost"):
-            return True
-        address = _address(host)
-        if address is None:
-            return False
-        # An address needs no DNS: if it is the one that was dialled, the page came from here.
-        if request.transport is None:
-            raise ConnectionError("the client went away")
-        dialled = request.transport.get_extra_info("sockname")
-        return address.is_loopback or address == _address(dialled[0])
+    async def _decide(self, request: web.Request) -> None:
+        """Whether the caller may. Raises PermissionDenied, UnknownLog."""
+        route = request.match_info.route
+        if route.resource is None:
+            return  # there is nothing; aiohttp says so
+        name = route_of(route)
+        if name == "GET /" and is_wanted(request):
+            name = _CONSOLE
+        access = ACCESS[name]
+        protocol = request.protocol
+        assert isinstance(protocol, Connection), "every connection knows who is at its other end"
+        if access.scope is not Scope.LOG:
+            ask = partial(self._gate.check, protocol.principal, name, access)
+            request[PERMISSION] = Permission(ask)
+            await ask()
+            return
+        logs = request.query.getall("log", [""])
+        if len(logs) > 1:
+            raise InvalidRequest("log is given more than once")
+        request[LOG] = await self._gate.open(protocol.principal, name, access, logs[0], self._logs)
 
     def _refuse(self, request: web.Request, error: ProglogError) -> web.Response:
         self._metrics.refused(error.reason)
@@ -119,20 +159,11 @@ class Guard:
         return error_response(500, Internal.reason, "the server failed; its log says more", {})
 
 
-def _host_name(host: str) -> str:
-    """The name in a Host header, without its port."""
-    try:
-        return (urlsplit(f"//{host}").hostname or "").rstrip(".")
-    except ValueError:
-        return ""
-
-
-def _address(host: str) -> IPv4Address | IPv6Address | None:
-    try:
-        address = ip_address(host)
-    except ValueError:
-        return None
-    return getattr(address, "ipv4_mapped", None) or address
+def route_of(route: web.AbstractRoute) -> str:
+    """As the table of access has it."""
+    assert route.resource is not None, "a route of a path"
+    method = "GET" if route.method == "HEAD" else route.method
+    return f"{method} {route.resource.canonical}"
 
 
 def error_response(

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import binascii
 from datetime import datetime
-from typing import TYPE_CHECKING
 
 from aiohttp import web
 
 from proglog.errors import InvalidRequest, quoted
-
-if TYPE_CHECKING:
-    from proglog.replica.replica import Replica
+from proglog.types import Log
 
 
 def number(text: str, name: str) -> int:
@@ -27,7 +24,7 @@ def query_number(request: web.Request, name: str, default: int) -> int:
     return default if text is None else number(text, name)
 
 
-async def query_start(request: web.Request, replica: Replica, default: str) -> int:
+async def query_start(request: web.Request, replica: Log, default: str) -> int:
     """Where to begin: `offset=N`, `earliest` or `latest` (the next record), `last=N`, or `time=`.
 
     Raises InvalidRequest.

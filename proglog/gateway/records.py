@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
 
 from proglog import batch, limits
 from proglog.batch import Codec, ProposedBatch, Record, RecordBatch, RecordHeaders
 from proglog.errors import OutcomeUnknown, Overloaded
-from proglog.types import check_holds
-
-if TYPE_CHECKING:
-    from proglog.replica.replica import Replica
+from proglog.types import Log, check_holds
 
 _INLINE_RECORDS_MAX = 4096
 _INLINE_BYTES_MAX = 256 * limits.KiB
 
 
 async def append(
-    replica: Replica,
+    replica: Log,
     value: bytes,
     key: bytes | None = None,
     headers: RecordHeaders = (),
@@ -46,7 +42,7 @@ async def append(
 class Cursor:
     """Reads a log forward in small steps, decoded."""
 
-    def __init__(self, replica: Replica, offset: int) -> None:
+    def __init__(self, replica: Log, offset: int) -> None:
         self.offset = offset
         self.bytes_read = 0
         self._replica = replica
@@ -73,7 +69,7 @@ async def _decode(header: batch.BatchHeader, body: batch.Buffer) -> RecordBatch:
     return await asyncio.to_thread(batch.decode, header, body)
 
 
-async def read_one(replica: Replica, offset: int) -> Record:
+async def read_one(replica: Log, offset: int) -> Record:
     """The record at `offset`. Raises OffsetOutOfRange and others."""
     chunk = await replica.read(offset, 1)
     check_holds(chunk, offset, replica.describe)

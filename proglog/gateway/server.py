@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from aiohttp import web
 
 from proglog import limits
+from proglog.auth.access import access_of
+from proglog.auth.gate import Gate, OpenGate
 from proglog.auth.principal import ANONYMOUS, Principal
 from proglog.gateway.body import Bodies
+from proglog.gateway.browsers import Browsers
 from proglog.gateway.chapter1 import Chapter1
 from proglog.gateway.console.feed import Feed
 from proglog.gateway.console.pages import Pages
-from proglog.gateway.guard import Connection, Guard
+from proglog.gateway.guard import Connection, Guard, route_of
 from proglog.gateway.health import Probes, metrics_handler, probe_handler
 from proglog.gateway.lifetime import Lifetime
 from proglog.gateway.v1 import V1
 from proglog.observability.metrics import Metrics
-
-if TYPE_CHECKING:
-    from proglog.replica.logs import Logs
+from proglog.types import Logs
 
 
 class Gateway:
@@ -30,10 +29,10 @@ class Gateway:
     Args:
         logs: the logs to serve.
         metrics: exposed, and added to.
-        allowed_hosts: names, besides loopback ones and the dialled address, that plain HTTP answers
-            to.
+        browsers: the rules for pages of others.
         probes: what `/livez`, `/readyz` and `/startupz` ask.
         feed: what a console is told.
+        gate: who may do what; all may all without one.
     """
 
     def __init__(
@@ -41,17 +40,20 @@ class Gateway:
         logs: Logs,
         metrics: Metrics,
         *,
-        allowed_hosts: Iterable[str],
+        browsers: Browsers,
         probes: Probes,
         feed: Feed,
+        gate: Gate | None = None,
     ) -> None:
         self._lifetime = Lifetime()
-        guard = Guard(self._lifetime, metrics, allowed_hosts)
+        guard = Guard(self._lifetime, metrics, browsers, logs, gate or OpenGate())
         app = web.Application(middlewares=[guard.middleware])
         app.on_response_prepare.append(guard.begin)
         self._pages = Pages()
-        app.add_routes(_routes(logs, metrics, probes, self._lifetime, self._pages))
+        app.add_routes(_routes(metrics, probes, self._lifetime, self._pages))
         app.add_routes(_console_routes(self._pages, feed, self._lifetime))
+        for route in app.router.routes():
+            access_of(route_of(route))
         self._runner = web.AppRunner(
             app, handler_cancellation=True, shutdown_timeout=limits.http_close_seconds_max
         )
@@ -97,11 +99,11 @@ class Gateway:
 
 
 def _routes(
-    logs: Logs, metrics: Metrics, probes: Probes, lifetime: Lifetime, pages: Pages
+    metrics: Metrics, probes: Probes, lifetime: Lifetime, pages: Pages
 ) -> list[web.RouteDef]:
     bodies = Bodies()
-    chapter1 = Chapter1(logs, bodies, pages)
-    v1 = V1(logs, bodies, lifetime)
+    chapter1 = Chapter1(bodies, pages)
+    v1 = V1(bodies, lifetime)
     return [
         web.post("/", chapter1.produce),
         web.get("/", chapter1.consume, allow_head=False),

@@ -24,7 +24,6 @@ in place of a record.
 from __future__ import annotations
 
 from itertools import chain, islice
-from typing import TYPE_CHECKING
 
 import orjson
 from aiohttp import web
@@ -34,7 +33,7 @@ from proglog.batch import RecordHeaders, check_record_headers
 from proglog.errors import InvalidRequest, ProglogError
 from proglog.gateway import api, events, render
 from proglog.gateway.body import Bodies
-from proglog.gateway.guard import error_content, json_response
+from proglog.gateway.guard import LOG, error_content, json_response
 from proglog.gateway.lifetime import Lifetime
 from proglog.gateway.parameters import (
     from_base64,
@@ -44,10 +43,7 @@ from proglog.gateway.parameters import (
     wants_text,
 )
 from proglog.gateway.records import Cursor, append, read_one
-
-if TYPE_CHECKING:
-    from proglog.replica.logs import Logs
-    from proglog.replica.replica import Replica
+from proglog.types import Log
 
 _PAGE_RECORDS_DEFAULT = 100
 
@@ -55,13 +51,9 @@ _PAGE_RECORDS_DEFAULT = 100
 class V1:
     """The handlers of `/v1`."""
 
-    def __init__(self, logs: Logs, bodies: Bodies, lifetime: Lifetime) -> None:
-        self._logs = logs
+    def __init__(self, bodies: Bodies, lifetime: Lifetime) -> None:
         self._bodies = bodies
         self._lifetime = lifetime
-
-    def _log(self, request: web.Request) -> Replica:
-        return self._logs.get(request.query.get("log", ""))
 
     async def produce(self, request: web.Request) -> web.StreamResponse:
         api.check_query(request, api.PRODUCE)
@@ -72,7 +64,7 @@ class V1:
         headers = _record_headers(request)
         async with self._bodies.read(request) as value:
             offset = await append(
-                self._log(request),
+                request[LOG],
                 value,
                 None if key is None else from_base64(key, "X-Proglog-Key"),
                 headers,
@@ -84,7 +76,7 @@ class V1:
     async def value(self, request: web.Request) -> web.StreamResponse:
         api.check_query(request, api.VALUE)
         offset = number(request.match_info["offset"], "offset")
-        record = await read_one(self._log(request), offset)
+        record = await read_one(request[LOG], offset)
         if "application/json" in request.headers.get("Accept", ""):
             response = await _begin(request, "application/json")
             await render.write(response, render.lines([record], text=False))
@@ -111,7 +103,7 @@ class V1:
 
     async def page(self, request: web.Request) -> web.StreamResponse:
         api.check_query(request, api.PAGE)
-        replica = self._log(request)
+        replica = request[LOG]
         text = wants_text(request)
         left = query_number(request, "limit", _PAGE_RECORDS_DEFAULT)
         left = min(left, limits.http_page_records_max)
@@ -138,7 +130,7 @@ class V1:
 
     async def tail(self, request: web.Request) -> web.StreamResponse:
         api.check_query(request, api.TAIL)
-        replica = self._log(request)
+        replica = request[LOG]
         text = wants_text(request)
         start = await query_start(request, replica, "latest")
         if events.are_wanted(request):
@@ -159,7 +151,7 @@ class V1:
         return response
 
     async def _events(
-        self, request: web.Request, replica: Replica, start: int, *, text: bool
+        self, request: web.Request, replica: Log, start: int, *, text: bool
     ) -> web.StreamResponse:
         resumed = events.resumed(request)
         offset = start if resumed is None else resumed
@@ -181,7 +173,7 @@ class V1:
 
     async def describe(self, request: web.Request) -> web.StreamResponse:
         api.check_query(request, api.DESCRIBE)
-        return json_response(self._log(request).describe())
+        return json_response(request[LOG].describe())
 
 
 def _record_headers(request: web.Request) -> RecordHeaders:

@@ -30,11 +30,14 @@ from h2.errors import ErrorCodes
 from h2.exceptions import H2Error
 
 from proglog import errors, limits, wire
+from proglog.auth.access import ACCESS, Access, Scope
+from proglog.auth.gate import Gate, OpenGate
 from proglog.auth.principal import ANONYMOUS, Principal
 from proglog.batch import Buffer
 from proglog.grpc.http2 import Connection, Stream
 from proglog.grpc.receiving import ReceiveBuffer
 from proglog.rpc.quick import Answer, Deadlines, send_slowly
+from proglog.types import Log, Logs
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +71,11 @@ class Call(GrpclibCall[Any, Any]):
     timeout_seconds: float | None = None
     principal: Principal = ANONYMOUS
     """Who calls."""
+    access: Access
+    """What that needs."""
+    gate: Gate
+    is_decided = False
+    """Whether the gate has let it pass: nothing is answered before."""
     _sending = False
     _held = 0
 
@@ -127,6 +135,19 @@ class Call(GrpclibCall[Any, Any]):
             raise wire.BadMessage("the call holds no message")
         return message
 
+    async def decide(self) -> None:
+        """Whether the caller may; of a log's calls its name decides, see `log`. Raises
+        PermissionDenied."""
+        if self.access.scope is not Scope.LOG:
+            await self.gate.check(self.principal, self._method_name, self.access)
+            self.is_decided = True
+
+    async def log(self, name: str, logs: Logs) -> Log:
+        """A log, if the caller may do this to it. Raises PermissionDenied, UnknownLog."""
+        log = await self.gate.open(self.principal, self._method_name, self.access, name, logs)
+        self.is_decided = True
+        return log
+
     async def send_message(self, message: Any) -> None:
         await self.send_messages((message,))
 
@@ -141,6 +162,7 @@ class Call(GrpclibCall[Any, Any]):
 
     async def send_encoded(self, *buffers: Buffer) -> None:
         """Likewise for messages that are encoded, each with its prefix (`wire.framed`)."""
+        assert self.is_decided, "nothing is answered that nobody has decided on"
         if not self._send_initial_metadata_done:
             await self.send_initial_metadata()
         self._sending = True
@@ -201,10 +223,12 @@ class Calls(AbstractHandler):
         principal: Principal = ANONYMOUS,
         quick: Mapping[str, Quick] | None = None,
         deadlines: Deadlines | None = None,
+        gate: Gate | None = None,
     ) -> None:
         """`refusal` says why new calls are not accepted now, or None. `quick` are methods that take
         a unary call whole."""
         self.principal = principal
+        self._gate = gate or OpenGate()
         self._quick = quick or {}
         self._deadlines = deadlines or Deadlines()
         self._unanswered: dict[int, Answer] = {}
@@ -366,7 +390,8 @@ class Calls(AbstractHandler):
             status_details_codec=wire.ErrorDetails(),
             dispatch=self._dispatch,
         )
-        call.principal = self.principal
+        call.principal, call.gate = self.principal, self._gate
+        call.access = ACCESS[dict(headers)[":path"]]
         try:
             call.metadata = decode_metadata(headers)
             call.timeout_seconds = _timeout(headers)
@@ -408,6 +433,7 @@ async def _run(call: Call, method: Method) -> Failure | None:
     call.handling = True
     try:
         async with asyncio.timeout(_seconds(call)) as deadline:
+            await call.decide()
             await method.func(call)
     except asyncio.CancelledError:
         if call.ending is None:

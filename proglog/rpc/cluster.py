@@ -10,6 +10,9 @@ from grpclib.const import Handler as Method
 
 from proglog import limits
 from proglog._generated.log import v1
+from proglog.auth.access import EVERYTHING
+from proglog.auth.gate import denied
+from proglog.auth.principal import Kind, Principal
 from proglog.membership import Member
 from proglog.rpc.calls import Call
 from proglog.types import ClusterStatus, ServerInfo
@@ -28,6 +31,9 @@ class Cluster(Protocol):
 
     async def remove(self, name: str) -> None:
         """Removes a server. Raises ChangeRefused."""
+
+    def is_own(self, principal: Principal, name: str) -> bool:
+        """Whether a caller's certificate is that of the server of this name or uuid."""
 
     async def transfer(self, name: str) -> None:
         """Hands leadership over. Raises ChangeRefused, Unavailable."""
@@ -107,6 +113,11 @@ class ClusterService:
 
     async def remove_server(self, call: Call) -> None:
         request: v1.RemoveServerRequest = await call.request()
+        # By its certificate alone a node may remove itself, and no other.
+        if call.principal.kind is Kind.PEER and not self._cluster.is_own(
+            call.principal, request.id
+        ):
+            raise denied(call.principal, call.access, EVERYTHING)
         await self._cluster.remove(request.id)
         await call.send_message(v1.RemoveServerResponse())
 

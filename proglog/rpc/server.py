@@ -10,6 +10,8 @@ from grpclib.health.check import ServiceStatus
 
 from proglog import limits
 from proglog.aio.turns import Turns
+from proglog.auth.access import access_of
+from proglog.auth.gate import Gate, OpenGate
 from proglog.auth.principal import ANONYMOUS, Principal
 from proglog.errors import ProglogError, Unavailable
 from proglog.grpc import http2
@@ -18,25 +20,30 @@ from proglog.rpc.calls import Calls
 from proglog.rpc.cluster import Cluster, ClusterService
 from proglog.rpc.health import ServerCodec, with_health_and_reflection
 from proglog.rpc.quick import Deadlines, Processor
-from proglog.rpc.service import Logs, LogService
+from proglog.rpc.service import LogService
+from proglog.types import Logs
 
 
 class RpcServer:
     """Serves log.v1.Log, log.v1.Cluster, grpc.health.v1 and reflection."""
 
-    def __init__(self, logs: Logs, cluster: Cluster) -> None:
+    def __init__(self, logs: Logs, cluster: Cluster, gate: Gate | None = None) -> None:
+        """Without a gate all may all."""
+        self._gate = gate or OpenGate()
         self._status = ServiceStatus()
         self.budgets = Budgets()
         self._seldom = Seldom(asyncio.get_running_loop().time)
         self._looking: asyncio.TimerHandle | None = None
         self._turns = Turns()
-        self._log_service = LogService(logs, cluster.servers, self._turns)
+        self._log_service = LogService(logs, cluster.servers, self._turns, self._gate)
         services = with_health_and_reflection(
             [self._log_service, ClusterService(cluster)], self._status
         )
         self._methods = {
             name: method for service in services for name, method in service.__mapping__().items()
         }
+        for name in self._methods:
+            access_of(name)
         self._codec = ServerCodec()
         self._deadlines = Deadlines()
         self._connections: set[_Connection] = set()
@@ -55,6 +62,7 @@ class RpcServer:
             principal,
             self._log_service.quick,
             self._deadlines,
+            self._gate,
         )
         self._begin_looking()
         return _Connection(calls, self._connections, self._turns, self.budgets, self._seldom)
@@ -78,6 +86,14 @@ class RpcServer:
         New calls are answered."""
         for connection in self._connections:
             connection.calls.end(Unavailable("the node is about to stop: go on with another one"))
+
+    def end_expired(self, now: float) -> None:
+        """Ends the connections of those whose certificate is void by `now`, a Unix time: what is
+        under way ends as on a node that stops, and goes on over another connection."""
+        for connection in list(self._connections):
+            if connection.calls.principal.not_after <= now:
+                connection.calls.end(Unavailable("your certificate has expired: connect anew"))
+                connection.end_soon()
 
     async def drain(self, seconds: float) -> None:
         """Refuses new calls, ends streams with Unavailable, and waits for the answers to calls that
@@ -128,6 +144,7 @@ class _Connection(http2.Protocol):
         self.calls = calls
         self._connections = connections
         self._lost = asyncio.Event()
+        self._is_ending = False
 
     def new_processor(self) -> http2.Processor:
         return Processor(self.calls, cast("http2.Connection", self.connection))
@@ -185,6 +202,12 @@ class _Connection(http2.Protocol):
             self.connection._connection.close_connection()
             self.connection.flush()
             self.connection._transport.close()
+
+    def end_soon(self) -> None:
+        """Ends a little later, whatever is under way then."""
+        if not self._is_ending:
+            self._is_ending = True
+            asyncio.get_running_loop().call_later(limits.expired_grace_seconds, self.abort)
 
     def abort(self) -> None:
         if not self.connection.is_closing():

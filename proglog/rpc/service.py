@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from grpclib.const import Cardinality
 from grpclib.const import Handler as Method
@@ -19,13 +19,15 @@ from grpclib.exceptions import GRPCError
 from proglog import batch, limits
 from proglog._generated.log import v1
 from proglog.aio.turns import Gate, Turns
+from proglog.auth import gate as access
+from proglog.auth.access import ACCESS
 from proglog.auth.principal import Principal
 from proglog.batch import ProposedBatch, RecordBatch
 from proglog.errors import InvalidRequest, ProglogError
 from proglog.rpc.calls import Call
 from proglog.rpc.quick import Answer
 from proglog.rpc.together import Together
-from proglog.types import Appended, Chunk, Description, ServerInfo, check_holds
+from proglog.types import Appended, Chunk, Log, Logs, ServerInfo, check_holds
 from proglog.wire import (
     BadMessage,
     Codec,
@@ -37,39 +39,27 @@ from proglog.wire import (
     produce_response,
 )
 
-
-class Log(Protocol):
-    """What a served log does; `proglog.replica.Replica` says it in full."""
-
-    async def propose(
-        self, batch: ProposedBatch, after: asyncio.Future[Appended] | None = None
-    ) -> asyncio.Future[Appended]: ...
-    async def read(self, offset: int, bytes_max: int) -> Chunk: ...
-    async def wait_past(self, offset: int) -> None: ...
-    async def seek(self, timestamp: int) -> int: ...
-    async def barrier(self) -> None: ...
-    def describe(self) -> Description: ...
-
-
-class Logs(Protocol):
-    """The logs of a node, by name; "" is the default one. `get` raises UnknownLog."""
-
-    def get(self, name: str) -> Log: ...
+_PRODUCE = "/log.v1.Log/Produce"
 
 
 class LogService:
     """The handlers, for `Calls`."""
 
     def __init__(
-        self, logs: Logs, servers: Callable[[], Sequence[ServerInfo]], turns: Turns
+        self,
+        logs: Logs,
+        servers: Callable[[], Sequence[ServerInfo]],
+        turns: Turns,
+        access: access.Gate,
     ) -> None:
-        """`servers` are those that a client may be sent to."""
+        """`servers` are those that a client may be sent to; `access` decides who may what."""
+        self._access = access
         self._logs = logs
         self._servers = servers
         self._turns = turns
         self._bulk = Gate()
         self._together = Together(self._opened, _body)
-        self.quick = {"/log.v1.Log/Produce": self.produce_quickly}
+        self.quick = {_PRODUCE: self.produce_quickly}
         """Methods that take a unary call whole."""
 
     def __mapping__(self) -> Mapping[str, Method]:
@@ -104,8 +94,8 @@ class LogService:
 
     async def produce(self, call: Call) -> None:
         request: v1.ProduceRequest = await call.request()
-        body = _body([_record(request)])
-        appended = await self._logs.get(request.log).propose(ProposedBatch(body))
+        log = await call.log(request.log, self._logs)
+        appended = await log.propose(ProposedBatch(_body([_record(request)])))
         await call.send_message(v1.ProduceResponse(offset=(await appended).offset))
 
     def produce_quickly(self, message: memoryview, answer: Answer) -> None:
@@ -118,12 +108,13 @@ class LogService:
         else:
             self._together.add("", _Bare(value), len(value), answer)
 
-    async def _opened(self, _principal: Principal, name: str) -> Log:
-        return self._logs.get(name)
+    async def _opened(self, principal: Principal, name: str) -> Log:
+        needed = ACCESS[_PRODUCE]
+        return await self._access.open(principal, _PRODUCE, needed, name, self._logs)
 
     async def produce_stream(self, call: Call) -> None:
         records = _Records(call, self._turns)
-        log = self._logs.get(await records.log_name())
+        log = await call.log(await records.log_name(), self._logs)
 
         async def propose(after: asyncio.Future[Appended] | None) -> Proposal | None:
             gathered = await records.gather()
@@ -136,7 +127,7 @@ class LogService:
 
     async def produce_batches(self, call: Call) -> None:
         first: ProduceBatch | None = await call.recv_message()
-        log = self._logs.get(first.log if first is not None else "")
+        log = await call.log(first.log if first is not None else "", self._logs)
 
         async def propose(after: asyncio.Future[Appended] | None) -> Proposal | None:
             nonlocal first
@@ -151,7 +142,7 @@ class LogService:
 
     async def consume(self, call: Call) -> None:
         request: v1.ConsumeRequest = await call.request()
-        log = self._logs.get(request.log)
+        log = await call.log(request.log, self._logs)
         chunk = await log.read(request.offset, 1)
         check_holds(chunk, request.offset, log.describe)
         records = await _decode(*next(batch.walk(chunk.data)))
@@ -160,7 +151,7 @@ class LogService:
 
     async def consume_stream(self, call: Call) -> None:
         request: v1.ConsumeRequest = await call.request()
-        log = self._logs.get(request.log)
+        log = await call.log(request.log, self._logs)
         offset = request.offset
         while True:
             # Also for one beyond the end, as the original: another node may have shown it already.
@@ -176,7 +167,7 @@ class LogService:
 
     async def consume_batches(self, call: Call) -> None:
         request: v1.ConsumeBatchesRequest = await call.request()
-        log = self._logs.get(request.log)
+        log = await call.log(request.log, self._logs)
         if request.linearizable:
             await log.barrier()
         offset = await _start(log, request)
@@ -199,6 +190,7 @@ class LogService:
 
     async def get_servers(self, call: Call) -> None:
         await call.request()
+        await call.log("", self._logs)
         servers = [
             v1.Server(
                 id=server.name,
@@ -213,7 +205,7 @@ class LogService:
 
     async def describe(self, call: Call) -> None:
         request: v1.DescribeRequest = await call.request()
-        found = self._logs.get(request.log).describe()
+        found = (await call.log(request.log, self._logs)).describe()
         await call.send_message(
             v1.DescribeResponse(
                 log=found.log,
@@ -354,7 +346,10 @@ class _Records:
         self._ended = request is None
         if request is None:
             return ""
-        self._held = _record(request)
+        try:
+            self._held = _record(request)
+        except ProglogError as refusal:
+            self._held = refusal  # whether the caller may write there comes first
         return request.log
 
     async def gather(self) -> list[v1.Record]:

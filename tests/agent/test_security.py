@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
+import os
+import random
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,8 +15,9 @@ import pytest
 import proglog
 from proglog.auth.certificates import Use
 from proglog.config import Address, NodeConfig, SecurityConfig
-from proglog.errors import ConfigurationError, ProglogError, Unauthenticated
+from proglog.errors import ConfigurationError, PermissionDenied, ProglogError, Unauthenticated
 from tests.agent.nodes import Nodes, some_nodes
+from tests.auth import original
 from tests.pki import LOOPBACK, Authority, Files
 from tests.waiting import until
 
@@ -184,3 +188,158 @@ async def test_plaintext_is_for_this_machine_unless_said_otherwise(tmp_path: Pat
     keys = dataclasses.replace(config(), gossip_keys=("a",))
     with pytest.raises(ConfigurationError, match="say allow-plaintext"):
         check_listener(keys, ("10.1.2.3", 1))
+
+
+# --- changes while it runs -----------------------------------------------------------------------
+
+
+class Load:
+    """Produces one record after the other, and follows them, until it is told to end."""
+
+    def __init__(self, log: proglog.Log) -> None:
+        self._log = log
+        self._ending = False
+        self.acknowledged = 0
+        self.consumed = 0
+
+    async def run(self) -> None:
+        """Raises what any call raises."""
+        async with self._log as log:
+            following = asyncio.ensure_future(self._follow(log))
+            while not self._ending:
+                await log.produce(b"x")
+                self.acknowledged += 1
+            await until(lambda: self.consumed >= self.acknowledged or following.done())
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+        assert self.consumed >= self.acknowledged
+
+    async def _follow(self, log: proglog.Log) -> None:
+        async for _ in log.consume("earliest"):
+            self.consumed += 1
+
+    def end(self) -> None:
+        self._ending = True
+
+
+def rotations() -> int:
+    return int(os.environ.get("PROGLOG_ROTATIONS", "20"))
+
+
+async def test_w39_every_file_is_rotated_under_load(world: World, tmp_path: Path) -> None:
+    """Certificates, keys, authorities and policy, of nodes and of the client; each third time they
+    are broken, and nothing changes."""
+    nodes, changing = world.nodes, random.Random(39)
+    peers = {name: world.peers.peer(name) for name in "abc"}
+    acl = tmp_path / "model.conf", tmp_path / "policy.csv"
+    acl[0].write_bytes(original.MODEL)
+    acl[1].write_bytes(original.POLICY)
+    for name in "abc":
+        security = dataclasses.replace(
+            world.security(name, peers[name]),
+            acl_model_file=acl[0],
+            acl_policy_file=acl[1],
+            allow_all_clients=False,
+        )
+        nodes.config(name, security=security)
+    await nodes.start("a", bootstrap=True)
+    joined = nodes.gossip("a")
+    await asyncio.gather(*(nodes.start(name, start_join_addrs=joined) for name in "bc"))
+    await nodes.voters(*"abc")
+    securities = [node.security for node in nodes.running.values()]
+    term = (await nodes.find_leader()).replica.leadership.state.term
+    load = Load(world.log())
+    running = asyncio.ensure_future(load.run())
+    broken = 0
+    for number in range(rotations()):
+        versions = [security._files.version for security in securities]
+        seen = load.acknowledged
+        if number % 3 == 2:
+            broken += 1
+            world.server.key.write_bytes(world.clients.client().key.read_bytes())
+            acl[1].write_bytes(b"p, root\n")
+        else:
+            world.clients.server()
+            world.clients.client()
+            world.peers.peer(changing.choice("abc"))
+            acl[1].write_bytes(original.POLICY + f"p, u{number}, *, consume\n".encode())
+        for security in securities:
+            await security.reload(at_once=True)
+        now = [security._files.version for security in securities]
+        assert now == [version + (number % 3 != 2) for version in versions]
+        await until(lambda seen=seen: load.acknowledged > seen or running.done(), "calls go on")
+    load.end()
+    await running
+    assert broken == rotations() // 3
+    assert (await nodes.find_leader()).replica.leadership.state.term == term
+
+
+async def test_a_policy_that_takes_a_right_away_ends_what_goes_on(
+    world: World, tmp_path: Path
+) -> None:
+    acl = tmp_path / "model.conf", tmp_path / "policy.csv"
+    acl[0].write_bytes(original.MODEL)
+    acl[1].write_bytes(original.POLICY)
+    security = dataclasses.replace(
+        world.security("a"),
+        acl_model_file=acl[0],
+        acl_policy_file=acl[1],
+        allow_all_clients=False,
+        audit_file=tmp_path / "audit",
+    )
+    node = await world.nodes.start("a", bootstrap=True, security=security)
+    async with world.log() as log:
+        await log.produce(b"a")
+        following = log.consume("earliest")
+        assert (await anext(following)).value == b"a"
+        waiting = asyncio.ensure_future(anext(following))
+        await until(lambda: node.security.gate._waiting, "it waits for the next record")
+        acl[1].write_bytes(b"p, root, *, produce\n")
+        await node.security.reload(at_once=True)
+        with pytest.raises(PermissionDenied):
+            await waiting
+        await log.produce(b"b")
+    async with world.log(world.clients.client("nobody")) as log:
+        with pytest.raises(PermissionDenied, match="'nobody' not permitted to produce"):
+            await log.produce(b"c")
+    wanted = {
+        ("start", "Success"),
+        ("produce", "Success"),
+        ("consume", "Success"),
+        ("consume", "Failure"),
+        ("produce", "Failure"),
+        ("reload acl", "Success"),
+    }
+
+    def told() -> set[tuple[str, str]]:
+        lines = (tmp_path / "audit").read_text().splitlines()
+        return {(line["activity"], line["status"]) for line in map(json.loads, lines)}
+
+    await until(lambda: told() >= wanted, "all of it is told")
+
+
+async def test_tls_is_turned_on_and_off_by_rolling_restarts(world: World) -> None:
+    """off, optional, required, optional, off: the records of a client that speaks what both sides
+    of a step speak are all acknowledged, and all are there."""
+    nodes = world.nodes
+    await nodes.form(*"abc")
+    acknowledged = 0
+    steps = [("off", "optional"), ("optional", "required")]
+    for before, after in [*steps, *((b, a) for a, b in reversed(steps))]:
+        encrypted = "required" in {before, after}
+        load = Load(world.log() if encrypted else proglog.connect(nodes.url()))
+        running = asyncio.ensure_future(load.run())
+        for name in "abc":
+            seen = load.acknowledged
+            await nodes.stop(name)
+            security = dataclasses.replace(world.security(name), tls=after)
+            await nodes.start(
+                name, bootstrap=None, security=security, start_join_addrs=nodes.gossip(*"abc")
+            )
+            await nodes.voters(*"abc")
+            await until(lambda seen=seen: load.acknowledged > seen or running.done())
+        load.end()
+        await running
+        acknowledged += load.acknowledged
+    async with proglog.connect(nodes.url()) as log:
+        assert (await log.describe()).next >= acknowledged

@@ -13,6 +13,7 @@ from proglog import batch
 from proglog.batch import Kind, ProposedBatch
 from proglog.errors import OffsetMismatch, OffsetOutOfRange, ProglogError, UnknownLog
 from proglog.gateway import Gateway, Probes
+from proglog.gateway.browsers import Browsers
 from proglog.gateway.console.feed import Feed
 from proglog.net.listening import listen
 from proglog.observability.history import History
@@ -160,7 +161,10 @@ async def node() -> AsyncIterator[Node]:
     gateway = Gateway(
         FakeLogs(replica),
         metrics,
-        allowed_hosts=["log.example", "Other.Example:80"],
+        browsers=Browsers(
+            ["log.example", "Other.Example:80"],
+            ["https://app.example", "https://in.example+credentials"],
+        ),
         probes=probes,
         feed=feed,
     )

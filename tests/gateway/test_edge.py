@@ -73,6 +73,54 @@ async def test_foreign_origins_are_refused(node: Node) -> None:
     assert node.replica.next == 1
 
 
+async def test_pages_of_listed_origins_may_read_answers(node: Node) -> None:
+    for origin, credentials in (("https://app.example", None), ("https://in.example", "true")):
+        headers = {"Origin": origin, "Sec-Fetch-Site": "cross-site"}
+        async with node.http.get("/v1/log", headers=headers) as response:
+            assert response.status == 200
+            assert response.headers["Access-Control-Allow-Origin"] == origin
+            assert response.headers["Vary"] == "Origin"
+            assert response.headers.get("Access-Control-Allow-Credentials") == credentials
+        asks = {**headers, "Access-Control-Request-Method": "POST"}
+        async with node.http.options("/v1/records", headers=asks) as response:
+            assert response.status == 204
+            assert response.headers["Access-Control-Allow-Methods"] == "GET, POST"
+            assert "X-Proglog-Key" in response.headers["Access-Control-Allow-Headers"]
+    foreign = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
+    async with node.http.options("/v1/records", headers=foreign) as response:
+        assert response.status == 403
+        assert "Access-Control-Allow-Origin" not in response.headers
+
+
+async def test_what_a_foreign_page_makes_a_browser_ask_is_refused(node: Node) -> None:
+    """Requests of which browsers tell no origin: pictures, scripts, forms that are sent by GET."""
+    for site, mode, path, status in (
+        ("cross-site", "no-cors", "/v1/log", 403),
+        ("same-site", "no-cors", "/v1/log", 403),
+        ("cross-site", "navigate", "/v1/log", 403),
+        ("cross-site", "navigate", "/", 200),
+        ("cross-site", "no-cors", "/", 403),
+        ("same-origin", "cors", "/v1/log", 200),
+        ("none", "navigate", "/v1/log", 200),
+        ("cross-site", "no-cors", "/livez", 200),
+    ):
+        headers = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": mode, "Accept": "text/html"}
+        async with node.http.get(path, headers=headers) as response:
+            assert response.status == status, (site, mode, path)
+
+
+async def test_probes_answer_to_any_host(node: Node) -> None:
+    for path in ("/livez", "/readyz", "/startupz"):
+        async with node.http.get(path, headers={"Host": "10.1.2.3"}) as response:
+            assert response.status == 200
+
+
+@pytest.mark.parametrize("path", ["/v1%2flog", "//v1/log", "/v1/./log", "/v1/log;x", "/v1%5Clog"])
+async def test_paths_are_written_in_one_way(node: Node, path: str) -> None:
+    request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    assert (await node.raw(request.encode())).startswith(b"HTTP/1.1 400 ")
+
+
 async def test_bodies_are_bounded(node: Node) -> None:
     too_large = bytes(limits.http_body_bytes_max + 1)
     for path in ("/", "/v1/records"):

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Self
 
 from grpclib.client import Channel
 from grpclib.config import Configuration
 
 from proglog import batch, limits, wire
+from proglog.auth import principal as principals
+from proglog.auth.gate import Gate
 from proglog.auth.principal import Principal
 from proglog.batch import Kind, ProposedBatch
 from proglog.errors import ChangeRefused, OffsetOutOfRange, ProglogError, UnknownLog
+from proglog.membership import Member
 from proglog.net.listening import listen
 from proglog.rpc.handshake import Tls
 from proglog.rpc.mux import Mux
@@ -161,6 +165,18 @@ class MemoryCluster:
     async def remove(self, name: str) -> None:
         raise ChangeRefused(f"{name} is the last voter")
 
+    def members(self) -> list[Member]:
+        return []
+
+    async def leave(self) -> None:
+        self.asked.append(("leave", ""))
+
+    async def promise(self, cluster_id: str, uuids: Sequence[str]) -> None:
+        self.asked.append(("promise", cluster_id))
+
+    def is_own(self, principal: Principal, name: str) -> bool:
+        return principal.kind is principals.Kind.PEER and f"proglog:peer:{name}" in principal.names
+
     async def transfer(self, name: str) -> None:
         self.asked.append(("transfer", name))
 
@@ -185,11 +201,13 @@ class Recorder(asyncio.Protocol):
 class Node:
     """A server behind a mux, as an agent would make it."""
 
-    def __init__(self, log: MemoryLog | None = None, tls: Tls | None = None) -> None:
+    def __init__(
+        self, log: MemoryLog | None = None, tls: Tls | None = None, gate: Gate | None = None
+    ) -> None:
         self.log = log or MemoryLog()
         logs = MemoryLogs(self.log)
         self.cluster = MemoryCluster()
-        self.server = RpcServer(logs, self.cluster)
+        self.server = RpcServer(logs, self.cluster, gate)
         self.raft: list[Recorder] = []
         self.http: list[Recorder] = []
         routes = Routes(

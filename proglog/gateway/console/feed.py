@@ -18,7 +18,7 @@ import orjson
 from aiohttp import web
 
 from proglog.errors import Overloaded, Unavailable
-from proglog.gateway.guard import json_response
+from proglog.gateway.guard import PERMISSION, json_response
 from proglog.gateway.lifetime import Lifetime
 from proglog.observability.history import History
 from proglog.observability.view import Event, View, explain
@@ -106,6 +106,7 @@ class Feed:
             await lifetime.wait(take())
             if not taken:
                 return response
+            await request[PERMISSION].check()
             await response.write(taken.pop())
 
 
