@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
 
-from proglog.membership import Status, Timing
+from proglog.membership import Status, Timing, limits
 from proglog.membership.address import Address
 from proglog.membership.codec.messages import OURS
 from proglog.membership.serf.finder import Finder
@@ -33,6 +34,7 @@ class Alone:
         self.is_running = True
         self.members = [record(1), *others]
         self.tried: list[tuple[float, Address]] = []
+        self.joining: set[bool] = set()
         self.timers = Timers(0.0)
         self.timing = Timing.lan()
         self.finder = Finder(self, self, self.timing, self.timers, random.Random(1))
@@ -52,8 +54,13 @@ class Alone:
         on_merged: Callable[[], None] = lambda: None,
     ) -> int:
         assert join
+        self.joining.add(joining)
         self.tried.append((self.timers.now, address))
         return 0
+
+    def times(self) -> dict[float, int]:
+        """When it tried whom it tried last, and how many then."""
+        return Counter(when for when, _ in self.tried)
 
     def run(self, seconds: float) -> list[Address]:
         """Whom it tries meanwhile."""
@@ -109,10 +116,48 @@ def test_what_another_life_is_told_begins_with_who_has_answered() -> None:
     assert node.finder.known() == (at(5), at(3), at(6), at(2)), "whoever is not listed any more"
 
 
-def test_former_peers_are_tried_sooner_by_who_is_alone() -> None:
+def test_the_only_one_left_tries_who_failed_each_time() -> None:
+    node = Alone(record(9, Status.FAILED))
+    assert node.run(40.0) == [at(9)] * 40
+    assert node.joining == {False}, "it knows the past of the cluster"
+
+
+def test_the_eager_time_is_bounded() -> None:
+    node = Alone(record(2), *(record(number, Status.FAILED) for number in (7, 8, 9)))
+    node.finder.returned()
+    node.run(node.timing.reconnect_eager_s)
+    assert [count for _, count in sorted(node.times().items())] == [3, 3, 3, 3, 1]
+
+
+FORMER = tuple(at(number) for number in range(20, 30))
+
+
+def test_former_peers_are_tried_ever_more_rarely_by_who_is_alone() -> None:
     node = Alone()
-    node.finder.former = tuple(at(number) for number in range(20, 30))
-    alone = len(node.run(60.0))
-    node.members.append(record(2))
+    node.finder.former = FORMER
+    node.run(200.0)
+    assert set(node.times().values()) == {limits.rejoins_max}
+    gaps = [later - sooner for sooner, later in pairwise(node.times())]
+    for gap, pause in zip(gaps, [1, 2, 4, 8, 16, 30, 30, 30], strict=False):
+        assert pause / 2 <= gap <= pause
+    assert node.joining == {True}, "as one who joins anew"
+    # Beside somebody else one is tried, now and then; alone again, it begins as before.
+    node.members = [record(1), record(2), record(3, Status.FAILED)]
+    node.run(120.0)
+    rare = {when: count for when, count in node.times().items() if (when, at(3)) not in node.tried}
+    assert set(rare.values()) == {1}
+    assert min(later - sooner for sooner, later in pairwise(rare)) >= 15.0
+    node.members = [record(1)]
     node.run(60.0)
-    assert alone > len(node.run(60.0)) >= 1
+    gaps = [later - sooner for sooner, later in pairwise(node.times())]
+    assert gaps[0] <= 1.0
+
+
+def test_who_leaves_tries_nobody_of_old() -> None:
+    node = Alone()
+    node.finder.former = FORMER
+    node.is_running = False
+    assert node.run(60.0) == []
+    node.is_running = True
+    node.finder.former = ()
+    assert node.run(60.0) == []

@@ -119,3 +119,19 @@ def test_a_pause_is_not_the_others_silence() -> None:
     for real[0] in (0.5, 1.4, 61.4, 61.9):
         times.append(round(clock.now(), 6))
     assert times == [0.5, 1.4, 2.4, 2.9]
+
+
+def test_how_far_ahead_is_believed_is_exact() -> None:
+    clock = LamportClock()
+    assert clock.time == 1
+    clock.witness(1000)
+    assert clock.believes(1001 + limits.lamport_ahead_max)
+    assert not clock.believes(1002 + limits.lamport_ahead_max)
+
+
+def test_a_past_begins_empty_and_at_time_zero() -> None:
+    past: RecentPast[str] = RecentPast(3)
+    assert len(past) == 0
+    assert past.add(0, "first")
+    assert not past.add(0, "first")
+    assert len(past) == 1

@@ -27,14 +27,14 @@ TIMEOUT_SECONDS = 300.0
 """A mutant that makes its tests run so long is killed: it hangs."""
 
 RAFT = ["tests/raft/test_core.py", "tests/raft/test_nouns.py", "tests/raft/test_scenarios.py"]
-GOSSIP = ["tests/membership/test_swim.py", "tests/membership/test_serf.py"]
+GOSSIP = [f"tests/membership/test_{name}.py" for name in ("swim", "serf", "finder", "parts")]
 TESTS = {
     "proglog/raft": [RAFT, ["tests/raft"]],
     "proglog/replica": [["tests/replica"]],
     "proglog/agent/policy.py": [["tests/agent/test_policy.py"]],
     "proglog/agent/forming.py": [["tests/agent/test_forming.py"]],
     "proglog/membership": [
-        [*GOSSIP, "tests/membership/test_parts.py"],
+        GOSSIP,
         ["tests/membership/test_hostile_news.py", "tests/membership/test_simulation.py"],
     ],
 }
