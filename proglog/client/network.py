@@ -243,14 +243,19 @@ class NetworkBackend:
         return call
 
     @asynccontextmanager
-    async def _call(self, method: Method, request: Any, address: Address) -> AsyncIterator[Call]:
-        channel = self._channel(self._reading, address, limits.client_read_connections_max)
+    async def _call(
+        self, method: Method, request: Any, address: Address | None = None
+    ) -> AsyncIterator[Call]:
+        """A call of a node; of the leader, as far as it is known, where none is named."""
+        asked = address or self._servers.to_write
+        channel = self._channel(self._reading, asked, limits.client_read_connections_max)
         try:
             call = await self._start(channel, method)
             try:
                 with suppress(CallEnded):
                     await call.send(request, end=True)
                 yield call
+                self._servers.worked(asked)
             finally:
                 call.close()
         except ProglogError as error:
@@ -260,12 +265,10 @@ class NetworkBackend:
     async def ask(self, method: Method, request: Any, address: Address | None = None) -> Any:
         """One call with one answer, tried once, of the leader as far as it is known unless an
         address is named. Raises ProglogError."""
-        asked = address or self._servers.to_write
-        async with self._call(method, request, asked) as call:
+        async with self._call(method, request, address) as call:
             reply = await call.receive()
             if reply is None or await call.receive() is not None:
                 raise OutcomeUnknown("the server did not answer with one message")
-            self._servers.worked(asked)
             return reply
 
 

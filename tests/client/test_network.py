@@ -425,10 +425,19 @@ async def test_a_call_that_waits_to_begin_hears_that_a_full_connection_was_lost(
 
 async def followers(log, count):
     """So many streams, each of which has shown that it follows."""
-    streams = [log._backend.consume(0, follow=True) for _ in range(count)]
-    first = await asyncio.gather(*(anext(each) for each in streams))
-    assert len({chunk.next_offset for chunk in first}) == 1
-    return streams
+    begun = await asyncio.gather(*(begin(log) for _ in range(count)))
+    assert len({chunk.next_offset for _, chunk in begun}) == 1
+    return [stream for stream, _ in begun]
+
+
+async def begin(log):
+    """A stream and its first chunk, however long there is no room for it."""
+    while True:
+        stream = log._backend.consume(0, follow=True)
+        try:
+            return stream, await anext(stream)
+        except (Overloaded, Unavailable):
+            await stream.aclose()
 
 
 async def end(records):
@@ -471,7 +480,7 @@ async def test_where_no_connection_has_room_a_read_waits_and_then_says_why(serve
     monkeypatch.setattr(limits, "client_read_connections_max", 2)
     monkeypatch.setattr(limits, "client_calls_per_connection_max", 3)
     monkeypatch.setattr(limits, "client_room_seconds_max", 0.05)
-    async with proglog.connect(url(server), timeout_seconds=0.3) as log:
+    async with proglog.connect(url(server), timeout_seconds=1.5) as log:
         await log.produce(b"a")
         records = await followers(log, 6)
         one_more = log.consume(0)
