@@ -105,6 +105,8 @@ hearing_seconds_max = 1.0
 """A new leader has heard from all servers that answer within this time."""
 ready_seconds_max = 10.0
 """A node that is a cluster of one says that it serves once it does, or after this long."""
+ready_behind_batches_max = 1000
+"""A node is ready for the first time once it is at most so far behind the leader."""
 reconcile_retry_seconds = 5.0
 identify_seconds_max = 2.0
 """A node that is to be added says who it is within this time."""

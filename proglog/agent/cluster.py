@@ -163,23 +163,32 @@ async def _ask(rpc_addr: str, way: Way | None) -> tuple[Server, Description]:
         raise InvalidRequest(str(error)) from None
     if address.is_unspecified:
         raise InvalidRequest(f"rpc_addr is {address}: nobody can be reached at every address")
-    backend = NetworkBackend([address], "", way)
-    try:
-        async with asyncio.timeout(limits.identify_seconds_max):
-            found = await backend.describe()
-    except TimeoutError:
-        raise ChangeRefused(f"{rpc_addr} does not say who it is") from None
-    except ProglogError as error:
-        # Whoever asks for the change would take its Unavailable for this node's, and try again.
-        raise ChangeRefused(f"{rpc_addr} does not say who it is: {error}") from None
-    finally:
-        await backend.close()
+    found = await _describe(address, way)
     if not is_node_name(found.node) or not _is_uuid(found.node_uuid):
         raise ChangeRefused(
             f"what answers at {address} is no node: it calls itself {quoted(found.node)}, "
             f"with the uuid {quoted(found.node_uuid)}"
         )
     return Server(found.node_uuid, found.node, str(address)), found
+
+
+async def ask_commit(rpc_addr: str, way: Way | None = None) -> int:
+    """How many batches the node at an address has committed. Raises ProglogError."""
+    return (await _describe(Address.parse(rpc_addr, "rpc_addr"), way)).commit_index
+
+
+async def _describe(address: Address, way: Way | None) -> Description:
+    backend = NetworkBackend([address], "", way)
+    try:
+        async with asyncio.timeout(limits.identify_seconds_max):
+            return await backend.describe(at=address)
+    except TimeoutError:
+        raise ChangeRefused(f"{address} does not say who it is") from None
+    except ProglogError as error:
+        # Whoever asks for a change would take its Unavailable for this node's, and try again.
+        raise ChangeRefused(f"{address} does not say who it is: {error}") from None
+    finally:
+        await backend.close()
 
 
 def _is_uuid(text: str) -> bool:

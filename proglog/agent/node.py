@@ -23,8 +23,10 @@ import structlog
 from proglog import __version__, limits
 from proglog.agent.addresses import Addresses
 from proglog.agent.admin_socket import AdminSocket
+from proglog.agent.catching_up import CatchingUp
 from proglog.agent.cluster import (
     ClusterAdmin,
+    ask_commit,
     ask_identity,
     ask_promise,
     identify,
@@ -108,6 +110,7 @@ class Node:
         self.membership: Membership
         self._reconciler: Reconciler
         self._watch: Watch
+        self._catching_up: CatchingUp
         self.drain: Drain
         self.readiness: Readiness
         self._meeting: list[asyncio.Task[None]] = []
@@ -159,6 +162,9 @@ class Node:
         self._watch_replica()
         self.membership = self._make_membership()
         self._reconciler = self._make_reconciler()
+        self._catching_up = CatchingUp(
+            self.replica, lambda address: ask_commit(address, self.security.way)
+        )
         admin = ClusterAdmin(
             self.replica, self.membership, self._reconciler, self.leave, self.security
         )
@@ -168,6 +174,7 @@ class Node:
         self._parts.push_async_callback(self.membership.close)
         self._supervise(self._gossip())
         self._supervise(self._watch.run())
+        self._supervise(self._catching_up.run())
         addresses = Addresses(self.replica, self.membership, self.peers, self._identify)
         self._meeting += [
             self._supervise(self._reconciler.run()),
@@ -213,7 +220,9 @@ class Node:
         feed = Feed(history)
         self.drain = self._make_drain(rpc.send_away)
         self._parts.callback(self.drain.close)
-        self.readiness = Readiness(self.replica, self.drain, lambda: self._stopping)
+        self.readiness = Readiness(
+            self.replica, self.drain, self._catching_up, lambda: self._stopping
+        )
         self.readiness.forming = admin.forming
         gateway = Gateway(
             logs,

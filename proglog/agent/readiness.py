@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable
 from typing import NamedTuple
 
+from proglog.agent.catching_up import CatchingUp, has_its_place
 from proglog.agent.drain import Drain
 from proglog.agent.forming import Forming
 from proglog.replica.replica import Replica
@@ -28,7 +29,10 @@ class Facts(NamedTuple):
     """Some configuration is known."""
     is_server: bool = True
     """It is in that configuration."""
-    votes: bool = True
+    has_its_place: bool = True
+    """It votes, or is to stay without a vote."""
+    behind: bool = False
+    """It has not caught up yet in this life."""
     has_leader: bool = True
     leaderless_seconds: float = 0.0
     leads_unapplied: bool = False
@@ -49,8 +53,10 @@ def why_not_ready(facts: Facts) -> str:
         return "it is no server of its cluster: it waits to be added, or was removed"
     if not facts.has_leader:
         return f"it has known no leader for {facts.leaderless_seconds:.0f} s"
-    if not facts.votes:
+    if not facts.has_its_place:
         return "it is a learner that catches up"
+    if facts.behind:
+        return "it catches up with the leader"
     if facts.leads_unapplied:
         return "it is about to lead"
     return ""
@@ -59,9 +65,16 @@ def why_not_ready(facts: Facts) -> str:
 class Readiness:
     """That of one node, which is asked often: it remembers since when nobody leads."""
 
-    def __init__(self, replica: Replica, drain: Drain, stopping: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        replica: Replica,
+        drain: Drain,
+        catching_up: CatchingUp,
+        stopping: Callable[[], bool],
+    ) -> None:
         self._replica = replica
         self._drain = drain
+        self._catching_up = catching_up
         self._stopping = stopping
         self._loop = asyncio.get_running_loop()
         self._led_at = self._loop.time()
@@ -82,7 +95,8 @@ class Readiness:
                 forming=self.forming.why if self.forming is not None else "",
                 has_servers=bool(configuration.servers),
                 is_server=configuration.find(own) is not None,
-                votes=configuration.is_voter(own),
+                has_its_place=has_its_place(configuration, own),
+                behind=not self._catching_up.is_done,
                 has_leader=has_leader,
                 leaderless_seconds=self._loop.time() - self._led_at,
                 leads_unapplied=not replica.is_ready,

@@ -21,6 +21,7 @@ from proglog.backup.contents import (
 from proglog.backup.place import Place
 from proglog.batch import BadBatch, BatchHeader
 from proglog.client.network import NetworkBackend
+from proglog.config import Address
 from proglog.types import Description
 
 
@@ -34,25 +35,27 @@ class _Gathered:
 
 
 class Taking:
-    """One run. `node` is asked, and no other one."""
+    """One run: of the node at an address, or of whichever the client asks."""
 
     def __init__(
         self,
         place: Place,
         node: NetworkBackend,
+        at: Address | None = None,
         *,
         now_ms: Callable[[], int],
         bytes_per_second: float | None = None,
     ) -> None:
         self._place = place
         self._node = node
+        self._at = at
         self._now_ms = now_ms
         self._bytes_per_second = bytes_per_second
         self._loop = asyncio.get_running_loop()
 
     async def run(self) -> Contents:
         """Takes all that the node has committed. Raises Refused, ProglogError, OSError."""
-        there = await self._node.describe()
+        there = await self._node.describe(at=self._at)
         contents = await load(self._place)
         if contents is None:
             contents = Contents(
@@ -65,9 +68,11 @@ class Taking:
             )
         else:
             await self._check_same(contents, there)
+        if there.next < contents.next:
+            return contents
         began, taken = self._loop.time(), 0
         gathered = _Gathered(contents.next, bytearray(), contents.next)
-        stream = self._node.consume(contents.next, follow=False)
+        stream = self._node.consume(contents.next, follow=False, at=self._at)
         async with aclosing(stream):
             async for chunk in stream:
                 self._gather(gathered, bytes(chunk.data))
@@ -90,17 +95,14 @@ class Taking:
                 f"{self._place} is of the log {contents.log} of cluster {contents.cluster_id}, and "
                 f"{there.node} has {there.log} of {there.cluster_id}: choose another destination"
             )
-        if there.next < contents.next:
-            raise Refused(
-                f"{there.node} has offsets below {there.next}, the backup {contents.next}"
-            )
         if there.earliest > contents.next:
             raise Refused(
                 f"offsets {contents.next} to {there.earliest - 1} are gone by retention: begin in "
                 "another destination, and take backups more often",
                 Status.HOLE,
             )
-        if contents.parts:
+        # A node that has not got the last batch yet has nothing new either.
+        if contents.parts and there.next >= contents.next:
             await self._check_last(contents, there)
 
     async def _check_last(self, contents: Contents, there: Description) -> None:
@@ -108,7 +110,9 @@ class Taking:
         *_, (last, batch) = whole_batches(data)
         if last.base_offset < there.earliest:
             return  # Nothing is left of it to compare.
-        stream = self._node.consume(last.base_offset, follow=False, bytes_max=last.size)
+        stream = self._node.consume(
+            last.base_offset, follow=False, bytes_max=last.size, at=self._at
+        )
         async with aclosing(stream):
             async for chunk in stream:
                 if bytes(chunk.data[: last.size]) != batch:

@@ -44,7 +44,7 @@ def backup(
     server
         Some nodes of the cluster.
     source
-        Which node to read from: any of those that were named, leader, follower, or a node's name.
+        Which node to read from: any, leader, follower, or a node's name.
     rate
         Bytes a second, at most, as 50MiB.
     check
@@ -56,23 +56,26 @@ def backup(
 
 
 async def _take(dest: str, servers: Sequence[Address], source: str, rate: int | None) -> Contents:
-    node = NetworkBackend(await _node(servers, source), "", None)
+    at = await _node(servers, source)
+    node = NetworkBackend(servers if at is None else [at], "", None)
     try:
-        taking = Taking(Place(dest), node, now_ms=Ports().clock.now_ms, bytes_per_second=rate)
+        taking = Taking(
+            Place(dest), node, at, now_ms=Ports().clock.now_ms, bytes_per_second=rate
+        )
         return await taking.run()
     finally:
         await node.close()
 
 
-async def _node(servers: Sequence[Address], source: str) -> Sequence[Address]:
-    """The address of the node that was chosen; for any, those that were named."""
+async def _node(servers: Sequence[Address], source: str) -> Address | None:
+    """The address of the node that was chosen; None for any."""
     if source == "any":
-        return servers
+        return None
     async with Cluster(servers, timeout_seconds=FIRST_ANSWER_SECONDS_MAX) as cluster:
         found = (await cluster.status()).servers
     for each in found:
         if source in {each.id, "leader" if each.is_leader else "follower"}:
-            return [Address.parse(each.rpc_addr)]
+            return Address.parse(each.rpc_addr)
     names = ", ".join(each.id for each in found)
     raise Refused(f"--from is {source}: expected any, leader, follower or one of {names}")
 

@@ -88,7 +88,9 @@ class NetworkBackend:
         linearizable: bool = False,
         leader: bool = False,
         bytes_max: int = 0,
+        at: Address | None = None,
     ) -> AsyncGenerator[Chunk, None]:
+        """`at`: of the node there, and of no other one."""
         request = v1.ConsumeBatchesRequest(
             **_start_fields(start),
             follow=follow,
@@ -97,7 +99,7 @@ class NetworkBackend:
             linearizable=linearizable,
         )
         # A linearizable read is the leader's business.
-        address = await self._to_read(leader=leader or linearizable)
+        address = at or await self._to_read(leader=leader or linearizable)
         async with self._call(_CONSUME, request, address) as call:
             while (reply := await call.receive()) is not None:
                 yield Chunk(reply.batches, reply.next_offset)
@@ -109,9 +111,11 @@ class NetworkBackend:
         headers = tuple((header.name, header.value) for header in record.headers)
         return Record(record.offset, record.value, record.key, headers, record.timestamp)
 
-    async def describe(self, *, leader: bool = False) -> Description:
+    async def describe(self, *, leader: bool = False, at: Address | None = None) -> Description:
+        """`at`: what the node there says, and no other one."""
         request = v1.DescribeRequest(log=self._log)
-        reply = await self.ask(_DESCRIBE, request, await self._to_read(leader=leader))
+        address = at or await self._to_read(leader=leader)
+        reply = await self.ask(_DESCRIBE, request, address)
         return Description(
             **{name: getattr(reply, name) for name in Description.__dataclass_fields__}
         )

@@ -37,7 +37,9 @@ async def nodes(tmp_path: Path) -> AsyncIterator[Nodes]:
 async def take(address: Address, dest: Path | str, **options: object) -> Contents:
     node = NetworkBackend([address], "", None)
     try:
-        return await Taking(Place(str(dest)), node, now_ms=Ports().clock.now_ms, **options).run()
+        return await Taking(
+            Place(str(dest)), node, address, now_ms=Ports().clock.now_ms, **options
+        ).run()
     finally:
         await node.close()
 
@@ -47,7 +49,7 @@ async def batches_at(address: Address) -> list[tuple[object, ...]]:
     node = NetworkBackend([address], "", None)
     found: list[tuple[object, ...]] = []
     try:
-        async for chunk in node.consume("earliest", follow=False, linearizable=True):
+        async for chunk in node.consume("earliest", follow=False, at=address):
             for header, body in walk(chunk.data):
                 found.append(
                     (
