@@ -99,6 +99,11 @@ pods: install  ## run what the chart renders as containers, and disturb them; ne
 	@scripts/containers.sh image
 	$(BIN)/python -m pytest tests/pods $(ARGS)
 
+.PHONY: store
+store: install  ## back a log up to a server that speaks S3
+	@scripts/store.sh $(VENV)/judges $(BIN)/python
+	$(BIN)/python -m pytest tests/store $(ARGS)
+
 SECONDS ?= 60
 LOSSES ?= 0.3 0.9 1.1 2 5 14 mute vanish stop bridge slow move
 MINUTES ?= 4

@@ -5,7 +5,8 @@ What is kinder here than Kubernetes, or otherwise:
 
 * Names are found at once, of pods that are not ready as well (headless, published not ready). In
   Kubernetes they may be late, or be remembered as missing for half a minute.
-* No endpoints controller: the load is told the pods' names. What a Service adds is `wait_unready`.
+* No endpoints controller: a Service's name gives all pods, ready or not, and the load is told the
+  pods' names.
 * Secrets are plain files that 65532 may read; a test of the chart asserts mode 0440 and fsGroup.
 * The API server is a stub that knows one StatefulSet.
 * A container that is killed is started again at once, without a back-off that grows.
@@ -206,6 +207,7 @@ class Cluster:
             "run", "-d", "--name", self.container(ordinal), "--label", self.id,
             "--hostname", pod, "--network", self.network,
             "--network-alias", f"{pod}.{self._domain()}", "--network-alias", self._domain(),
+            "--network-alias", f"{self.name}.logs.svc.cluster.local",
             *self._rights(), "--memory", limits["memory"].lower().rstrip("i"),
             *(word for name, value in variables.items() for word in ("-e", f"{name}={value}")),
             "-v", f"{self.volume(ordinal)}:/var/lib/proglog",
@@ -311,6 +313,17 @@ class Cluster:
         command = ("exec", self.container(ordinal), "proglog", "cluster", "status", "--json")
         found: dict[str, Any] = json.loads(self.podman(*command))
         return found
+
+    def helm_test(self) -> None:
+        """The pod that `helm test` makes. Raises Failed."""
+        (container,) = one(self.manifests, "Pod")["spec"]["containers"]
+        interpreter, *words = container["command"]
+        variables = [f"{each['name']}={each['value']}" for each in container["env"]]
+        self.podman(
+            "run", "--rm", "--label", self.id, "--network", self.network, *self._rights(),
+            *(word for each in variables for word in ("-e", each)),
+            "--entrypoint", interpreter, self.image, *words,
+        )  # fmt: skip
 
     def voters(self) -> set[str]:
         servers = self.cluster_status()["servers"]

@@ -42,7 +42,7 @@ async def main(url: str, folder: Path) -> None:
     at: dict[int, int] = {}
     doubled = []
     async with proglog.connect(url) as log:
-        async for record in log.consume(follow=False, linearizable=True):
+        async for record in log.consume(follow=False, after=max(told.values())):
             number = int(record.value)
             if number in at:
                 doubled.append(number)

@@ -50,6 +50,7 @@ def test_all_that_happens_to_pods(tmp_path: Path, capsys: pytest.CaptureFixture[
         cluster.scale(3)
         print(f"three pods formed a cluster in {time.monotonic() - began:.1f} s")
         assert cluster.voters() == {cluster.pod(each) for each in range(3)}
+        cluster.helm_test()
         load = Load(cluster, tmp_path / "load")
         story = Story(cluster, load)
         story.tell("rolling restart of three, new addresses", cluster.roll)
