@@ -59,9 +59,7 @@ async def _take(dest: str, servers: Sequence[Address], source: str, rate: int | 
     at = await _node(servers, source)
     node = NetworkBackend(servers if at is None else [at], "", None)
     try:
-        taking = Taking(
-            Place(dest), node, at, now_ms=Ports().clock.now_ms, bytes_per_second=rate
-        )
+        taking = Taking(Place(dest), node, at, now_ms=Ports().clock.now_ms, bytes_per_second=rate)
         return await taking.run()
     finally:
         await node.close()

@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 import proglog
 from proglog import limits
 from proglog._generated.log import v1
-from proglog.agent.cluster import identify
+from proglog.agent.cluster import ask_identity, identify
 from proglog.agent.node import Node
 from proglog.cli import changes
 from proglog.client.admin import Cluster
@@ -588,3 +588,12 @@ async def test_who_leads_is_told_by_name(nodes: Nodes) -> None:
     assert {leader for event, leader, _ in told if event == "following"} <= set(TRIO)
     added = sorted(line["server"] for line in lines if line["event"] == "server added")
     assert added == ["b", "c"]
+
+
+async def test_who_is_at_an_address_is_asked_there_and_not_at_another_one(nodes: Nodes) -> None:
+    """A client's backend asks whichever server is best for a read: that would add the wrong one."""
+    await nodes.form("n0", "n1", "n2")
+    for node in nodes.running.values():
+        for _ in range(3):
+            server, _ = await ask_identity(str(node.rpc_addr))
+            assert server.uuid == node.replica.identity.uuid

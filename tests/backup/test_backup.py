@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import random
 import shutil
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -188,10 +190,8 @@ async def test_retention_that_was_quicker_leaves_no_hole(
     await fill(nodes, 10)
     describe = NetworkBackend.describe
 
-    async def later(self: NetworkBackend) -> object:
-        import dataclasses
-
-        return dataclasses.replace(await describe(self), earliest=15)
+    async def later(self: NetworkBackend, **where: Any) -> object:
+        return dataclasses.replace(await describe(self, **where), earliest=15)
 
     monkeypatch.setattr(NetworkBackend, "describe", later)
     with pytest.raises(Refused, match="offsets 10 to 14 are gone by retention") as refused:
@@ -220,10 +220,9 @@ async def test_the_same_cluster_id_with_another_history_is_seen(
         await log.produce_many([b"z"] * 20)
     describe = NetworkBackend.describe
 
-    async def lie(self: NetworkBackend) -> object:
-        import dataclasses
-
-        return dataclasses.replace(await describe(self), cluster_id=contents.cluster_id)
+    async def lie(self: NetworkBackend, **where: Any) -> object:
+        found = await describe(self, **where)
+        return dataclasses.replace(found, cluster_id=contents.cluster_id)
 
     monkeypatch.setattr(NetworkBackend, "describe", lie)
     with pytest.raises(Refused, match="another batch at offset"):
