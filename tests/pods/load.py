@@ -28,7 +28,7 @@ async def main(url: str, folder: Path) -> None:
         while not stop.exists():
             number = next(numbers)
             try:
-                offset = await log.produce(b"%d" % number)
+                offset = await log.produce(b"n%d" % number)
             except proglog.ProglogError as error:
                 failed.append(f"{number}: {error}")
             else:
@@ -43,7 +43,9 @@ async def main(url: str, folder: Path) -> None:
     doubled = []
     async with proglog.connect(url) as log:
         async for record in log.consume(follow=False, after=max(told.values())):
-            number = int(record.value)
+            if not record.value.startswith(b"n"):
+                continue  # somebody else's
+            number = int(record.value[1:])
             if number in at:
                 doubled.append(number)
             at[number] = record.offset
