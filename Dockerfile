@@ -1,8 +1,8 @@
 # Proglog in a container: nothing but Python, the locked dependencies and the package.
 #
 #   docker build --build-arg REVISION=$(git rev-parse HEAD) -t proglog .
-#   docker run --read-only -v log:/var/lib/proglog -p 8400:8400 \
-#       proglog serve --bind-addr '[::]:8401' --advertise-addr localhost
+#   docker run --read-only -v log:/var/lib/proglog -p 127.0.0.1:8400:8400 \
+#       proglog serve --bind-addr '[::]:8401' --advertise-addr localhost --allow-plaintext
 #
 # Any image of Debian's glibc with Python 3.11 or later at /usr/local/bin/python3 will do. Releases name
 # the official one by its digest.

@@ -32,6 +32,8 @@ SWITCHES: dict[str, list[Manifest]] = {
         {
             "networkPolicy": {"enabled": True, "clients": [{"podSelector": {}}]},
             "serviceMonitor": {"enabled": True, "labels": {"a": "b"}},
+            "prometheusRule": {"enabled": True, "labels": {"a": "b"}},
+            "dashboard": {"enabled": True},
         },
     ],
     "size": [{}, {"replicas": 1, "bootstrapExpect": 1}, {"replicas": 5, "minReadySeconds": 0}],
@@ -337,6 +339,17 @@ def test_a_node_takes_every_config_that_is_rendered(
     }
     assert {config.security.mode for config in started} == {"off", "optional", "required"}
     assert {config.health_addr for config in started} == {Address("::", 8402)}
+
+
+def test_the_alerts_and_the_dashboard_are_those_of_the_files() -> None:
+    """Whose own templates are Prometheus's and Grafana's, and not Helm's."""
+    manifests = render(SWITCHES["network"][1])
+    rules = yaml.safe_load((CHART / "rules/proglog.yaml").read_text())
+    assert one(manifests, "PrometheusRule")["spec"] == rules
+    text = one(manifests, "ConfigMap", "-dashboard")["data"]["proglog.json"]
+    assert json.loads(text) == json.loads((CHART / "dashboards/proglog.json").read_text())
+    # The alerts say job="proglog".
+    assert one(manifests, "ServiceMonitor")["spec"]["jobLabel"] == "app.kubernetes.io/name"
 
 
 def test_the_original_annotations_are_on_the_set() -> None:
