@@ -1,4 +1,4 @@
-"""A certificate for an API server's address, which is its own authority."""
+"""Certificates that are their own authority: of an API server, of a StatefulSet's pods."""
 
 from __future__ import annotations
 
@@ -11,12 +11,19 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 
-def certificate_for(host: str) -> tuple[bytes, bytes]:
-    """Certificate and key, as PEM."""
+def _name(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
+
+
+def certificate_for(*hosts: str) -> tuple[bytes, bytes]:
+    """Certificate and key, as PEM: for addresses, or for names."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "kubernetes")])
     now = datetime.datetime.now(datetime.UTC)
-    names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(host))])
+    names = x509.SubjectAlternativeName([_name(host) for host in hosts])
     made = (
         x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(hours=1))

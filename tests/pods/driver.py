@@ -127,6 +127,8 @@ class Cluster:
 
     def __init__(self, podman: Podman, folder: Path, values: Manifest | None = None) -> None:
         self.podman = podman
+        self.tls: Path | None = None
+        """What the Secret of tls.existingSecret holds."""
         self.id = f"proglog-test-{uuid.uuid4().hex[:8]}"
         self._folder = folder
         self._values = values or {}
@@ -173,7 +175,8 @@ class Cluster:
     def _statefulset(self) -> Manifest:
         return {"metadata": {"name": self.name}, "spec": {"replicas": self.replicas}}
 
-    def _domain(self) -> str:
+    @property
+    def domain(self) -> str:
         return f"{self.set['spec']['serviceName']}.logs.svc.cluster.local"
 
     def pod(self, ordinal: int) -> str:
@@ -187,7 +190,7 @@ class Cluster:
 
     def addresses(self, ordinals: Iterable[int]) -> str:
         """For clients in the network."""
-        return ",".join(f"{self.pod(each)}.{self._domain()}:8400" for each in ordinals)
+        return ",".join(f"{self.pod(each)}.{self.domain}:8400" for each in ordinals)
 
     # --- what a kubelet does ---------------------------------------------------------------------
 
@@ -203,16 +206,19 @@ class Cluster:
             "KUBERNETES_SERVICE_PORT": self.api.port,
         }
         assert {each["name"] for each in self._container["env"]} <= variables.keys()
+        mounts = {each["name"] for each in self._container["volumeMounts"]}
+        assert ("tls" in mounts) == (self.tls is not None)
         self.podman(
             "run", "-d", "--name", self.container(ordinal), "--label", self.id,
             "--hostname", pod, "--network", self.network,
-            "--network-alias", f"{pod}.{self._domain()}", "--network-alias", self._domain(),
+            "--network-alias", f"{pod}.{self.domain}", "--network-alias", self.domain,
             "--network-alias", f"{self.name}.logs.svc.cluster.local",
             *self._rights(), "--memory", limits["memory"].lower().rstrip("i"),
             *(word for name, value in variables.items() for word in ("-e", f"{name}={value}")),
             "-v", f"{self.volume(ordinal)}:/var/lib/proglog",
             "-v", f"{self._config}:/etc/proglog:ro",
             "-v", f"{self.api.folder}:/var/run/secrets/kubernetes.io/serviceaccount:ro",
+            *(("-v", f"{self.tls}:/etc/proglog-tls:ro") if self.tls else ()),
             self.image, *words,
         )  # fmt: skip
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.deploy.certificates import certificate_for
 from tests.pods.driver import Cluster, Load, running, together, until
 
 OPERATIONS = int(os.environ.get("PROGLOG_PODS_OPERATIONS", "3"))
@@ -79,6 +80,23 @@ def test_all_that_happens_to_pods(tmp_path: Path, capsys: pytest.CaptureFixture[
         print(f"{found['told']} records acknowledged in all")
         assert (found["lost"], found["doubled"], found["failed"]) == ([], [], [])
         assert found["told"] > 100
+
+
+def test_tls_is_turned_on_by_two_upgrades(tmp_path: Path) -> None:
+    """Each a rolling restart, with one certificate for all pods, as a Secret is."""
+    tmp_path.chmod(0o755)
+    with running(tmp_path) as cluster:
+        cluster.scale(3)
+        tls = tmp_path / "tls"
+        tls.mkdir()
+        certificate, key = certificate_for(f"*.{cluster.domain}", "localhost")
+        for name, data in (("tls.crt", certificate), ("tls.key", key), ("ca.crt", certificate)):
+            (tls / name).write_bytes(data)
+        cluster.tls = tls
+        for mode in ("optional", "required"):
+            cluster.render(tls={"mode": mode, "existingSecret": "mine"})
+            # Each pod is ready, and so knows a leader, among some of the old kind and of the new.
+            cluster.roll()
 
 
 def scaled(cluster: Cluster, replicas: int) -> None:
