@@ -21,7 +21,7 @@ from tests.pods.driver import Cluster, Load, running, together, until
 OPERATIONS = int(os.environ.get("PROGLOG_PODS_OPERATIONS", "3"))
 SEED = int(os.environ.get("PROGLOG_PODS_SEED", "1"))
 PAUSE = float(os.environ.get("PROGLOG_PODS_PAUSE", "0"))
-pytestmark = pytest.mark.timeout(300 + 60 * OPERATIONS)
+pytestmark = pytest.mark.timeout(900 + 60 * OPERATIONS)
 
 
 class Story:
