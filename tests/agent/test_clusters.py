@@ -387,7 +387,7 @@ async def test_what_is_no_address_is_said_to_be_none(nodes: Nodes, wrong: str) -
 async def test_what_a_node_says_of_itself_is_looked_at(
     monkeypatch: pytest.MonkeyPatch, name: str, uuid: str
 ) -> None:
-    async def describe(_self: object) -> SimpleNamespace:
+    async def describe(_self: object, **_where: object) -> SimpleNamespace:
         told = uuid or "8f14e45f-ceea-467f-a8f5-5c1d2b0a9e11"
         return SimpleNamespace(cluster_id="", node=name, node_uuid=told)
 
@@ -402,7 +402,7 @@ async def test_a_node_that_waits_for_another_cluster_is_not_added(
     """It would refuse every call, and the cluster wait for it."""
     uuid = "8f14e45f-ceea-467f-a8f5-5c1d2b0a9e11"
 
-    async def describe(_self: object) -> SimpleNamespace:
+    async def describe(_self: object, **_where: object) -> SimpleNamespace:
         return SimpleNamespace(cluster_id="", node="n9", node_uuid=uuid, cluster_name="prdo")
 
     monkeypatch.setattr(NetworkBackend, "describe", describe)

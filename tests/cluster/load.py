@@ -156,7 +156,7 @@ class Load:
         request = v1.ConsumeBatchesRequest(offset=expected, linearizable=True)
         invoked, values = now(), []
         try:
-            async with backend._call(_CONSUME, request) as call:
+            async with backend._call(_CONSUME, request, backend._servers.to_write) as call:
                 while (reply := await call.receive()) is not None:
                     for batch in decode_all(reply.batches):
                         values += [(record.offset, record.value) for record in batch]

@@ -275,7 +275,8 @@ async def linearizable(nodes: Nodes, name: str, offset: int) -> bytes:
     request = v1.ConsumeBatchesRequest(offset=offset, linearizable=True)
     data = b""
     try:
-        async with asyncio.timeout(2.0), backend._call(_CONSUME, request) as call:
+        address = backend._servers.to_write
+        async with asyncio.timeout(2.0), backend._call(_CONSUME, request, address) as call:
             while (reply := await call.receive()) is not None:
                 data += reply.batches
     finally:
