@@ -56,6 +56,12 @@ check: install  ## lint, format, types, who imports whom, freshness of generated
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo --no-cache
 	PYTHON=$(BIN)/python scripts/generate.sh --check
+	$(BIN)/bandit --quiet --recursive proglog --configfile pyproject.toml
+
+audit: install  ## look for known weaknesses of the dependencies; needs a network
+	@$(BIN)/python -m pip_audit --version >/dev/null 2>&1 || $(PIP) install pip-audit || { \
+	    echo 'audit: skipped: pip-audit cannot be had here'; exit 0; }; \
+	$(BIN)/python -m pip_audit --requirement requirements.lock --require-hashes --disable-pip
 
 format: install  ## let ruff format and mend what it can
 	$(BIN)/ruff check --fix .

@@ -299,7 +299,7 @@ class NodeConfig:
     start_join_addrs: tuple[str, ...] = ()
     bootstrap: bool | None = None
     bootstrap_expect: int = 0
-    gossip_keys: tuple[str, ...] = ()
+    gossip_keys: tuple[str, ...] = field(default=(), repr=False)
     dead_server_after_seconds: float = 3600.0
     drain_seconds: float = limits.drain_seconds_default
     log: LogConfig = field(default_factory=LogConfig)
@@ -389,6 +389,11 @@ class NodeConfig:
         """What others are told, where the RPC port is this one."""
         told = self.advertise_addr or Address(self.bind_addr.host, rpc_port)
         return told if told.port else Address(told.host, rpc_port)
+
+    @property
+    def holds_keys(self) -> bool:
+        """Whether the process of this node gets to know secrets."""
+        return bool(self.gossip_keys) or self.security.mode != "off"
 
     @property
     def begins_alone(self) -> bool:

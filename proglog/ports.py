@@ -544,6 +544,13 @@ def stop_with_parent() -> None:
     _prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
+def keep_memory_private() -> None:
+    """No core dump of this process, whatever takes them, and no look into it by others of its user:
+    it holds keys."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _prctl(4, 0)  # PR_SET_DUMPABLE
+
+
 def _prctl(option: int, argument: int) -> None:
     _LIBC.prctl(option, ctypes.c_ulong(argument), 0, 0, 0)
 

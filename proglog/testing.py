@@ -41,7 +41,7 @@ NODE_SEGMENT_BYTES = 1024 * 1024
 READY_SECONDS_MAX = 60.0
 ASK_SECONDS_MAX = 1.0
 PAUSE_SECONDS = 0.02
-_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # each folder in it is made for one user only
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # each folder in it is made for one user only  # nosec B108
 _LOG_LINES = 40
 
 

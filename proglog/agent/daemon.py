@@ -7,6 +7,7 @@ import contextlib
 import os
 import resource
 import signal
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,7 @@ from proglog.config import NodeConfig
 from proglog.errors import ConfigurationError, ProglogError, UnknownFormat
 from proglog.net.notify import ServiceManager
 from proglog.observability import logging
+from proglog.ports import keep_memory_private
 
 _logger = structlog.get_logger("node")
 
@@ -37,6 +39,10 @@ def run(config: NodeConfig, announce: Callable[[Node], None]) -> int:
         raise ConfigurationError("python -O drops the assertions that keep the log safe; unset it")
     logging.configure(config.log_level, config.log_format)
     _allow_many_files()
+    if config.holds_keys:
+        keep_memory_private()
+    if any(word.startswith("--gossip-keys") for word in sys.argv):
+        _logger.warning("gossip keys on a command line are shown by ps: use PROGLOG_GOSSIP_KEYS")
     return uvloop.run(_run(config, announce))
 
 

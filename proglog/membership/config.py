@@ -114,7 +114,7 @@ class MembershipConfig:
     advertise_host: str | None = None
     advertise_port: int = 0
     tags: dict[str, str] = field(default_factory=dict)
-    keys: tuple[bytes, ...] = ()
+    keys: tuple[bytes, ...] = field(default=(), repr=False)
     """Gossip encryption keys, the primary first; none: plaintext."""
     snapshot_path: Path | None = None
     """Where the addresses of peers are kept, to rejoin after a restart without being told any."""

@@ -44,7 +44,7 @@ def _place(
 ) -> tuple[socket.AddressFamily, tuple[Any, ...]]:
     """Where a host is bound: a name at its first IPv4 address, or at its first one."""
     if host == EVERYWHERE and not _has_ipv6():
-        host = "0.0.0.0"  # noqa: S104  # asked for, by the name that it has where there is IPv6
+        host = "0.0.0.0"  # noqa: S104  # asked for, by the name that it has where there is IPv6  # nosec B104
     found = socket.getaddrinfo(host, port, socket.AF_UNSPEC, kind)
     family, _, _, _, place = min(found, key=lambda each: each[0] != socket.AF_INET)
     return family, place
