@@ -204,6 +204,8 @@ intake_frames_max = 256
 clock_look_seconds = 0.25
 """Clocks are compared this often."""
 clock_sample_seconds_max = 10.0
+clock_round_trip_seconds_max = 1.0
+"""An answer that took longer says too little of the moment in which it was made."""
 clock_samples_max = 64
 """What another server told of its clock counts for this long; so many are kept of each server."""
 clock_apart_ms_max = 1000

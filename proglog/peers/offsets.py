@@ -31,6 +31,8 @@ class Offsets:
 
     def add(self, sent: float, received: float, wall_ms: int) -> None:
         """An answer told the time."""
+        if received - sent > limits.clock_round_trip_seconds_max:
+            return
         sample = _Sample(received, received - sent, wall_ms - 500 * (sent + received))
         while self._samples and self._samples[-1].round_trip >= sample.round_trip:
             self._samples.pop()

@@ -64,7 +64,7 @@ class Proposer:
             await self._offload.run(lambda: check_frame(batch.body))
         size = HEADER_BYTES + len(batch.body.data)
         await self._admit(size)
-        if (undecided := self._undecided(batch)) is not None:
+        while (undecided := self._undecided(batch)) is not None:
             await self._applied(undecided)
             await self._admit(size)
         if after is not None and after.done() and (after.cancelled() or after.exception()):
@@ -73,11 +73,14 @@ class Proposer:
 
     def _undecided(self, batch: ProposedBatch) -> int | None:
         """Compare-and-append against a suffix that may still be cut: the index at which it is
-        known whether the expected offset was taken."""
-        if batch.expected_offset in {None, self._driver.next_offset}:
+        known whether the expected offset was taken. Offsets below those that are committed are
+        taken, and those beyond the suffix are not the next whatever becomes of it."""
+        expected = batch.expected_offset
+        if expected is None:
             return None
-        last = self._driver.raft.status().last_index
-        return last if last > self._applier.applied_index else None
+        if not self._applier.next_offset <= expected < self._driver.next_offset:
+            return None
+        return self._driver.raft.status().last_index
 
     async def _applied(self, index: int) -> None:
         """Until this leader has applied a batch. Raises what a caller is told if it ends."""
@@ -120,10 +123,12 @@ class Proposer:
             return self._answer_of_known(known.index, known.offset, deadline)
         offset = self._driver.next_offset
         if batch.expected_offset is not None and batch.expected_offset != offset:
+            # Only what is committed is told: see `_undecided`.
+            following = self._applier.next_offset
             raise OffsetMismatch(
-                f"the next offset is {offset}, not {batch.expected_offset}",
+                f"the next offset is {following}, not {batch.expected_offset}",
                 expected=batch.expected_offset,
-                next=offset,
+                next=following,
             )
         try:
             index, term = self._driver.propose(batch)

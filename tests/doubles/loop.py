@@ -103,6 +103,16 @@ class SimLoop(asyncio.BaseEventLoop):
         *args: *_Ts,
         context: Context | None = None,
     ) -> asyncio.TimerHandle:
+        return self.call_at_moment(when, callback, *args, context=context)
+
+    def call_at_moment(
+        self,
+        when: float,
+        callback: Callable[[*_Ts], object],
+        *args: *_Ts,
+        context: Context | None = None,
+    ) -> asyncio.TimerHandle:
+        """As `call_at`, by the world's time, `now`: some worlds have clocks that run otherwise."""
         assert not self.is_closed(), "the world has ended"
         timer = asyncio.TimerHandle(when, callback, args, self, context)
         heapq.heappush(self._timers, (when, next(self._numbers), timer))

@@ -58,12 +58,12 @@ class Pipe:
 
     def stall(self, seconds: float) -> None:
         """Nothing arrives for this time, as where TCP waits to send a lost packet again."""
-        until = self._network.loop.time() + seconds
+        until = self._network.loop.now + seconds
         self._due_last = max(self._due_last, until)
         self._items = deque((max(due, until), item) for due, item in self._items)
 
     def send(self, item: _Item) -> None:
-        due = max(self._due_last, self._network.loop.time() + self._network.latency())
+        due = max(self._due_last, self._network.loop.now + self._network.latency())
         self._due_last = due
         chance = self._network.chance
         if isinstance(item, bytes):
@@ -91,15 +91,15 @@ class Pipe:
         """Looks again whether something can be delivered."""
         if self._timer is None and self._items and self._is_wanted():
             loop = self._network.loop
-            due = max(self._items[0][0], self._again_at, loop.time())
-            self._timer = loop.call_at(due, self._pump, context=self.target.context)
+            due = max(self._items[0][0], self._again_at, loop.now)
+            self._timer = loop.call_at_moment(due, self._pump, context=self.target.context)
 
     def _is_wanted(self) -> bool:
         return self._items[0][1] is Signal.RESET or self.target.wants_data()
 
     def _pump(self) -> None:
         self._timer = None
-        now = self._network.loop.time()
+        now = self._network.loop.now
         if self._items and not self._network.hears(self.source.host, self.target.host):
             self._send_again(now)
             return
@@ -129,7 +129,7 @@ class Pipe:
         _, item = self._items.popleft()
         if isinstance(item, Signal):
             return item
-        now = self._network.loop.time()
+        now = self._network.loop.now
         parts, size = [item], len(item)
         while self._items and self._items[0][0] <= now:
             more = self._items[0][1]

@@ -515,13 +515,88 @@ MUTANTS = [
         "compare-and-append with the committed end",
         (
             "replica/proposer.py",
-            "if batch.expected_offset in {None, self._driver.next_offset}:",
+            "if not self._applier.next_offset <= expected < self._driver.next_offset:",
             "if True:",
         ),
         (
             "replica/proposer.py",
             "batch.expected_offset != offset:",
             "batch.expected_offset != self._applier.next_offset:",
+        ),
+    ),
+    mutant(
+        "compare-and-append refused by what may be cut",
+        (
+            "replica/proposer.py",
+            "if not self._applier.next_offset <= expected < self._driver.next_offset:",
+            "if True:",
+        ),
+        (
+            "replica/proposer.py",
+            "following = self._applier.next_offset",
+            "following = self._driver.next_offset",
+        ),
+    ),
+    mutant(
+        "the producer that came first gives way, not the one that is idle longest",
+        (
+            "replica/producers.py",
+            "known = self._committed.pop(producer_id, None)",
+            "known = self._committed.get(producer_id)",
+        ),
+    ),
+    mutant(
+        "reads are confirmed by learners",
+        (
+            "raft/leader.py",
+            """
+                for v in self._state.configurations.voter_ids
+            )
+            self._state.reads += self._reads.confirm(answered)
+            """,
+            """
+                for v in [s.uuid for s in self._state.configurations.latest.servers]
+            )
+            self._state.reads += self._reads.confirm(answered)
+            """,
+        ),
+    ),
+    mutant(
+        "an acknowledgement of an earlier term counts",
+        (
+            "raft/core.py",
+            "if message.term < state.term:",
+            "if message.term < state.term and not isinstance(message, AppendResponse):",
+        ),
+    ),
+    mutant(
+        "stamps by the leader's wall clock",
+        (
+            "replica/replica.py",
+            """
+            clock=self.stamps,
+            events=self,
+            """,
+            """
+            clock=self._ports.clock,
+            events=self,
+            """,
+        ),
+    ),
+    mutant(
+        "agreed time is the latest of all clocks",
+        (
+            "replica/timekeeper.py",
+            "return reached_by_majority(self.voters) if self.voters else -math.inf",
+            "return max(self.voters, default=-math.inf)",
+        ),
+    ),
+    mutant(
+        "agreed time is the leader's",
+        (
+            "replica/timekeeper.py",
+            "own if uuid == self._own_uuid else self._offset_of(uuid) for uuid in self._voters()",
+            "own for uuid in self._voters()",
         ),
     ),
     mutant(

@@ -153,6 +153,45 @@ async def test_compare_and_append(node: Node) -> None:
     assert await node.consume() == [b"a", b"b"]
 
 
+async def test_a_mismatch_tells_only_what_is_committed(node: Node) -> None:
+    """The suffix may still be cut: whoever expects an offset in it waits, and one beyond it is
+    refused at once, whatever becomes of it."""
+    replica = node.replica
+    await node.produce(b"a")
+    replica._applier._replaying = True  # nothing is applied
+    futures = [await replica.propose(proposed(b"b")) for _ in range(3)]
+    with pytest.raises(OffsetMismatch) as caught:
+        await replica.propose(proposed(b"c", expected_offset=9))
+    assert caught.value.number("next") == 1
+    with pytest.raises(OffsetMismatch):
+        await replica.propose(proposed(b"c", expected_offset=0))
+    waiting = asyncio.ensure_future(replica.propose(proposed(b"c", expected_offset=2)))
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    replica._applier._replaying = False
+    replica._applier.committed(replica._driver.raft.status().commit)
+    assert await outcomes(futures) == [1, 2, 3]
+    with pytest.raises(OffsetMismatch) as caught:
+        await waiting
+    assert caught.value.number("next") == 4
+
+
+async def test_after_a_wait_everything_is_checked_again(node: Node) -> None:
+    """Meanwhile the node may have begun to stop, say, or the room have gone."""
+    undecided = iter([1, None])
+    node.replica._proposer._undecided = lambda _batch: next(undecided)  # type: ignore[method-assign]
+
+    async def stops(_index: int) -> None:
+        node.replica._closing = True
+
+    node.replica._proposer._applied = stops  # type: ignore[method-assign]
+    tip = node.replica.log.tip
+    with pytest.raises(Unavailable, match="stopping"):
+        await node.replica.propose(proposed(b"x", expected_offset=0))
+    assert node.replica.log.tip == tip
+    node.replica._closing = False
+
+
 async def test_what_is_in_flight_is_bounded(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "inflight_bytes_max", 3000)
     first = [await node.replica.propose(proposed(bytes(900))) for _ in range(3)]

@@ -1,7 +1,7 @@
 """Runs simulated worlds for some time, or one of them.
 
 python -m tests.sim [--seconds N] [--first S] [--nodes N]
-python -m tests.sim --seed S [--keep 1,5,7]
+python -m tests.sim --seed S [--keep 1,5,7] [--events]
 """
 
 from __future__ import annotations

@@ -98,11 +98,23 @@ class Client:
                 before = futures[-1] if futures else None
                 futures.append(await replica.propose(each, before))
             except ProglogError as error:
+                self._check_mismatch(error)
                 refusal = [error]
                 break
             futures[-1].add_done_callback(partial(self._answered, each, only))
         answers = await asyncio.gather(*futures, return_exceptions=True)
         return [*answers, *refusal]
+
+    def _check_mismatch(self, error: ProglogError) -> None:
+        """Compare-and-append is refused by what is committed, and tells nothing else."""
+        if isinstance(error, OffsetMismatch):
+            following, expected = error.number("next"), error.number("expected")
+            end = self.world.oracle.next_offset
+            require(
+                following is not None and following <= end and following != expected,
+                "a mismatch is decided",
+                f"expected {expected}, told {following}, committed {end}",
+            )
 
     def _answered(
         self, proposed: ProposedBatch, only: Append | None, answer: asyncio.Future[Appended]

@@ -8,6 +8,7 @@ import traceback
 from collections import Counter
 from dataclasses import dataclass, field
 
+from tests.sim.events import Events
 from tests.sim.oracle import Violation
 from tests.sim.settings import Settings
 from tests.sim.world import World, silence
@@ -46,10 +47,10 @@ def check_of(error: BaseException) -> str:
 
 
 def attempt(
-    seed: int, nodes: int | None, kept: list[int] | None
+    seed: int, nodes: int | None, kept: list[int] | None, events: Events | None = None
 ) -> tuple[World, BaseException | None]:
     """One world, and what was wrong with it."""
-    world = World(Settings.draw(seed, nodes), kept)
+    world = World(Settings.draw(seed, nodes), kept, events)
     try:
         world.run()
     except Exception as error:  # whatever it is, it is a find
@@ -109,6 +110,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="run this one only")
     parser.add_argument("--keep", help="of its faults only these, by number: 1,5,7")
     parser.add_argument("--nodes", type=int, help="default: drawn for each seed")
+    parser.add_argument("--events", action="store_true", help="of --seed: a line for each event")
     parser.add_argument("--no-shrink", action="store_true", help="do not look for fewer faults")
     options = parser.parse_args()
     silence()
@@ -125,9 +127,9 @@ def main() -> int:
             kept = shrink(failed, options.nodes, check_of(error))
             option = f" --nodes {options.nodes}" if options.nodes else ""
             numbers = ",".join(map(str, kept))
-            print(
-                f"with fewer faults: python -m tests.sim --seed {failed}{option} --keep {numbers}"
-            )
+            again = f"python -m tests.sim --seed {failed}{option} --keep {numbers}"
+            print(f"with fewer faults: {again}")
+            print(f"what happens then: {again} --events")
         return 1
     return _run_one(options)
 
@@ -137,7 +139,11 @@ def _run_one(options: argparse.Namespace) -> int:
     if options.keep is not None:
         kept = [int(number) for number in options.keep.split(",") if number]
     began = time.process_time()
-    world, error = attempt(options.seed, options.nodes, kept)
+    events = None
+    if options.events:
+        events = Events(print)
+        events.log_here()
+    world, error = attempt(options.seed, options.nodes, kept, events)
     for fault in world.faults:
         print(fault)
     if error is not None:

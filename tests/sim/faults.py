@@ -7,11 +7,13 @@ the numbers of the faults that matter.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import random
 from typing import TYPE_CHECKING, NamedTuple
 
 from proglog.errors import ProglogError
+from proglog.replica import commands
 from tests.doubles import crash
 from tests.doubles.disk import SimDisk
 from tests.doubles.inode import Kind
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from tests.sim.world import World
 
 
+YEAR = 365 * 86_400.0
 LATER = 2
 """The level of a version that is to come."""
 
@@ -70,6 +73,7 @@ class Nemesis:
             chance = random.Random(fault.seed)
             node = chance.choice(self._world.nodes)
             self._world.trace("fault", fault.kind, node.name)
+            self._world.note(node.name, f"FAULT {fault}")
             if await getattr(self, f"_{fault.kind}")(fault, node, chance):
                 self._world.oracle.counts[f"fault: {fault.kind}"] += 1
 
@@ -222,7 +226,44 @@ class Nemesis:
         return True
 
     async def _clock(self, _fault: Fault, node: SimNode, chance: random.Random) -> bool:
-        node.clock.offset_ms += chance.choice((-600_000, -500, 500, 600_000))
+        """It jumps, and perhaps runs badly from then on; one that is never wrong stays within what
+        NTP does."""
+        if node not in self._world.wrong_clocks:
+            seconds = chance.uniform(-0.1, 0.1)
+            node.clock.change(seconds=seconds - node.clock.wrong_seconds())
+            return True
+        years = chance.choice((-30, -1, 1, 30))
+        seconds = chance.choice((-600.0, -3.0, 3.0, 600.0, years * YEAR, years * YEAR))
+        back = chance.random() < 0.3
+        node.clock.change(
+            seconds=-node.clock.wrong_seconds() if back else seconds,
+            rate=chance.choice((0.7, 1.0, 1.0, 1.4)),
+        )
+        return True
+
+    async def _replay(self, _fault: Fault, node: SimNode, chance: random.Random) -> bool:
+        """What was said some time ago, perhaps in an earlier term, arrives once more."""
+        if not node.serves or not node.sent or node.process is None:
+            return False
+        chosen = chance.sample(list(node.sent), min(len(node.sent), 10))
+
+        async def send_again() -> None:
+            for message, send in chosen:
+                send(message)
+
+        with contextlib.suppress(Gone):
+            await node.process.call(send_again)
+        return True
+
+    async def _ignorable(self, _fault: Fault, _node: SimNode, chance: random.Random) -> bool:
+        """A leader of a later version appends what others may skip."""
+        leaders = [each for each in self._world.nodes if each.leads]
+        if not leaders or not leaders[0].replica.members.has_room():
+            return False
+        type_ = chance.choice((15, 16, 2**16 - 1))
+        body = commands.frame(type_, 1, commands.MAY_BE_IGNORED, chance.randbytes(20))
+        with contextlib.suppress(ProglogError):
+            leaders[0].replica._driver.propose_command(body)
         return True
 
     # --- disks -----------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from proglog.log.tail import Run
 from proglog.peers.peers import Peers
 from proglog.ports import Ports
 from proglog.raft.core import Raft
-from proglog.raft.messages import Message, Role
+from proglog.raft.messages import AppendRequest, InstallSnapshot, Message, Role
 from proglog.replica.identity import open_node
 from proglog.replica.renewal import renew
 from proglog.replica.replica import Replica, open_replica
@@ -27,18 +28,45 @@ from tests.doubles import crash
 from tests.doubles.disk import SimDisk
 from tests.doubles.files import SimFiles
 from tests.doubles.inode import Operation
-from tests.doubles.loop import SimClock
 from tests.doubles.worker import SimWorker
 from tests.sim.disks import DATA_DIR, FOLDER, Promise, read_batches, read_promise
 from tests.sim.oracle import Known, Oracle, Violation, require
-from tests.sim.processes import Process, is_power_cut
+from tests.sim.processes import Process, ProcessLoop, is_power_cut
 
 if TYPE_CHECKING:
     from tests.sim.world import World
 
 PORT = 8400
+START_MS = 1_700_000_000_000
+"""The true time when a world begins; ms since the epoch."""
+SENT_MAX = 50
+"""Messages of a life that may be sent again."""
 OPERATIONS_OF_A_CUT = 20
 """On the disk: those of the cut itself, and of what is appended behind it."""
+
+
+class WallClock:
+    """`ports.Clock` of a machine: how wrong it is may change at any time, and how fast it runs."""
+
+    def __init__(self, loop: ProcessLoop) -> None:
+        self._loop = loop
+        self._set_at = self._shown = 0.0
+        self.rate = 1.0
+
+    def wrong_seconds(self) -> float:
+        """How far it is from the true time."""
+        return self._shown + self.rate * (self._loop.now - self._set_at) - self._loop.now
+
+    def change(self, *, seconds: float = 0.0, rate: float = 1.0) -> None:
+        """It jumps, and runs at this rate from now on."""
+        self._shown += self.rate * (self._loop.now - self._set_at) + seconds
+        self._set_at, self.rate = self._loop.now, rate
+
+    def now_ms(self) -> int:
+        return START_MS + round(1000 * (self._loop.now + self.wrong_seconds()))
+
+    def stopwatch(self) -> float:
+        return self._loop.now
 
 
 class SimNode:
@@ -53,7 +81,7 @@ class SimNode:
         self.chance = world.loop.chance(f"node {name}")
         self.disk = SimDisk(self.chance.getrandbits(32))
         self.disk.faults.uncached_rate = world.settings.uncached_rate
-        self.clock = SimClock(loop=world.loop)
+        self.clock = WallClock(world.loop)
         self.disk_seconds = world.settings.disk_seconds
         self.reader_seconds = world.settings.reader_seconds
         self.lives = 0
@@ -95,6 +123,8 @@ class SimNode:
         self._commit_seen = self._applied_seen = 0
         self._led_term = 0
         self.operations_since_cut = OPERATIONS_OF_A_CUT
+        self.sent: deque[tuple[Message, Callable[[Message], None]]] = deque(maxlen=SENT_MAX)
+        """By this life, the last of them, and how."""
         self._left_durable: int | None = None
         """What the last life left on its disk for good, once somebody asked."""
 
@@ -121,9 +151,12 @@ class SimNode:
         """Power on, boot, start the daemon."""
         assert self.process is None
         self.lives += 1
+        self.world.note(self.name, f"starts (life {self.lives})")
         self._left_durable = None
         self.world.loop.network.power_on(self.name)
-        self.process = process = Process(self.world.loop, self.name, self._ran)
+        rates = self.world.settings.monotonic_rates
+        rate = rates[0] if len(rates) == 1 else self.chance.choice(rates)
+        self.process = process = Process(self.world.loop, self.name, self._ran, rate=rate)
         self._files = SimFiles(self.disk)
         self._watch(self.disk)
         self._workers, self._readers = [], []
@@ -230,6 +263,7 @@ class SimNode:
         """kill -9: the disk keeps what it was told, as unsynced as it was."""
         assert self.process is not None
         process, self.process = self.process, None
+        self.world.note(self.name, f"ends (life {self.lives})")
         self.is_open = False
         self._files.kill()
         for worker in self._workers + self._readers:
@@ -241,6 +275,7 @@ class SimNode:
         """The machine loses its power, and its disk what `plan` says."""
         if self.process is not None:
             self.kill()
+        self.world.note(self.name, "loses its power, and what was not synced")
         self.world.loop.network.power_off(self.name)
         self._left_durable = None
         after = self.disk.crash(plan(self.disk).fates)
@@ -363,16 +398,21 @@ class SimNode:
         wait = replica._waiters.add
 
         def on_append(header: BatchHeader, parts: Any) -> None:
+            last_stamp = log.tip.timestamp
             append(header, parts)
             oracle.appended(self, header)
+            if self.core._role is Role.LEADER and header.term == self.core.term:
+                self.world.require_stamp(self, header.timestamp, last_stamp)
 
         def on_cut(last_index: int) -> None:
             oracle.cut(self, last_index)
+            self.world.note(self.name, f"cuts its log to batch {last_index}")
             self.operations_since_cut = 0
             cut(last_index)
 
         async def on_reset(snapshot: Snapshot) -> None:
             self.reset_to = snapshot.tip.index
+            self.world.note(self.name, f"installs the snapshot at batch {snapshot.tip.index}")
             await reset(snapshot)
             self.reset_to = None
             self.logged = {}
@@ -380,6 +420,10 @@ class SimNode:
 
         def on_send(message: Message) -> None:
             oracle.sent(self, message)
+            if self.world.events is not None:
+                self.world.events.sent(self.name, message)
+            if not isinstance(message, AppendRequest | InstallSnapshot):
+                self.sent.append((message, send))
             send(message)
 
         def on_apply(header: BatchHeader, body: Any) -> None:
@@ -401,6 +445,8 @@ class SimNode:
 
         def on_drop(first_index: int) -> int:
             count = drop(first_index)
+            if count:
+                self.world.require_old(self, first_index - 1)
             self.base_index = log.before.index
             return count
 
@@ -424,6 +470,7 @@ class SimNode:
         if commit != self._commit_seen:
             self.oracle.commits(self, self._commit_seen, commit)
             self.world.loop.trace.add(self.name, "commit", commit)
+            self.world.note(self.name, f"commits batch {commit}")
             self._commit_seen = commit
         require(
             applied <= commit <= self.last_index,
@@ -434,6 +481,7 @@ class SimNode:
             self._led_term = term
             self.oracle.counts["elections"] += 1
             self.world.loop.trace.add(self.name, "leads", term)
+            self.world.note(self.name, f"LEADS term {term}")
             self.oracle.leads(self, term)
 
     # --- the disk --------------------------------------------------------------------------------

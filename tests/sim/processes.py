@@ -11,15 +11,22 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context, ContextVar, copy_context
-from typing import Any, TypeVar
+from typing import Any, TypeVar, TypeVarTuple
 
 from tests.doubles.disk import PowerCut
 from tests.doubles.loop import SimLoop
 from tests.doubles.network import on_host
 
 T = TypeVar("T")
+_Ts = TypeVarTuple("_Ts")
 
 _process: ContextVar[Process | None] = ContextVar("process", default=None)
+
+
+def running_host() -> str:
+    """The host of the process whose code runs now; "" outside of all."""
+    process = _process.get()
+    return process.host if process else ""
 
 
 class Gone(Exception):
@@ -29,8 +36,17 @@ class Gone(Exception):
 class Process:
     """One life of one program on one host. `after_run` is called after each callback of it."""
 
-    def __init__(self, loop: ProcessLoop, host: str, after_run: Callable[[Process], None]) -> None:
+    def __init__(
+        self,
+        loop: ProcessLoop,
+        host: str,
+        after_run: Callable[[Process], None],
+        *,
+        rate: float = 1.0,
+    ) -> None:
+        """`rate` is how fast its monotonic clock runs."""
         self.host = host
+        self.rate = rate
         self.after_run = after_run
         self.is_alive = True
         self.is_paused = False
@@ -119,6 +135,21 @@ class ProcessLoop(SimLoop):
     def __init__(self, seed: int) -> None:
         super().__init__(seed)
         self.set_task_factory(_make_task)  # type: ignore[arg-type]  # stubs want a protocol
+
+    def time(self) -> float:
+        process = _process.get()
+        return self.now if process is None else self.now * process.rate
+
+    def call_at(
+        self,
+        when: float,
+        callback: Callable[[*_Ts], object],
+        *args: *_Ts,
+        context: Context | None = None,
+    ) -> asyncio.TimerHandle:
+        process = _process.get()
+        moment = when if process is None else when / process.rate
+        return self.call_at_moment(moment, callback, *args, context=context)
 
     def run_soon(self, handles: list[asyncio.Handle]) -> None:
         self._ready.extend(handles)

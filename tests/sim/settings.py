@@ -38,6 +38,8 @@ FAULT_KINDS = (
     "remove",
     "transfer",
 )
+LATER_FAULT_KINDS = ("replay", "ignorable")
+"""Drawn by a chance of their own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +74,12 @@ class Settings:
     faults: tuple[str, ...]
     fault_seconds: float
     """Between two faults, on average."""
+    learners: int
+    """Servers beyond those that may be voters."""
+    wrong_clocks: int | None
+    """Of the last nodes so many have wall clocks that are wrong; None: all clocks may be."""
+    monotonic_rates: tuple[float, ...]
+    """Monotonic clocks run by one of these, another one in each life."""
 
     @classmethod
     def draw(cls, seed: int, nodes: int | None = None) -> Settings:
@@ -86,11 +94,17 @@ class Settings:
         replay_bytes = chance.choice((200, 4_000, limits.replay_bytes))
         # A disk so slow that it reads a batch or two at a time would need minutes for a replay.
         reader_seconds = chance.choice((0.0, 0.01, 0.2 if replay_bytes > 200 else 0.01))
+        clocks = random.Random(f"{seed}/clocks")
         chosen = [kind for kind in FAULT_KINDS if chance.random() < chance.choice((0.3, 0.7))]
+        spare_nodes = chance.choice((0, 0, 1)) if nodes < limits.voters_max else 0
+        learners = clocks.choice((0, 0, 1)) if nodes < limits.voters_max and not spare_nodes else 0
         return cls(
             seed=seed,
             nodes=nodes,
-            spare_nodes=chance.choice((0, 0, 1)) if nodes < limits.voters_max else 0,
+            spare_nodes=spare_nodes,
+            learners=learners,
+            wrong_clocks=clocks.choice((0, 1, 1, 2, None)),
+            monotonic_rates=clocks.choice(((1.0,), (1.0,), (0.7, 1.0, 1.4))),
             safety_seconds=chance.uniform(4.0, 12.0),
             log=LogConfig(
                 segment_bytes=segment_bytes,
@@ -98,6 +112,7 @@ class Settings:
                 retention_bytes=chance.choice((None, 2, 4))
                 and segment_bytes * chance.randint(2, 6),
                 retention_check_seconds=chance.uniform(0.05, 1.0),
+                retention_seconds=clocks.choice((None, 2.0, 5.0)),
             ),
             raft=RaftConfig(
                 heartbeat_ticks=5 // ticks,
@@ -122,6 +137,7 @@ class Settings:
                 "answer_seconds_max": chance.choice((1.0, 30.0)),
                 "write_group_bytes_max": chance.choice((300, limits.write_group_bytes_max)),
                 # By a chance of its own, so that the worlds of old seeds stay what they were.
+                "voters_max": nodes if learners else limits.voters_max,
                 "stores_open_max": random.Random(f"{seed}/stores").choice((1, 3, 32)),
             },
             latency_seconds=chance.choice((0.0003, 0.001, 0.01)),
@@ -136,7 +152,7 @@ class Settings:
             call_seconds=chance.choice((0.1, 0.5, 2.0)),
             client_loss_rate=chance.choice((0.0, 0.01, 0.05)),
             pause_seconds=max(pause, producers * (window + 1) / 2 / BATCHES_PER_SECOND_MAX),
-            faults=tuple(chosen),
+            faults=(*chosen, *(kind for kind in LATER_FAULT_KINDS if clocks.random() < 0.5)),
             fault_seconds=chance.choice((0.15, 0.4, 1.0)),
         )
 

@@ -14,8 +14,9 @@ from typing import Any
 
 import structlog
 
+from proglog import limits
 from proglog.agent.policy import may_leave
-from proglog.batch import ProposedBatch, decode_all
+from proglog.batch import Kind, ProposedBatch, decode_all
 from proglog.errors import OffsetOutOfRange, ProglogError
 from proglog.raft.configuration import Server
 from proglog.raft.hard_state import FILE_NAME
@@ -25,9 +26,10 @@ from tests.doubles.inode import Operation
 from tests.sim import faults as nemesis
 from tests.sim.clients import Comparer, Consumer, Linearizer, Producer
 from tests.sim.disks import FOLDER, read_batches
+from tests.sim.events import Events
 from tests.sim.faults import Nemesis
 from tests.sim.history import History
-from tests.sim.node import OPERATIONS_OF_A_CUT, PORT, SimNode
+from tests.sim.node import OPERATIONS_OF_A_CUT, PORT, START_MS, SimNode
 from tests.sim.oracle import Oracle, Violation, require
 from tests.sim.probe import Probe
 from tests.sim.processes import Gone, Process, ProcessLoop, is_power_cut
@@ -53,8 +55,11 @@ PROBED_SEGMENTS = 20
 class World:
     """See the module."""
 
-    def __init__(self, settings: Settings, kept: list[int] | None = None) -> None:
+    def __init__(
+        self, settings: Settings, kept: list[int] | None = None, events: Events | None = None
+    ) -> None:
         self.settings = settings
+        self.events = events
         self.loop = ProcessLoop(settings.seed)
         self.loop.set_exception_handler(self._on_failure)
         self.loop.network.weather.buffer_bytes = settings.buffer_bytes
@@ -74,9 +79,14 @@ class World:
         self.faults = nemesis.draw(settings)
         if kept is not None:
             self.faults = [fault for fault in self.faults if fault.number in kept]
-        count = settings.nodes + settings.spare_nodes
+        count = settings.nodes + settings.spare_nodes + settings.learners
         self.nodes = [SimNode(self, f"n{number}") for number in range(count)]
-        self.wanted = {node.name for node in self.nodes[: settings.nodes]}
+        # Those that are wrong are the last ones: the first begins the cluster alone.
+        wrong = count - 1 if settings.wrong_clocks is None else settings.wrong_clocks
+        self.wrong_clocks = self.nodes[count - wrong :]
+        self.wanted = set(self._first_names())
+        if events is not None:
+            events.now, events.nodes = (lambda: self.loop.now), self.nodes
         self._tasks: list[asyncio.Task[Any]] = []
         self._undos: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
         self._violation: BaseException | None = None
@@ -123,6 +133,7 @@ class World:
         self.is_over = True
         for node in self._members():
             await self._drain(node)
+        await self._within(CONVERGE_SECONDS_MAX, "log time is right", self._is_time_right)
         await self._within(MEND_SECONDS_MAX, "damage is mended", self._is_mended)
         await self._within(CONVERGE_SECONDS_MAX, "followers converge", self._is_converged)
         self._compare_stores()
@@ -175,6 +186,11 @@ class World:
     def trace(self, *event: object) -> None:
         self.loop.trace.add(self.loop.now, *event)
 
+    def note(self, who: str, what: object) -> None:
+        """An event for whoever reads them."""
+        if self.events is not None:
+            self.events.add(who, what)
+
     # --- what faults need ------------------------------------------------------------------------
 
     def later(self, seconds: float, undo: Any, *arguments: Any) -> None:
@@ -207,7 +223,9 @@ class World:
         if state.configurations.latest_index > leader.replica.applied_index:
             return False
         uuids = {node.uuid for node in self.nodes if node.name in self.wanted}
-        return set(configuration.voter_ids) == uuids
+        voters = set(configuration.voter_ids)
+        all_ids = {server.uuid for server in configuration.servers}
+        return all_ids == uuids and len(voters) == min(len(uuids), limits.voters_max)
 
     def acknowledged(self, proposed: ProposedBatch, answer: Appended) -> None:
         body = proposed.body
@@ -224,6 +242,55 @@ class World:
                 "committed is durable",
                 f"{node.name} commits {index}, which only {sorted(holders)} of {sets} would keep",
             )
+
+    # --- time ------------------------------------------------------------------------------------
+
+    @property
+    def true_ms(self) -> float:
+        """What right clocks show."""
+        return START_MS + 1000 * self.loop.now
+
+    @property
+    def _clock_error_ms(self) -> float | None:
+        """How wrong agreed time may be; None if so many clocks are wrong that it may be anything.
+        Where monotonic clocks run badly a sample is worse the older it is."""
+        if self.settings.wrong_clocks not in {0, 1}:
+            return None
+        off = max(abs(rate - 1) for rate in self.settings.monotonic_rates)
+        return 1000 + 1000 * off * limits.clock_sample_seconds_max
+
+    def require_stamp(self, node: SimNode, stamp: int, last: int) -> None:
+        """A leader stamps a batch: nobody's wrong clock moves log time ahead."""
+        error = self._clock_error_ms
+        require(stamp >= last, "log time goes back", f"{node.name} stamps {stamp} after {last}")
+        if error is not None and stamp - self.true_ms > error:
+            ahead = (stamp - self.true_ms) / 1000
+            raise Violation("log time is true", f"{node.name} stamps a batch {ahead:.3f} s ahead")
+
+    def require_old(self, node: SimNode, last_index: int) -> None:
+        """A node deletes batches up to this one."""
+        config, error = self.settings.log, self._clock_error_ms
+        if config.retention_bytes is not None or config.retention_seconds is None or error is None:
+            return
+        # Batches without records go with the last ones that have some.
+        while last_index and self.oracle.committed[last_index - 1].kind != Kind.DATA:
+            last_index -= 1
+        if not last_index:
+            return
+        self.oracle.counts["aged"] += 1
+        age = self.true_ms - self.oracle.committed[last_index - 1].timestamp
+        require(
+            age >= 1000 * config.retention_seconds - error,
+            "nothing young is deleted",
+            f"{node.name} deletes batch {last_index}, {age / 1000:.3f} s old",
+        )
+
+    def _is_time_right(self) -> bool:
+        """Whether the next stamp would be."""
+        leader, error = self._leader(), self._clock_error_ms
+        if error is None:
+            return True
+        return leader is not None and abs(leader.replica.stamps.now_ms() - self.true_ms) <= error
 
     # --- the operator ----------------------------------------------------------------------------
 
@@ -333,6 +400,7 @@ class World:
 
     def _heal(self) -> None:
         self.trace("heal")
+        self.note("", "all faults end")
         self._healed = True
         self.loop.network.heal()
         self.calm()
@@ -349,7 +417,8 @@ class World:
             self.start(node)
 
     def _first_names(self) -> list[str]:
-        return [node.name for node in self.nodes[: self.settings.nodes]]
+        count = self.settings.nodes + self.settings.learners
+        return [node.name for node in self.nodes[:count]]
 
     def _leader(self) -> SimNode | None:
         leaders = [node for node in self.nodes if node.leads and node.replica.is_ready]
