@@ -104,6 +104,9 @@ class ClusterAdmin:
     async def transfer(self, name: str) -> None:
         await self._replica.members.transfer(name)
 
+    async def fix_time(self) -> int:
+        return await self._replica.fix_time()
+
     async def leave(self) -> None:
         await self._leave()
 

@@ -59,6 +59,7 @@ ACCESS: Mapping[str, Access] = {
     # A node that leaves asks to be removed, itself and no other.
     "/log.v1.Cluster/RemoveServer": Access(ADMIN, _CLUSTER, for_peers=True),
     "/log.v1.Cluster/TransferLeadership": _CHANGE,
+    "/log.v1.Cluster/FixTime": _CHANGE,
     "/log.v1.Cluster/Leave": _CHANGE,
     "/log.v1.Cluster/Promise": Access("", _PEER, for_peers=True),
     "/grpc.health.v1.Health/Check": _ANYBODY,

@@ -99,6 +99,12 @@ async def transfer(servers: Sequence[Address], way: Way | None, name: str) -> in
     return 0
 
 
+async def fix_time(servers: Sequence[Address], way: Way | None) -> int:
+    await change(servers, way, Cluster.fix_time)
+    print("log time is what the voters' clocks show")
+    return 0
+
+
 async def leave(server: Address, way: Way | None) -> int:
     async with Cluster([server], way=way, timeout_seconds=FIRST_ANSWER_SECONDS_MAX) as cluster:
         before = await cluster.status()

@@ -107,6 +107,19 @@ def transfer(
     return run_on_loop(changes.transfer(server, tls.tls, name))
 
 
+@app.command(name="fix-time")
+def fix_time(*, server: Servers = SERVERS_DEFAULT, tls: TlsFiles = PLAINTEXT) -> int:
+    """Correct log time that is ahead, which `cluster status` tells: it goes back to what the clocks
+    of all voters show. Records keep the times that they have.
+
+    Parameters
+    ----------
+    server
+        Some nodes of the cluster.
+    """
+    return run_on_loop(changes.fix_time(server, tls.tls))
+
+
 async def _status(servers: Sequence[Address], tls: TlsFiles, *, as_json: bool) -> int:
     async with Cluster(servers, way=tls.tls, timeout_seconds=FIRST_ANSWER_SECONDS_MAX) as cluster:
         found = await cluster.status()

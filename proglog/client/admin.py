@@ -27,6 +27,7 @@ _STATUS = _method("Status")
 _ADD = _method("AddServer")
 _REMOVE = _method("RemoveServer")
 _TRANSFER = _method("TransferLeadership")
+_FIX_TIME = _method("FixTime")
 _MEMBERS = _method("Members")
 _LEAVE = _method("Leave")
 _PROMISE = _method("Promise")
@@ -69,6 +70,10 @@ class Cluster:
     async def transfer(self, name: str = "") -> None:
         """Hands leadership to a server by its name or uuid, or to the one most up to date."""
         await self._change(_TRANSFER, v1.TransferLeadershipRequest(id=name))
+
+    async def fix_time(self) -> None:
+        """Sets log time that is ahead to what all voters' clocks show."""
+        await self._change(_FIX_TIME, v1.FixTimeRequest())
 
     async def members(self) -> v1.MembersResponse:
         """Who is there, by the gossip of the asked node, in pages put together."""

@@ -45,11 +45,34 @@ class Contents:
         return [segment.index.last for segment in self._segments[:-1]]
 
     def segment_facts(self) -> list[tuple[Tip, int]]:
-        """(tip before it, bytes) of each segment, oldest first."""
+        """(tip before it, bytes) of each segment, oldest first. The times of the tips are those
+        that count: see `_last_times`."""
+        times = [self._segments[0].index.before.timestamp, *self._last_times()]
         return [
-            (segment.index.before, segment.index.end_position - fmt.PREAMBLE_BYTES)
-            for segment in self._segments
+            (
+                segment.index.before._replace(timestamp=time),
+                segment.index.end_position - fmt.PREAMBLE_BYTES,
+            )
+            for segment, time in zip(self._segments, times, strict=False)
         ]
+
+    def _last_times(self) -> list[int]:
+        """The time that counts of the last batch of each segment, oldest first.
+
+        Log time may have been ahead for a while, and was corrected then by a batch with a lesser
+        one, which begins a segment. So a batch counts as appended no later than any that follows.
+        """
+        times: list[int] = []
+        following: int | None = None
+        """The least time of all batches after the segment."""
+        for segment in reversed(self._segments):
+            index = segment.index
+            last = index.last.timestamp
+            times.append(last if following is None else min(last, following))
+            if len(index):
+                first = index.first_timestamp
+                following = first if following is None else min(first, following)
+        return times[::-1]
 
     # --- by index, offset and time ---------------------------------------------------------------
 
@@ -75,10 +98,9 @@ class Contents:
         return segment.first_index + segment.index.slot_of_offset(offset)
 
     def index_of_time(self, timestamp: int) -> int:
-        """The first batch appended at or after `timestamp` (ms); the next index if none was."""
-        slot = bisect_left(
-            self._segments, timestamp, key=lambda segment: segment.index.last.timestamp
-        )
+        """The first batch appended at or after `timestamp` (ms); the next index if none was. Where
+        log time was ahead it may be an earlier one, but never a later one."""
+        slot = bisect_left(self._last_times(), timestamp)
         if slot == len(self._segments):
             return self.tip.index + 1
         segment = self._segments[slot]

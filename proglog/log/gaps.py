@@ -165,7 +165,7 @@ def _by_header(store: CheckedFile, walked: Index) -> Lost | None:
     try:
         if header is None:
             return None
-        check_follows(header, walked.last)
+        check_follows(header, walked.last, begins=len(walked) == 0)
     except BadBatch:
         return None
     return Lost(

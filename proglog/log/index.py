@@ -54,13 +54,13 @@ class Index:
     # --- growing (active segments only) ----------------------------------------------------------
 
     def fits(self, timestamp: int, term: int) -> bool:
-        """Whether a batch with this time and term can still be described."""
+        """Whether a batch with this time and term can still be described. Within a segment times
+        ascend."""
         if not self._count:
             return True
         new_run = self.last.term != term
-        return timestamp - self.first_timestamp <= _DELTA_MAX and (
-            not new_run or len(self.runs) < fmt.RUNS_MAX
-        )
+        is_near = self.last.timestamp <= timestamp <= self.first_timestamp + _DELTA_MAX
+        return is_near and (not new_run or len(self.runs) < fmt.RUNS_MAX)
 
     def append(self, header: BatchHeader) -> None:
         """Adds the batch that was put at `end_position`."""

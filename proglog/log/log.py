@@ -131,7 +131,7 @@ class Log(Contents):
         whatever their term, if they are appended within the hour."""
         soon = max(self._clock.now_ms(), self.tip.timestamp) + 3_600_000
         fits_next = self._may_be_left(stays=True) and self._space.fits(size, batches)
-        return fits_next or self._fits_into_active(size, batches, soon, self.tip.term + 1)
+        return fits_next or self._fits_into_active(size, batches, (soon,), self.tip.term + 1)
 
     def has_room_for(self, headers: Sequence[BatchHeader]) -> bool:
         """Likewise for these batches, which may replace some at the end of the log."""
@@ -139,9 +139,13 @@ class Log(Contents):
         # Whatever active segment a cut leaves was sealed, and has given its space back.
         stays = self._last_kept(headers) >= self._active.index.before.index
         fits_next = self._may_be_left(stays=stays) and self._space.fits(size, len(headers))
-        return fits_next or (
-            stays and self._fits_into_active(size, len(headers), last.timestamp, last.term)
-        )
+        # They ascend, but the first may be less than that of the batch that it follows.
+        times = (headers[0].timestamp, last.timestamp)
+        return fits_next or (stays and self._fits_into_active(size, len(headers), times, last.term))
+
+    def has_room_to_roll(self, size: int) -> bool:
+        """Whether a batch of `size` bytes can begin a segment."""
+        return self._may_be_left(stays=True) and self._space.fits(size, 1)
 
     def _may_be_left(self, *, stays: bool) -> bool:
         """Whether the active segment can be sealed, or whichever has its index after a cut, which
@@ -155,12 +159,12 @@ class Log(Contents):
                 return header.index - 1
         return self.tip.index
 
-    def _fits_into_active(self, size: int, batches: int, timestamp: int, term: int) -> bool:
+    def _fits_into_active(self, size: int, batches: int, times: tuple[int, ...], term: int) -> bool:
         index = self._active.index
         return (
             self._active.has_room(size)
             and len(index) + batches <= self._config.segment_batches
-            and index.fits(timestamp, term)
+            and all(index.fits(time, term) for time in times)
         )
 
     async def make_room(self, size: int, batches: int = 1) -> None:
@@ -193,11 +197,12 @@ class Log(Contents):
 
         Nothing is copied: the parts must not change any more.
         """
-        check_follows(header, self.tip)
         size = header.size
         active = self._active
         fits = active.has_room(size) and len(active.index) < self._config.segment_batches
-        if not (fits and active.index.fits(header.timestamp, header.term)):
+        fits = fits and active.index.fits(header.timestamp, header.term)
+        check_follows(header, self.tip, begins=not (fits and len(active.index)))
+        if not fits:
             active = self._roll(size)
         active.index.append(header)
         self.tip = active.index.last

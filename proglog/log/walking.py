@@ -53,7 +53,7 @@ def walk_store(
             if isinstance(whole, Damage):
                 return _of_batch(whole, index)
             check_stored_body(header, whole[HEADER_BYTES : header.size])
-            check_follows(header, index.last)
+            check_follows(header, index.last, begins=len(index) == 0)
         except UnknownBatch as unknown:
             raise _unknown(store.path, position, unknown) from None
         except BadBatch as bad:
@@ -79,14 +79,15 @@ def _of_batch(damage: Damage, index: Index) -> Damage:
     )
 
 
-def check_follows(header: BatchHeader, tip: Tip) -> None:
-    """Raises BadBatch unless a batch continues the log that ends with `tip`."""
+def check_follows(header: BatchHeader, tip: Tip, *, begins: bool) -> None:
+    """Raises BadBatch unless a batch continues the log that ends with `tip`. Where it `begins` a
+    segment its time may be less: so log time is corrected."""
     if (
         header.index != tip.index + 1
         or header.chain != tip.chain
         or header.base_offset != tip.next_offset
         or header.term < tip.term
-        or header.timestamp < tip.timestamp
+        or (header.timestamp < tip.timestamp and not begins)
     ):
         raise BadBatch(f"does not follow the batch before: {header} after {tip}")
 

@@ -102,6 +102,8 @@ class Driver:
         self._proposed: dict[int, ProposedBatch | Body] = {}
         self._received: dict[tuple[int, int], ReceivedBatch] = {}
         self._snapshots: dict[int, LogSnapshot] = {}
+        self._stamps: dict[int, int] = {}
+        """The times of those among them that were given one."""
         self.pending_bytes = 0
         """Size of the proposed batches that are not in the log yet."""
         self._pending_records = 0
@@ -147,10 +149,16 @@ class Driver:
         self._hold(index, proposed, size)
         return index, term
 
-    def propose_command(self, data: bytes) -> tuple[int, int]:
-        """Appends a command batch, for which there must be room: (index, term) it gets."""
+    def propose_command(self, data: bytes, *, stamp: int | None = None) -> tuple[int, int]:
+        """Appends a command batch, for which there must be room: (index, term) it gets.
+
+        `stamp` is its time, in ms since the epoch, where that is not to be the usual one. If it is
+        less than that of the batch before there must be room to begin a segment.
+        """
         size = HEADER_BYTES + len(data)
         index, term = self.raft.propose([size])
+        if stamp is not None:
+            self._stamps[index] = stamp
         self._hold(index, batches.plain_body(data), size)
         return index, term
 
@@ -294,6 +302,7 @@ class Driver:
         self._snapshots.clear()
         self._received.clear()
         self._proposed.clear()
+        self._stamps.clear()
         self.pending_bytes = self._pending_records = 0
         self.taken.tell()
 
@@ -422,7 +431,7 @@ class Driver:
             index=entry.index,
             term=entry.term,
             base_offset=tip.next_offset,
-            timestamp=max(self._clock.now_ms(), tip.timestamp),
+            timestamp=self._stamps.pop(entry.index, max(self._clock.now_ms(), tip.timestamp)),
             chain_crc=tip.chain,
             producer_id=producer_id,
             sequence=sequence,

@@ -52,7 +52,9 @@ class Intake:
     def append(self, request: AppendRequest, received: list[ReceivedBatch]) -> None:
         """Takes an append, now or later."""
         driver = self._taker.driver
-        if self._working is None and (not received or driver.has_room_for(received)):
+        is_one_piece = len(_starts(received, self._taker.room_batches_max)) == 1
+        has_room = not received or (is_one_piece and driver.has_room_for(received))
+        if self._working is None and has_room:
             driver.receive_append(request, received)
             return
         size = _size(received)
@@ -99,11 +101,13 @@ class Intake:
     async def _take(self, request: AppendRequest, received: list[ReceivedBatch]) -> None:
         """Takes an append in pieces for which there can be room: the leader may put more batches
         into one message than fit into one of our segments. Each piece is an append as well."""
-        driver, most = self._taker.driver, self._taker.room_batches_max
+        driver = self._taker.driver
         if not received:
             driver.receive_append(request, received)
-        for start in range(0, len(received), most):
-            piece = received[start : start + most]
+            return
+        starts = _starts(received, self._taker.room_batches_max)
+        for start, end in zip(starts, [*starts[1:], len(received)], strict=True):
+            piece = received[start:end]
             await driver.make_room_for(piece)
             before = received[start - 1].header if start else None
             driver.receive_append(
@@ -129,6 +133,16 @@ class Intake:
     def _give(self, size: int) -> None:
         self._bytes -= size
         self._budget.give(size)
+
+
+def _starts(received: list[ReceivedBatch], most: int) -> list[int]:
+    """Where the pieces begin: none has more batches, and where time goes back a segment begins."""
+    starts: list[int] = []
+    for at, each in enumerate(received):
+        goes_back = at and each.header.timestamp < received[at - 1].header.timestamp
+        if not starts or goes_back or at - starts[-1] == most:
+            starts.append(at)
+    return starts
 
 
 def _size(received: list[ReceivedBatch]) -> int:

@@ -12,6 +12,7 @@ from proglog.log.log import Log
 from proglog.raft.configuration import AddLearner, Change, Promote, Remove, Server, changed
 from proglog.raft.driver import Driver
 from proglog.replica.leadership import Leadership
+from proglog.replica.timekeeper import Timekeeper
 from proglog.replica.waiters import CommitWaiters
 
 
@@ -113,6 +114,40 @@ class Members:
         except NotLeader:
             raise self._leadership.refusal() from None
         await self._waiters.add(index, term, self._loop.time() + limits.answer_seconds_max)
+
+    async def fix_time(self, timekeeper: Timekeeper) -> int:
+        """Sets log time, which was ahead, to the agreed time: by an operator's word, as nobody else
+        can know who was wrong. By how many ms it goes back, once that is committed.
+
+        Stamps never go back by themselves. The correction is one batch that is stamped with the
+        right time and begins a segment; behind it stamps ascend again. It needs no place in the
+        state: a batch counts as appended no later than any that follows it (`Contents`). So those
+        that were stamped ahead count as appended when that was corrected: seeking finds them too
+        early rather than too late, and for their age they go too late rather than too early.
+
+        Raises ChangeRefused where log time is not ahead, or the voters' clocks do not all agree;
+        else as `add`.
+        """
+        while True:
+            await self.turn()
+            if (why_not := timekeeper.why_not_corrected()) is not None:
+                raise ChangeRefused(why_not)
+            # Nothing else may take the room, and what was appended before is stamped before.
+            if self._driver.pending_batches:
+                await self._driver.taken.wait()
+            elif self._log.has_room_to_roll(HEADER_BYTES):
+                break
+            else:
+                self._log.ask_for_room(HEADER_BYTES)
+                await asyncio.sleep(limits.tick_seconds)
+        stamp = timekeeper.stamp_ms
+        back = self._log.tip.timestamp - stamp
+        try:
+            index, term = self._driver.propose_command(b"", stamp=stamp)
+        except NotLeader:
+            raise self._leadership.refusal() from None
+        await self._waiters.add(index, term, self._loop.time() + limits.answer_seconds_max)
+        return back
 
     def promote(self) -> None:
         """Makes a learner that has caught up a voter, while there are not too many.

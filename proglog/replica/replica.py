@@ -389,6 +389,10 @@ class Replica:
         notes = [*self.exchange.notes(), *self._timekeeper.notes(), *self._upgrade.notes()]
         return views.cluster_status(self, filter(None, [*notes, self._retention.held]))
 
+    async def fix_time(self) -> int:
+        """Corrects log time that is ahead; returns and raises as `Members.fix_time`."""
+        return await self.members.fix_time(self._timekeeper)
+
     async def wait_ready(self) -> None:
         """Until `is_ready`. Raises Unavailable if the replica ends first."""
         while not self.is_ready:

@@ -153,6 +153,27 @@ class Timekeeper:
         agreed time, that has made no step, and this server has led."""
         return self._time() - self._steady_since
 
+    @property
+    def stamp_ms(self) -> int:
+        """What a batch would be stamped with, were it not for the one before it."""
+        return self._stamps.now_ms()
+
+    def why_not_corrected(self) -> str | None:
+        """Why log time may not be set to the agreed time, if so. *All* voters' clocks must show it,
+        and have for some time: what is set too low makes records older than they are."""
+        view, stamps = self._view, self._stamps.now_ms()
+        if self._last_stamp() - stamps <= limits.clock_apart_ms_max:
+            return "log time is not ahead of the voters' clocks: there is nothing to correct"
+        apart = limits.clock_apart_ms_max
+        agrees = all(abs(each - view.agreed) <= apart for each in view.voters)
+        settled = abs((self.agreed_ms or 0.0) - stamps) <= apart
+        if not agrees or not settled or self.steady_seconds < limits.clock_step_seconds:
+            return (
+                f"not all voters' clocks have agreed for {limits.clock_step_seconds:g} s: see "
+                "`cluster status` of each, and mend them first"
+            )
+        return None
+
     # --- what is told ----------------------------------------------------------------------------
 
     def notes(self) -> list[str]:
@@ -169,7 +190,7 @@ class Timekeeper:
             found["the wall clock of this node differs from those of most voters:"] = _told(off)
         ahead = self._last_stamp() - self._stamps.now_ms()
         if ahead > limits.clock_apart_ms_max:
-            found["log time stands still, for a batch was stamped too late:"] = _told(ahead)
+            found["log time stands still until then, or `cluster fix-time`:"] = _told(ahead)
         return found
 
     def _warn(self, now: float) -> None:

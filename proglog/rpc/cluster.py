@@ -38,6 +38,9 @@ class Cluster(Protocol):
     async def transfer(self, name: str) -> None:
         """Hands leadership over. Raises ChangeRefused, Unavailable."""
 
+    async def fix_time(self) -> int:
+        """Corrects log time that is ahead; by how many ms. Raises ChangeRefused, Unavailable."""
+
     def members(self) -> Sequence[Member]:
         """Who is there, by gossip."""
 
@@ -73,6 +76,7 @@ class ClusterService:
                     v1.TransferLeadershipRequest,
                     v1.TransferLeadershipResponse,
                 ),
+                ("FixTime", self.fix_time, v1.FixTimeRequest, v1.FixTimeResponse),
                 ("Members", self.members, v1.MembersRequest, v1.MembersResponse),
                 ("Leave", self.leave, v1.LeaveRequest, v1.LeaveResponse),
                 ("Promise", self.promise, v1.PromiseRequest, v1.PromiseResponse),
@@ -125,6 +129,10 @@ class ClusterService:
         request: v1.TransferLeadershipRequest = await call.request()
         await self._cluster.transfer(request.id)
         await call.send_message(v1.TransferLeadershipResponse())
+
+    async def fix_time(self, call: Call) -> None:
+        await call.request()
+        await call.send_message(v1.FixTimeResponse(back=await self._cluster.fix_time()))
 
     async def members(self, call: Call) -> None:
         request: v1.MembersRequest = await call.request()

@@ -119,6 +119,7 @@ def test_a_batch_that_cannot_be_described_does_not_fit() -> None:
     index.append(build(ORIGIN, [b"v"], timestamp=1000)[0])
     assert index.fits(1000 + 2**32 - 1, 1)
     assert not index.fits(1000 + 2**32, 1)
+    assert not index.fits(999, 1), "within a segment time does not go back"
     for term in range(2, RUNS_MAX + 1):
         assert index.fits(1000, term)
         index.append(build(index.last, [], term=term)[0])

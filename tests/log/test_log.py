@@ -66,7 +66,7 @@ async def test_a_group_is_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch)
 
 async def test_a_batch_that_does_not_follow_is_not_appended(engine: Engine) -> None:
     await engine.append(b"a", term=2)
-    for wrong in ({"index": 3}, {"term": 1}, {"base_offset": 0}, {"chain": 1}, {"timestamp": -1}):
+    for wrong in ({"index": 3}, {"term": 1}, {"base_offset": 0}, {"chain": 1}):
         header, parts = build(engine.log.tip, [b"b"])
         with pytest.raises(Exception, match="does not follow"):
             engine.log.append(header._replace(**wrong), parts)
@@ -112,6 +112,26 @@ async def test_a_segment_that_could_not_tell_the_time_is_rolled(engine: Engine) 
     await engine.append(b"b", timestamp=2**32 + 1)
     assert [s.first_index for s in engine.segments] == [1, 2]
     assert engine.log.index_of_time(2) == 2
+
+
+async def test_where_time_goes_back_a_segment_begins(engine: Engine) -> None:
+    """A batch counts as appended no later than any that follows it."""
+    times = [10, 20, 900, 901, 30, 40, 800, 35, 50]
+    for time in times:
+        tip = engine.log.tip._replace(timestamp=time)
+        header, parts = build(tip, [b"v"], timestamp=time)
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while not engine.log.has_room_to_roll(header.size):
+                engine.log.ask_for_room(header.size)
+                await asyncio.sleep(0.005)
+        engine.log.append(header, parts)
+    assert [s.first_index for s in engine.segments] == [1, 5, 8]
+
+    counts = [10, 20, 30, 30, 30, 35, 35, 35, 50]
+    for time in range(0, 1000, 5):
+        found = [index for index, each in enumerate(counts, 1) if each >= time]
+        assert engine.log.index_of_time(time) == (found[0] if found else 10)
+    assert [tip.timestamp for tip, _ in engine.log.segment_facts()] == [0, 30, 35]
 
 
 async def test_a_sealed_segment_has_a_mapped_index_and_no_spare_space(engine: Engine) -> None:

@@ -602,9 +602,9 @@ MUTANTS = [
     mutant(
         "uncommitted records are served",
         (
-            "replica/replica.py",
-            "run = await self.log.read(index, self.applied_index, bytes_max)",
-            "run = await self.log.read(index, self.log.tip.index, bytes_max)",
+            "replica/reading.py",
+            "run = await log.read(index, applier.applied_index, bytes_max)",
+            "run = await log.read(index, log.tip.index, bytes_max)",
         ),
     ),
     mutant(

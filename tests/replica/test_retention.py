@@ -11,7 +11,7 @@ import pytest
 
 from proglog import limits
 from proglog.config import LogConfig
-from proglog.errors import OffsetOutOfRange
+from proglog.errors import ChangeRefused, OffsetOutOfRange
 from proglog.log.format import Tip
 from proglog.replica.retention import plan_start
 from tests.doubles.disk import SimDisk
@@ -223,6 +223,49 @@ async def test_a_clock_that_jumps_deletes_little_before_it_has_stood(wrong_days:
         clock.wrong_ms = wrong_days * DAY * 1000
         await asyncio.sleep(limits.retention_held_seconds_max + 120)
         assert len(node.replica.log.segment_facts()) <= 2
+
+
+@pytest.mark.usefixtures("slow")
+@pytest.mark.virtual_time
+async def test_log_time_that_was_ahead_is_corrected_by_an_operator() -> None:
+    node, clock = aging(BY_DAYS)
+    clock.wrong_ms = 30 * DAY * 1000
+    async with node:
+        del node.replica.stamps.now_ms  # as it is in truth
+        early = await node.fill(5)
+        began = clock.now_ms() - clock.wrong_ms
+        clock.wrong_ms = 0
+        await asyncio.sleep(2 * DAY)
+        late = await node.fill(5)
+        assert node.replica.log.tip.timestamp > clock.now_ms() + 27 * DAY * 1000
+        (note,) = node.replica.cluster_status().notes
+        assert "cluster fix-time" in note
+        back = await node.replica.fix_time()
+        assert back == pytest.approx(28 * DAY * 1000, abs=5000)
+        assert node.replica.cluster_status().notes == () or await later(node) == ()
+        fixed_at = clock.now_ms()
+        await asyncio.sleep(1.0)
+        right = await node.fill(5)
+        with pytest.raises(ChangeRefused, match="not ahead"):
+            await node.replica.fix_time()
+        for _ in range(2):
+            assert await node.replica.seek(fixed_at + 1) == 10
+            assert await node.replica.seek(clock.now_ms() + DAY) == 15
+            assert await node.replica.seek(began) == 0
+            assert await node.consume() == early + late + right
+            await node.restart()
+            del node.replica.stamps.now_ms
+        # What was stamped ahead counts as appended when that was corrected.
+        await asyncio.sleep(7 * DAY)
+        await node.fill(1)
+        assert node.replica.earliest == 0
+        await asyncio.sleep(2 * DAY)
+        assert node.replica.earliest > 0
+
+
+async def later(node: Node) -> tuple[str, ...]:
+    await asyncio.sleep(120.0)
+    return node.replica.cluster_status().notes
 
 
 @pytest.mark.usefixtures("slow")

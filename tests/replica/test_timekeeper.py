@@ -162,6 +162,26 @@ def test_who_begins_to_lead_waits_anew() -> None:
     assert world.keeper.steady_seconds == pytest.approx(7.0)
 
 
+def test_log_time_is_corrected_only_by_clocks_that_all_agree() -> None:
+    """Set too low, records would be older than they are."""
+    world = World(0.0, 50.0, -50.0)
+    world.run(30.0)
+    assert "nothing to correct" in (world.keeper.why_not_corrected() or "")
+    world.last_stamp = round(NOW + 1000 * world.seconds + YEAR)
+    assert world.keeper.why_not_corrected() is None
+    for wrong in (YEAR, -YEAR, 3000.0, None):
+        world.walls["n2"] = wrong
+        world.run(30.0)
+        assert "not all voters' clocks" in (world.keeper.why_not_corrected() or "")
+    world.walls["n2"] = 0.0
+    world.run(30.0)
+    assert world.keeper.why_not_corrected() is None
+    # A majority that has just moved is not believed yet.
+    world.walls.update(n0=-YEAR, n1=-YEAR, n2=-YEAR)
+    world.run(limits.clock_step_seconds - 1)
+    assert world.keeper.why_not_corrected() is not None
+
+
 def test_what_is_wrong_is_told() -> None:
     world = World(0.0, 0.0, 0.0)
     world.run(1.0)
@@ -171,7 +191,7 @@ def test_what_is_wrong_is_told() -> None:
     world.run(1.0)
     assert world.keeper.notes() == [
         "the wall clock of this node differs from those of most voters: 3.0 d behind",
-        "log time stands still, for a batch was stamped too late: 365.0 d ahead",
+        "log time stands still until then, or `cluster fix-time`: 365.0 d ahead",
     ]
     world.walls["n0"] = 0.0
     world.last_stamp = 0

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import errno
 import random
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from proglog.errors import ProglogError
@@ -255,6 +256,16 @@ class Nemesis:
             await node.process.call(send_again)
         return True
 
+    async def _fix_time(self, _fault: Fault, _node: SimNode, _chance: random.Random) -> bool:
+        """An operator, whom nobody asks whether that is right: in worlds where any time is."""
+        leaders = [each for each in self._world.nodes if each.leads]
+        if not leaders or self._world.clock_error_ms is not None or leaders[0].process is None:
+            return False
+        replica = leaders[0].replica
+        replica._timekeeper.why_not_corrected = lambda: None  # type: ignore[method-assign]
+        self._world.spawn(_within_a_second(leaders[0].process, replica.fix_time))
+        return True
+
     async def _ignorable(self, _fault: Fault, _node: SimNode, chance: random.Random) -> bool:
         """A leader of a later version appends what others may skip."""
         leaders = [each for each in self._world.nodes if each.leads]
@@ -389,6 +400,12 @@ def is_older(copy: SimDisk, node: SimNode, nodes: list[SimNode]) -> bool:
             if sequence >= floor[0] and promise.term >= floor[1] and end >= floor[2]:
                 return False
     return True
+
+
+async def _within_a_second(process: Process, work: Callable[[], Awaitable[object]]) -> None:
+    with contextlib.suppress(ProglogError, Gone, TimeoutError):
+        async with asyncio.timeout(1.0):
+            await process.call(work)
 
 
 async def _transfer(leader: SimNode, name: str) -> None:

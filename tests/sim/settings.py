@@ -38,7 +38,7 @@ FAULT_KINDS = (
     "remove",
     "transfer",
 )
-LATER_FAULT_KINDS = ("replay", "ignorable")
+LATER_FAULT_KINDS = ("replay", "ignorable", "fix_time")
 """Drawn by a chance of their own."""
 
 
@@ -106,14 +106,7 @@ class Settings:
             wrong_clocks=clocks.choice((0, 1, 1, 2, None)),
             monotonic_rates=clocks.choice(((1.0,), (1.0,), (0.7, 1.0, 1.4))),
             safety_seconds=chance.uniform(4.0, 12.0),
-            log=LogConfig(
-                segment_bytes=segment_bytes,
-                segment_batches=chance.choice((4, 6, 16, 200)),
-                retention_bytes=chance.choice((None, 2, 4))
-                and segment_bytes * chance.randint(2, 6),
-                retention_check_seconds=chance.uniform(0.05, 1.0),
-                retention_seconds=clocks.choice((None, 2.0, 5.0)),
-            ),
+            log=_draw_log(chance, clocks, segment_bytes),
             raft=RaftConfig(
                 heartbeat_ticks=5 // ticks,
                 election_ticks=30 // ticks,
@@ -167,3 +160,13 @@ class Settings:
         finally:
             for name, value in before.items():
                 setattr(limits, name, value)
+
+
+def _draw_log(chance: random.Random, clocks: random.Random, segment_bytes: int) -> LogConfig:
+    return LogConfig(
+        segment_bytes=segment_bytes,
+        segment_batches=chance.choice((4, 6, 16, 200)),
+        retention_bytes=chance.choice((None, 2, 4)) and segment_bytes * chance.randint(2, 6),
+        retention_check_seconds=chance.uniform(0.05, 1.0),
+        retention_seconds=clocks.choice((None, 2.0, 5.0)),
+    )

@@ -251,7 +251,7 @@ class World:
         return START_MS + 1000 * self.loop.now
 
     @property
-    def _clock_error_ms(self) -> float | None:
+    def clock_error_ms(self) -> float | None:
         """How wrong agreed time may be; None if so many clocks are wrong that it may be anything.
         Where monotonic clocks run badly a sample is worse the older it is."""
         if self.settings.wrong_clocks not in {0, 1}:
@@ -261,15 +261,17 @@ class World:
 
     def require_stamp(self, node: SimNode, stamp: int, last: int) -> None:
         """A leader stamps a batch: nobody's wrong clock moves log time ahead."""
-        error = self._clock_error_ms
-        require(stamp >= last, "log time goes back", f"{node.name} stamps {stamp} after {last}")
+        error = self.clock_error_ms
+        may_go_back = error is None and "fix_time" in self.settings.faults
+        ascends = stamp >= last or may_go_back
+        require(ascends, "log time goes back", f"{node.name} stamps {stamp} after {last}")
         if error is not None and stamp - self.true_ms > error:
             ahead = (stamp - self.true_ms) / 1000
             raise Violation("log time is true", f"{node.name} stamps a batch {ahead:.3f} s ahead")
 
     def require_old(self, node: SimNode, last_index: int) -> None:
         """A node deletes batches up to this one."""
-        config, error = self.settings.log, self._clock_error_ms
+        config, error = self.settings.log, self.clock_error_ms
         if config.retention_bytes is not None or config.retention_seconds is None or error is None:
             return
         # Batches without records go with the last ones that have some.
@@ -287,7 +289,7 @@ class World:
 
     def _is_time_right(self) -> bool:
         """Whether the next stamp would be."""
-        leader, error = self._leader(), self._clock_error_ms
+        leader, error = self._leader(), self.clock_error_ms
         if error is None:
             return True
         return leader is not None and abs(leader.replica.stamps.now_ms() - self.true_ms) <= error

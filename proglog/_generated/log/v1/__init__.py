@@ -16,6 +16,8 @@ __all__ = (
     "ConsumeResponse",
     "DescribeRequest",
     "DescribeResponse",
+    "FixTimeRequest",
+    "FixTimeResponse",
     "GetServersRequest",
     "GetServersResponse",
     "Header",
@@ -229,6 +231,25 @@ class DescribeResponse(betterproto2.Message):
 
 
 default_message_pool.register_message("log.v1", "DescribeResponse", DescribeResponse)
+
+
+@dataclass(eq=False, repr=False)
+class FixTimeRequest(betterproto2.Message):
+    pass
+
+
+default_message_pool.register_message("log.v1", "FixTimeRequest", FixTimeRequest)
+
+
+@dataclass(eq=False, repr=False)
+class FixTimeResponse(betterproto2.Message):
+    back: "int" = betterproto2.field(1, betterproto2.TYPE_UINT64)
+    """
+    By how many milliseconds log time went back.
+    """
+
+
+default_message_pool.register_message("log.v1", "FixTimeResponse", FixTimeResponse)
 
 
 @dataclass(eq=False, repr=False)
@@ -705,6 +726,31 @@ class ClusterStub(betterproto2_grpclib.ServiceStub):
             metadata=metadata,
         )
 
+    async def fix_time(
+        self,
+        message: "FixTimeRequest | None" = None,
+        *,
+        timeout: "float | None" = None,
+        deadline: "Deadline | None" = None,
+        metadata: "MetadataLike | None" = None,
+    ) -> "FixTimeResponse":
+        """
+        Who is there, by gossip: members of any role, and those that are gone.
+        Log time was ahead, and stood still: sets it to what all voters' clocks show.
+        """
+
+        if message is None:
+            message = FixTimeRequest()
+
+        return await self._unary_unary(
+            "/log.v1.Cluster/FixTime",
+            message,
+            FixTimeResponse,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
     async def members(
         self,
         message: "MembersRequest",
@@ -713,9 +759,6 @@ class ClusterStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "MembersResponse":
-        """
-        Who is there, by gossip: members of any role, and those that are gone.
-        """
 
         return await self._unary_unary(
             "/log.v1.Cluster/Members",
@@ -986,10 +1029,15 @@ class ClusterBase(betterproto2_grpclib.ServiceBase):
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
-    async def members(self, message: "MembersRequest") -> "MembersResponse":
+    async def fix_time(self, message: "FixTimeRequest") -> "FixTimeResponse":
         """
         Who is there, by gossip: members of any role, and those that are gone.
+        Log time was ahead, and stood still: sets it to what all voters' clocks show.
         """
+
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+
+    async def members(self, message: "MembersRequest") -> "MembersResponse":
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
@@ -1037,6 +1085,14 @@ class ClusterBase(betterproto2_grpclib.ServiceBase):
         request = await stream.recv_message()
         assert request is not None
         response = await self.transfer_leadership(request)
+        await stream.send_message(response)
+
+    async def __rpc_fix_time(
+        self, stream: "grpclib.server.Stream[FixTimeRequest, FixTimeResponse]"
+    ) -> None:
+        request = await stream.recv_message()
+        assert request is not None
+        response = await self.fix_time(request)
         await stream.send_message(response)
 
     async def __rpc_members(
@@ -1088,6 +1144,12 @@ class ClusterBase(betterproto2_grpclib.ServiceBase):
                 grpclib.const.Cardinality.UNARY_UNARY,
                 TransferLeadershipRequest,
                 TransferLeadershipResponse,
+            ),
+            "/log.v1.Cluster/FixTime": grpclib.const.Handler(
+                self.__rpc_fix_time,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                FixTimeRequest,
+                FixTimeResponse,
             ),
             "/log.v1.Cluster/Members": grpclib.const.Handler(
                 self.__rpc_members,
