@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.sim import command
+from tests.sim.events import Events
 from tests.sim.world import silence
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,3 +66,19 @@ def test_faults_may_be_left_out() -> None:
     half, error = command.attempt(3, None, numbers[::2])
     assert error is None
     assert [fault.number for fault in half.faults] == numbers[::2]
+
+
+def test_what_happens_is_told_in_its_order() -> None:
+    """A line an event; and being watched changes nothing."""
+    silence()
+    lines: list[str] = []
+    told, error = command.attempt(13, None, None, Events(lines.append))
+    assert error is None
+    moments = [float(line[:9]) for line in lines]
+    assert moments == sorted(moments)
+    for what in ("starts (life 1)", "LEADS term 2", "commits batch ", "FAULT 0: ", "-> n"):
+        assert any(what in line for line in lines), what
+    uuids = {node.uuid for node in told.nodes}
+    assert not any(uuid in line for line in lines[-1000:] for uuid in uuids)
+    unwatched, _ = command.attempt(13, None, None)
+    assert told.loop.trace.hexdigest() == unwatched.loop.trace.hexdigest()
