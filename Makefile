@@ -125,8 +125,9 @@ net: install  ## break the network between real nodes: make net LOSSES="2 60 sto
 mixed: judges  ## nodes among ten stock Serf agents: grow, shrink, leave
 	PROGLOG_AGENTS=10 $(BIN)/python -m pytest tests/mixed $(ARGS)
 
-hostile: install  ## attack the gossip of real nodes for minutes: make hostile MINUTES=10
+hostile: install  ## attack gossip and ports of real nodes for minutes: make hostile MINUTES=10
 	$(BIN)/python -m tests.hostile --minutes $(MINUTES) $(ARGS)
+	$(BIN)/python -m tests.hostile.edge --minutes $(MINUTES)
 
 mutants: install  ## show that the simulators find faults that are put in
 	$(BIN)/python tests/mutants/raft_core.py --seconds $(SECONDS)

@@ -7,6 +7,7 @@ Huffman's code: 50 ms for 16 KiB.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable
 from typing import Any, Final, TypeAlias
 
@@ -42,6 +43,38 @@ def _number(value: int, prefix_bits: int, high: int = 0) -> bytes:
 
 def _literal(kind: int, name: bytes, value: bytes) -> bytes:
     return bytes((kind,)) + _number(len(name), 7) + name + _number(len(value), 7) + value
+
+
+_OF_A_REQUEST = frozenset({":method", ":scheme", ":path", ":authority"})
+_OF_A_CONNECTION = frozenset(
+    {"connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade"}
+)
+_NEVER_IN_A_VALUE = re.compile(r"[\0\r\n]")
+
+
+def is_malformed(headers: Iterable[tuple[str, str]]) -> bool:
+    """Whether a request breaks the rules of RFC 9113, 8.2 and 8.3: two programs could read it as
+    two requests. h2's own check would end the connection."""
+    found: set[str] = set()
+    regular = False
+    for name, value in headers:
+        if name.startswith(":"):
+            if regular or name in found or name not in _OF_A_REQUEST:
+                return True
+            found.add(name)
+        else:
+            regular = True
+            if (
+                not name
+                or name != name.lower()
+                or name in _OF_A_CONNECTION
+                or (name == "te" and value != "trailers")
+                or not name.isprintable()
+            ):
+                return True
+        if _NEVER_IN_A_VALUE.search(value):
+            return True
+    return False
 
 
 class RequestEncoder(hpack.Encoder):

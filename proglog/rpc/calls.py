@@ -34,6 +34,7 @@ from proglog.auth.access import ACCESS, Access, Scope
 from proglog.auth.gate import Gate, OpenGate
 from proglog.auth.principal import ANONYMOUS, Principal
 from proglog.batch import Buffer
+from proglog.grpc.headers import is_malformed
 from proglog.grpc.http2 import Connection, Stream
 from proglog.grpc.receiving import ReceiveBuffer
 from proglog.rpc.quick import Answer, Deadlines, send_slowly
@@ -247,6 +248,9 @@ class Calls(AbstractHandler):
         headers: Headers,
         release_stream: Callable[[], None],
     ) -> None:
+        if is_malformed(headers):
+            self._begin(stream, _break_off(stream), release_stream)
+            return
         try:
             method = self._method(dict(headers))
             call = self._calls[stream] = self._call(stream, headers, method)
@@ -287,6 +291,7 @@ class Calls(AbstractHandler):
             and fields.get(":method") == "POST"
             and fields.get("content-type") in _CONTENT_TYPES
             and not any(name.endswith("-bin") for name in fields)
+            and not is_malformed(headers)
         )
 
     def accept_quick(
@@ -407,6 +412,11 @@ class _Refused(Exception):
 def _timeout(headers: Headers) -> float | None:
     found = [decode_timeout(value) for name, value in headers if name == "grpc-timeout"]
     return min(*found, _TIMEOUT_SECONDS_MAX, _TIMEOUT_SECONDS_MAX) if found else None
+
+
+async def _break_off(stream: GrpclibStream) -> None:
+    with contextlib.suppress(H2Error):  # the peer reset the stream meanwhile
+        await stream.reset(ErrorCodes.PROTOCOL_ERROR)
 
 
 async def _refuse(stream: GrpclibStream, refused: _Refused) -> None:
