@@ -17,7 +17,7 @@ from urllib.request import urlopen
 
 from proglog.cli import bench
 from proglog.cli.bench import concurrently, one_at_a_time, values_of
-from scripts.bench import node
+from scripts.bench import foreign, node
 from scripts.bench.opening import opening
 from scripts.bench.report import Report, Row, tell
 from scripts.bench.segments import many_producers, many_segments
@@ -87,7 +87,12 @@ class Rows:
         self.end_p50 = at_most("500/s, produce to another's consumer, p50", 0.9)
         self.end_p99 = at_most("500/s, produce to another's consumer, p99", None)
         self.beside_p50 = at_most("500/s, the server's core full, p50", None)
-        self.beside_p99 = at_most("500/s, the server's core full, p99", 15)
+        self.beside_p99 = at_most("500/s, the server's core full, p99", 8)
+        self.go_unary = at_least("Go, unary produce, 256 callers", 9000, "calls/s")
+        self.go_one_p50 = at_most("Go, unary produce, one at a time, p50", 0.5)
+        self.go_stream = at_least("Go, ConsumeStream, 100 B", 70_000)
+        self.grpcio_unary = at_least("grpcio, unary produce, 256 callers", None, "calls/s")
+        self.h2load_unary = at_least("h2load, unary produce, 256 streams", None, "calls/s")
         self.slow_rows = {
             delay: (
                 at_least(f"fdatasync +{delay} ms: 256 concurrent awaits", None),
@@ -124,6 +129,7 @@ class Bench:
             for size in (SMALL, LARGE):
                 await self._batched(system, size)
                 await self._read(system, size)
+        await self._foreign()
         await self._stages()
         for delay, rows in self._rows.slow_rows.items():
             await self._slow_disk(delay, rows)
@@ -236,6 +242,32 @@ class Bench:
             for stage, ms in found.ms.items():
                 self._report.note(f"  {stage:<40}{ms:>8.3f} ms {ms / whole:>5.0%}")
         self._report.note()
+
+    async def _foreign(self) -> None:
+        plan, rows, name = self._plan, self._rows, Proglog.name
+        go = await asyncio.to_thread(foreign.go_client, self._folder)
+        if go is None:
+            self._report.note("Go or its gRPC is not installed: its rows are empty")
+        async with serving(Proglog, self._folder) as (client, server, port):
+            for own, row in ((go, rows.go_unary), (foreign.grpcio_client(), rows.grpcio_unary)):
+                if own is not None:
+                    async with self._watched(row.load, client, server, port):
+                        runs = [
+                            await foreign.measured(own, port, "unary", 256, plan.seconds)
+                            for _ in range(plan.runs)
+                        ]
+                    row.put(name, [run["rate"] for run in runs])
+            if go is not None:
+                one = await foreign.measured(go, port, "unary", 1, plan.seconds)
+                rows.go_one_p50.put(name, [one["p50"]])
+            by_h2load = await foreign.h2load(self._folder, port, plan.seconds)
+            if by_h2load is not None:
+                rows.h2load_unary.put(name, [by_h2load])
+        if go is not None:
+            async with serving(Proglog, self._folder) as (client, _, port):
+                await fill(client, values_of(SMALL), 300_000, plan.fill_seconds_max)
+                stream = await foreign.measured(go, port, "stream", 2 * plan.seconds)
+                rows.go_stream.put(name, [stream["rate"]])
 
     async def _slow_disk(self, delay: int, rows: tuple[Row, Row, Row]) -> None:
         awaits, many, alone = rows

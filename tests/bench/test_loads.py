@@ -18,7 +18,7 @@ from proglog.cli import bench
 from proglog.cli.bench import Check, concurrently, one_at_a_time, percentile, values_of
 from proglog.config import Address
 from proglog.errors import ConfigurationError, CorruptionError
-from scripts.bench import node, segments, workloads
+from scripts.bench import foreign, node, segments, workloads
 from scripts.bench.cluster import Witness
 from scripts.bench.opening import opening
 from scripts.bench.report import Report, Row
@@ -190,6 +190,15 @@ async def test_each_system_gives_back_what_it_took(name: str, tmp_path: Path) ->
         assert await client.read_raw() >= 2 * len(values) * 1024
         assert len(await workloads.end_to_end(client, port, 100, 0.1)) == 50
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_clients_that_are_not_ours_are_measured(tmp_path: Path) -> None:
+    """By grpcio, which is always there; Go and h2load where they are."""
+    async with serving(Proglog, tmp_path) as (client, _, port):
+        found = await foreign.measured(foreign.grpcio_client(), port, "unary", 4, 0.1)
+        assert found["rate"] > 0
+        assert found["p50"] <= found["p99"]
+        assert (await client.log.describe()).next > 4
 
 
 async def test_a_slow_disk_is_slow_and_its_stages_are_seen(tmp_path: Path) -> None:
