@@ -49,6 +49,7 @@ Failure: TypeAlias = errors.ProglogError | GRPCError
 _CONTENT_TYPES = (GRPC_CONTENT_TYPE, GRPC_CONTENT_TYPE + "+proto")
 _SHORT_SECONDS = 0.1
 """A deadline sooner than this has a timer of its own."""
+_INTERNAL = "the server failed to handle the call; its log says why"
 _PREFIX = struct.Struct(">?I")
 _TIMEOUT_SECONDS_MAX = 1e8
 """About three years: gRPC allows any eight digits of hours, which timers do not."""
@@ -320,6 +321,9 @@ class Calls(AbstractHandler):
             answer.fail(errors.InvalidRequest(f"the message is malformed: {bad}"))
         except errors.ProglogError as error:
             answer.fail(error)
+        except Exception:  # it goes to the log, and as INTERNAL
+            log.exception("the handler of %s failed", path)
+            answer.fail(errors.Internal(_INTERNAL))
         return True
 
     def answered(self, answer: Answer) -> None:
@@ -480,4 +484,4 @@ def _failure(call: Call, error: Exception, *, expired: bool) -> Failure:
     if isinstance(error, TimeoutError) and expired:
         return errors.DeadlineExceeded("the deadline of the call has passed")
     log.error("the handler of %s failed", call._method_name, exc_info=error)
-    return errors.Internal("the server failed to handle the call; its log says why")
+    return errors.Internal(_INTERNAL)

@@ -76,6 +76,18 @@ async def test_a_record_that_is_refused_harms_no_other(node):
     assert node.log.next == 2
 
 
+async def test_a_fault_of_ours_is_told_as_one_and_ends_nothing_else(node, monkeypatch):
+    async with RawPeer(node) as peer:
+        monkeypatch.setattr("proglog.rpc.service.bare_record", None)
+        peer.send(produce(peer))
+        (found,) = (await answers(peer, 1)).values()
+        assert found[1]["grpc-status"] == "13"
+        monkeypatch.undo()
+        peer.send(produce(peer))
+        (found,) = (await answers(peer, 1)).values()
+        assert offset_of(found) == 0
+
+
 async def test_a_batch_that_is_refused_is_told_to_all_that_are_in_it(node):
     node.log.refusals = [errors.DiskFull("no space is left")]
     async with RawPeer(node) as peer:
