@@ -215,7 +215,7 @@ async def test_a_status_without_our_detail(server, status, error):
 
     server.service.produce = refuse
     server.remap()
-    async with proglog.connect(url(server), timeout_seconds=0.5) as log:
+    async with proglog.connect(url(server), timeout_seconds=2) as log:
         with pytest.raises(error, match="from a proxy"):
             await log.produce(b"a")
 
