@@ -177,8 +177,8 @@ control_ping_seconds = 0.25
 control_silence_seconds_max = 1.0
 """A control lane is asked this often for a sign of life, and given up when none came for so long by
 who dialled it, for twice as long by who was dialled."""
-bulk_ping_seconds = 1.0
-bulk_silence_seconds_max = 3.0
+bulk_ping_seconds = 0.5
+bulk_silence_seconds_max = 1.5
 """Likewise; a bulk lane also ends with the control lane beside it."""
 pings_asked_max = 8
 """Questions of one connection that an answer is still recognised of."""
