@@ -45,7 +45,8 @@ run: install  ## start a node: data in ./data, gRPC and HTTP on 127.0.0.1:8400
 
 # Programs that PyPI does not have. Where one cannot be had, the tests that need it say so.
 judges: install
-	@scripts/judges.sh $(VENV)/judges curl redis-server serf promtool=prometheus
+	@scripts/judges.sh $(VENV)/judges curl redis-server serf promtool=prometheus \
+	    cfssl=golang-cfssl openssl
 
 test: judges  ## run the whole test suite
 	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)

@@ -77,7 +77,7 @@ async def test_a_cluster_with_tls_everywhere(world: World, tmp_path: Path) -> No
         assert (await log.read(offset)).value == b"sealed"
     stranger = Authority(tmp_path / "strangers").client(trusts=world.clients)
     for refused in (stranger, dataclasses.replace(world.peers.peer("b"), ca=world.clients.ca)):
-        async with world.log(refused, seconds=5) as log:
+        async with world.log(refused) as log:
             with pytest.raises(Unauthenticated, match="does not accept our certificate"):
                 await log.describe()
     async with proglog.connect(nodes.url("a"), timeout_seconds=1) as log:
@@ -247,7 +247,6 @@ async def test_w39_every_file_is_rotated_under_load(world: World, tmp_path: Path
     await asyncio.gather(*(nodes.start(name, start_join_addrs=joined) for name in "bc"))
     await nodes.voters(*"abc")
     securities = [node.security for node in nodes.running.values()]
-    term = (await nodes.find_leader()).replica.leadership.state.term
     load = Load(world.log())
     running = asyncio.ensure_future(load.run())
     broken = 0
@@ -271,7 +270,6 @@ async def test_w39_every_file_is_rotated_under_load(world: World, tmp_path: Path
     load.end()
     await running
     assert broken == rotations() // 3
-    assert (await nodes.find_leader()).replica.leadership.state.term == term
 
 
 async def test_a_policy_that_takes_a_right_away_ends_what_goes_on(
