@@ -15,7 +15,7 @@ from proglog.config import Address
 from proglog.errors import ChangeRefused, quoted
 from proglog.net.dialling import Way
 
-SETTLE_SECONDS_MAX = 2.0
+SETTLE_SECONDS_MAX = 10.0
 """A change that is committed reaches the node that is asked within this time."""
 PROMOTE_SECONDS_MAX = 30.0
 """So long `promote` waits for a learner to catch up; it gets its vote later all the same."""
