@@ -501,7 +501,7 @@ async def test_an_operator_who_has_to_wait_for_a_leader_is_told(
     await nodes.stop("a", "b")
     left = nodes.running["c"]
     await until(lambda: left.replica.leadership.state.leader is None, "the last one is alone")
-    changing = changes.transfer([left.rpc_addr], "")
+    changing = changes.transfer([left.rpc_addr], None, "")
     async with meanwhile(changing) as change:
         told = "c knows no leader now: waiting for one"
         await until(lambda: told in capsys.readouterr().err, "it is told")
@@ -530,22 +530,22 @@ async def test_changes_say_what_they_did(nodes: Nodes, capsys: pytest.CaptureFix
         return capsys.readouterr().out
 
     with pytest.raises(ChangeRefused, match="called 'b': there is a"):
-        await changes.promote(asked, "b")
-    added = await said(changes.add(asked, rpc_addr["b"]))
+        await changes.promote(asked, None, "b")
+    added = await said(changes.add(asked, None, rpc_addr["b"]))
     assert added.startswith(("b is a learner: it gets its vote once", "b is a voter"))
     await until(lambda: len(nodes.running["a"].replica.leadership.configuration.voters) == 2)
     two = "2 voters, and the loss of either stops the cluster"
-    assert await said(changes.promote(asked, "b")) == f"b votes already: {two}\n"
-    await said(changes.add(asked, rpc_addr["c"]))
-    assert (await said(changes.promote(asked, "c"))).endswith(": 3 voters\n")
-    assert (await said(changes.transfer(asked, "b"))).startswith("b leads now, in term ")
+    assert await said(changes.promote(asked, None, "b")) == f"b votes already: {two}\n"
+    await said(changes.add(asked, None, rpc_addr["c"]))
+    assert (await said(changes.promote(asked, None, "c"))).endswith(": 3 voters\n")
+    assert (await said(changes.transfer(asked, None, "b"))).startswith("b leads now, in term ")
     await nodes.stop("c")
     await until(lambda: _is_silent(nodes, "c"), "the leader misses it")
-    assert await said(changes.remove(asked, "c")) == f"c is no server any more: {two}\n"
-    left = await said(changes.leave(nodes.running["b"].rpc_addr))
+    assert await said(changes.remove(asked, None, "c")) == f"c is no server any more: {two}\n"
+    left = await said(changes.leave(nodes.running["b"].rpc_addr, None))
     assert left.startswith("b has left its cluster for good")
     await nodes.stop("b")
-    assert await said(changes.promote(asked, "a")) == "a votes already: 1 voter\n"
+    assert await said(changes.promote(asked, None, "a")) == "a votes already: 1 voter\n"
 
 
 @pytest.mark.usefixtures("quiet")
@@ -556,11 +556,11 @@ async def test_the_second_of_two_is_promoted_by_name(
     await nodes.start("b", start_join_addrs=nodes.gossip("a"))
     await nodes.voters("a", learners=["b"])
     asked = [nodes.running["b"].rpc_addr]
-    assert await changes.promote(asked, "b") == 0
+    assert await changes.promote(asked, None, "b") == 0
     two = "2 voters, and the loss of either stops the cluster"
     assert capsys.readouterr().out == f"b votes now: {two}\n"
     # Removed while it runs, it is found again; whoever did it is told.
-    assert await changes.remove([nodes.running["a"].rpc_addr], "b") == 0
+    assert await changes.remove([nodes.running["a"].rpc_addr], None, "b") == 0
     said = capsys.readouterr()
     assert said.out.startswith("b is no server any more")
     assert "proglog leave --server" in said.err

@@ -12,6 +12,7 @@ import pytest
 import proglog
 from proglog._generated.log import v1
 from proglog.cli import cluster as cluster_commands
+from proglog.cli.parameters import PLAINTEXT
 from proglog.membership import limits
 from proglog.membership.address import Address
 from proglog.membership.codec import packets
@@ -205,9 +206,9 @@ async def test_many_members_are_listed_whole(
                 return [member.name for member in (await asked.members()).members] == wanted
 
         await until(listed, "all are listed")
-        assert await cluster_commands._members([server.address], as_json=True) == 0
+        assert await cluster_commands._members([server.address], PLAINTEXT, as_json=True) == 0
         assert len(capsys.readouterr().out.splitlines()) == len(wanted)
-        assert await cluster_commands._status([server.address], as_json=False) == 0
+        assert await cluster_commands._status([server.address], PLAINTEXT, as_json=False) == 0
     finally:
         await server.kill()
 
