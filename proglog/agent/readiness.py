@@ -14,6 +14,7 @@ from proglog.agent.catching_up import CatchingUp, has_its_place
 from proglog.agent.drain import Drain
 from proglog.agent.forming import Forming
 from proglog.replica.replica import Replica
+from proglog.replica.views import why_no_leader
 
 
 class Facts(NamedTuple):
@@ -35,6 +36,8 @@ class Facts(NamedTuple):
     """It has not caught up yet in this life."""
     has_leader: bool = True
     leaderless_seconds: float = 0.0
+    no_leader: str = ""
+    """Why there is none."""
     leads_unapplied: bool = False
     """It has been elected and has not applied all that came before."""
 
@@ -52,7 +55,8 @@ def why_not_ready(facts: Facts) -> str:
     if not facts.is_server:
         return "it is no server of its cluster: it waits to be added, or was removed"
     if not facts.has_leader:
-        return f"it has known no leader for {facts.leaderless_seconds:.0f} s"
+        why = f": {facts.no_leader}" if facts.no_leader else ""
+        return f"it has known no leader for {facts.leaderless_seconds:.0f} s{why}"
     if not facts.has_its_place:
         return "it is a learner that catches up"
     if facts.behind:
@@ -99,6 +103,7 @@ class Readiness:
                 behind=not self._catching_up.is_done,
                 has_leader=has_leader,
                 leaderless_seconds=self._loop.time() - self._led_at,
+                no_leader=why_no_leader(replica),
                 leads_unapplied=not replica.is_ready,
             )
         )

@@ -235,6 +235,10 @@ class Exchange:
         """What this node calls its cluster."""
         return self._peers.cluster_name
 
+    def is_reached(self, uuid: str) -> bool:
+        """Whether a server can be told anything now."""
+        return self._peers.peer(uuid).control.is_open
+
     def name_of(self, uuid: str) -> str:
         """What to call a server in front of people."""
         return self._peers.name_of(uuid)

@@ -9,7 +9,9 @@ import structlog
 from proglog.aio.news import News
 from proglog.errors import NotLeader, ProglogError, Unavailable
 from proglog.raft.configuration import Configuration
+from proglog.raft.hard_state import Identity
 from proglog.raft.messages import Role, SoftState
+from proglog.replica.explained import transition
 from proglog.types import ServerInfo
 
 _logger = structlog.get_logger("replica")
@@ -20,13 +22,13 @@ class Leadership:
 
     def __init__(
         self,
-        own_name: str,
+        own: Identity,
         term: int,
         configuration: Configuration,
         name_of: Callable[[str], str],
         address_of: Callable[[str], str],
     ) -> None:
-        self._own_name = own_name
+        self._own = own
         self._name_of = name_of
         self._address_of = address_of
         self.configuration = configuration
@@ -38,12 +40,12 @@ class Leadership:
     def move_to(self, state: SoftState) -> None:
         """The core says otherwise. Told to operators: who leads is what they look for first."""
         before, self.state = self.state, state
-        if self.is_mine:
-            _logger.info("leading", term=state.term)
-        elif state.leader is not None and state != before:
-            _logger.info("following", leader=self._name_of(state.leader), term=state.term)
-        elif state.leader is None and before.leader is not None:
-            _logger.info("without a leader", term=state.term)
+        is_member = self.configuration.find(self._own.uuid) is not None
+        if state != before and (
+            told := transition(before, state, self._name_of, is_member=is_member)
+        ):
+            event, facts = told
+            _logger.info(event, **facts)
 
     @property
     def is_mine(self) -> bool:
@@ -75,7 +77,7 @@ class Leadership:
         if leader is None or self.is_mine:
             return Unavailable("the cluster has no leader at the moment")
         return NotLeader(
-            f"{self._own_name} does not lead, {leader.name} at {leader.rpc_addr} does",
+            f"{self._own.name} does not lead, {leader.name} at {leader.rpc_addr} does",
             leader=leader.name,
             leader_addr=leader.rpc_addr,
             term=self.state.term,

@@ -103,7 +103,7 @@ class Replica:
         self._ticker = peers.ticker
         self.exchange = self._make_exchange(peers)
         self.leadership = Leadership(
-            self.identity.name,
+            self.identity,
             opened.hard_state.hard_state.term,
             opened.configurations[-1][1] if opened.configurations else Configuration(),
             self.exchange.name_of,

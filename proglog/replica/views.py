@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from proglog.replica import explained
 from proglog.types import ClusterStatus, Description
 
 if TYPE_CHECKING:
@@ -31,6 +32,13 @@ def describe(replica: Replica) -> Description:
     )
 
 
+def why_no_leader(replica: Replica) -> str:
+    """One sentence where nobody leads, else empty."""
+    state, configuration = replica.leadership.state, replica.leadership.configuration
+    own, is_reached = replica.identity.uuid, replica.exchange.is_reached
+    return explained.why_no_leader(state, configuration, own, is_reached)
+
+
 def cluster_status(replica: Replica, notes: Iterable[str]) -> ClusterStatus:
     """The cluster as this server sees it. `notes` are what else operators should know."""
     status = replica.status()
@@ -47,5 +55,5 @@ def cluster_status(replica: Replica, notes: Iterable[str]) -> ClusterStatus:
         cluster_id=replica.identity.cluster_id,
         node=replica.identity.name,
         role=status.role.value,
-        notes=tuple(notes),
+        notes=tuple(filter(None, [*notes, why_no_leader(replica)])),
     )
