@@ -255,7 +255,7 @@ def _one_batch_a_write(patch: pytest.MonkeyPatch) -> None:
 
 
 def _do_not_retain(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Retention, "look", lambda *_: None)
+    patch.setattr(Retention, "_look", lambda *_: None)
 
 
 @absent(_do_not_retain)
