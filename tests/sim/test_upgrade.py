@@ -52,7 +52,7 @@ def level_of(node: SimNode) -> int:
 def test_a_cluster_rolls_from_one_version_to_the_next(seed: int) -> None:
     settings = Settings.draw(seed, 3)
     kinds = tuple(kind for kind in settings.faults if kind not in {"wipe", "rot", "remove"})
-    settings = replace(settings, spare_nodes=0, faults=kinds, safety_seconds=10.0)
+    settings = replace(settings, spare_nodes=0, learners=0, faults=kinds, safety_seconds=10.0)
     settings.limits["producers_max"] = 4
     world = World(settings)
     # Each node once, in an order and at times of the seed's; what else goes wrong does so too.
@@ -81,7 +81,9 @@ def _chosen(world: World, number: int) -> str:
 
 
 def test_nothing_new_is_appended_while_one_server_is_of_the_old_version() -> None:
-    settings = replace(Settings.draw(5, 3), spare_nodes=0, faults=(), safety_seconds=6.0)
+    settings = replace(
+        Settings.draw(5, 3), spare_nodes=0, learners=0, faults=(), safety_seconds=6.0
+    )
     world = World(settings)
     for node in world.nodes[1:]:
         node.level_max = LATER
