@@ -310,11 +310,12 @@ MUTANTS = [
         (
             "raft/hard_state.py",
             """
-            self._file.save(pack_members(members))
+            self._sequence = self._file.save(pack_members(members))
             """,
             """
             self._file._sequence += 1
             self._file._write(self._file._sequence % 2 * 4096, pack_members(members))
+            self._sequence = self._file._sequence
             """,
         ),
     ),
@@ -331,10 +332,10 @@ MUTANTS = [
         (
             "raft/hard_state.py",
             """
-            self._file.save(pack_members(members))
+            self._sequence = self._file.save(pack_members(members))
             """,
             """
-            self._file._sequence += 1
+            self._sequence = self._file._sequence = self._file._sequence + 1
             copy = twin._pack(HARD_STATE, self._file._sequence, pack_members(members))
             self._file._file.pwritev([copy + copy], 0)
             self._file._file.fdatasync()
