@@ -20,6 +20,9 @@ def test_somebody_leads_soon_after_silence_of_any_length(seed: int) -> None:
     settings = replace(Settings.draw(seed, 3), spare_nodes=0, faults=(), safety_seconds=10.0)
     # Enough is produced at any time, by clients that ask again soon.
     settings = replace(settings, values_max=10_000, call_seconds=0.5, client_loss_rate=0.0)
+    # What is measured is this alone, by clocks that run as fast as those of the world.
+    settings = replace(settings, learners=0, monotonic_rates=(1.0,), wrong_clocks=0)
+    settings = replace(settings, log=replace(settings.log, retention_seconds=None))
     world = World(settings)
     losses = list(LOSSES)
     random.Random(seed).shuffle(losses)
