@@ -340,4 +340,9 @@ async def test_tls_is_turned_on_and_off_by_rolling_restarts(world: World) -> Non
         await running
         acknowledged += load.acknowledged
     async with proglog.connect(nodes.url()) as log:
-        assert (await log.describe()).next >= acknowledged
+
+        async def all_are_there() -> bool:
+            """Whoever is asked may be a follower, which hears of the last ones a moment later."""
+            return (await log.describe()).next >= acknowledged
+
+        await until(all_are_there, "what was acknowledged is there")
