@@ -15,11 +15,12 @@ from proglog.backup.restore import restore as restore_from
 from proglog.backup.restore import verify
 from proglog.backup.take import Taking
 from proglog.cli.connection import FIRST_ANSWER_SECONDS_MAX, run_on_loop
-from proglog.cli.parameters import SERVERS_DEFAULT, OptionalSize, Servers
+from proglog.cli.parameters import PLAINTEXT, SERVERS_DEFAULT, OptionalSize, Servers, TlsFiles
 from proglog.cli.units import counted, format_bytes
 from proglog.client.admin import Cluster
 from proglog.client.network import NetworkBackend
 from proglog.config import Address
+from proglog.net.dialling import Way
 from proglog.ports import Ports
 
 
@@ -28,6 +29,7 @@ def backup(
     /,
     *,
     server: Servers = SERVERS_DEFAULT,
+    tls: TlsFiles = PLAINTEXT,
     source: Annotated[str, Parameter(name="--from")] = "any",
     rate: OptionalSize = None,
     check: Annotated[bool, Parameter(negative=())] = False,
@@ -52,12 +54,14 @@ def backup(
     """
     if check:
         return _run(verify(Place(dest)), f"{dest} is whole")
-    return _run(_take(dest, server, source, rate), f"backed up to {dest}")
+    return _run(_take(dest, server, tls.tls, source, rate), f"backed up to {dest}")
 
 
-async def _take(dest: str, servers: Sequence[Address], source: str, rate: int | None) -> Contents:
-    at = await _node(servers, source)
-    node = NetworkBackend(servers if at is None else [at], "", None)
+async def _take(
+    dest: str, servers: Sequence[Address], way: Way | None, source: str, rate: int | None
+) -> Contents:
+    at = await _node(servers, way, source)
+    node = NetworkBackend(servers if at is None else [at], "", way)
     try:
         taking = Taking(Place(dest), node, at, now_ms=Ports().clock.now_ms, bytes_per_second=rate)
         return await taking.run()
@@ -65,11 +69,11 @@ async def _take(dest: str, servers: Sequence[Address], source: str, rate: int | 
         await node.close()
 
 
-async def _node(servers: Sequence[Address], source: str) -> Address | None:
+async def _node(servers: Sequence[Address], way: Way | None, source: str) -> Address | None:
     """The address of the node that was chosen; None for any."""
     if source == "any":
         return None
-    async with Cluster(servers, timeout_seconds=FIRST_ANSWER_SECONDS_MAX) as cluster:
+    async with Cluster(servers, way=way, timeout_seconds=FIRST_ANSWER_SECONDS_MAX) as cluster:
         found = (await cluster.status()).servers
     for each in found:
         if source in {each.id, "leader" if each.is_leader else "follower"}:

@@ -14,6 +14,7 @@ import pytest
 
 import proglog
 from proglog.auth.certificates import Use
+from proglog.cli import backup
 from proglog.config import Address, NodeConfig, SecurityConfig
 from proglog.errors import ConfigurationError, PermissionDenied, ProglogError, Unauthenticated
 from tests.agent.nodes import Nodes, some_nodes
@@ -346,3 +347,13 @@ async def test_tls_is_turned_on_and_off_by_rolling_restarts(world: World) -> Non
             return (await log.describe()).next >= acknowledged
 
         await until(all_are_there, "what was acknowledged is there")
+
+
+async def test_a_backup_is_taken_over_tls(world: World, tmp_path: Path) -> None:
+    world.config("a")
+    node = await world.nodes.start("a", bootstrap=True)
+    async with world.log() as log:
+        await log.produce(b"sealed")
+    mine = proglog.Tls(ca=world.root.ca, cert=world.root.cert, key=world.root.key)
+    taken = await backup._take(str(tmp_path / "backup"), [node.rpc_addr], mine, "leader", None)
+    assert (taken.first, taken.next) == (0, 1)
