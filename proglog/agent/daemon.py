@@ -76,8 +76,6 @@ async def _run(config: NodeConfig, announce: Callable[[Node], None]) -> int:
 
 async def _start(node: Node, config: NodeConfig, manager: ServiceManager) -> None:
     """Starts it, however long the recovery of its log takes, and says so meanwhile."""
-    version = proglog.__version__
-    _logger.info("starting", version=version, data_dir=str(config.data_dir))
     starting = asyncio.ensure_future(node.start())
     while not starting.done():
         # Twice the time: one look may come late.
@@ -88,7 +86,7 @@ async def _start(node: Node, config: NodeConfig, manager: ServiceManager) -> Non
     await starting
     _logger.info(
         "started",
-        version=version,
+        version=proglog.__version__,
         node=node.replica.identity.name,
         data_dir=str(config.data_dir),
         rpc=str(node.rpc_addr),

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import aiofiles
 import aiohttp
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
@@ -45,9 +44,8 @@ async def _get(environment: Mapping[str, str], account: Path, name: str) -> Any:
     host = environment.get("KUBERNETES_SERVICE_HOST", "")
     port = environment.get("KUBERNETES_SERVICE_PORT", "443")
     host = f"[{host}]" if ":" in host else host
-    token, namespace, authority = await asyncio.gather(
-        *(_read(account / file) for file in ("token", "namespace", "ca.crt"))
-    )
+    # On a thread as a whole: no file stays open where the time is up in between.
+    token, namespace, authority = await asyncio.to_thread(_read, account)
     url = f"https://{host}:{port}/apis/apps/v1/namespaces/{namespace.strip()}/statefulsets/{name}"
     context = ssl.create_default_context(cadata=authority)
     async with (
@@ -59,10 +57,8 @@ async def _get(environment: Mapping[str, str], account: Path, name: str) -> Any:
         return json.loads(await response.content.read(_ANSWER_BYTES_MAX))
 
 
-async def _read(path: Path) -> str:
-    async with aiofiles.open(path) as file:
-        text: str = await file.read()
-    return text
+def _read(account: Path) -> list[str]:
+    return [(account / file).read_text("utf-8") for file in ("token", "namespace", "ca.crt")]
 
 
 def _is_outside(found: Any, ordinal: int) -> bool:

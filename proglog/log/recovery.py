@@ -19,7 +19,7 @@ from proglog.log.changes import ManifestFile
 from proglog.log.format import ORIGIN, Mark, Place, SegmentHeader, Tip
 from proglog.log.index import Index
 from proglog.log.manifest import Change
-from proglog.log.names import ASIDE, DEFAULT_GROUP, index_name
+from proglog.log.names import ASIDE, DEFAULT_GROUP, index_name, snapshot_path
 from proglog.log.plan import Found, Plan, Verdict
 from proglog.log.segment import (
     NO_SPACE,
@@ -227,11 +227,22 @@ class _Recovery:
                 mark = Mark(sequence, index.last, index.end_position, commit)
                 store.pwritev([fmt.pack_mark(mark)], fmt.mark_position(sequence))
                 store.fdatasync()
+        if plan.manifest.change is Change.INSTALL:
+            self._give_up_install(index.last)
         if plan.manifest.change is not Change.NONE:
             manifest.end()
         segment.index_file = self._allocate_index(segment)
         self._files.sync_directory(self._folder)
         return sequence
+
+    def _give_up_install(self, end: Tip) -> None:
+        """The snapshot that was being installed cannot be read, so the log stays. Nobody was told
+        that it is here; and a start that could read it, later, would find the log too short."""
+        tip = self._plan.manifest.tip
+        path = snapshot_path(self._folder, tip.index)
+        if tip.index > end.index and self._files.exists(path):
+            self._files.unlink(path)
+            self._files.sync_directory(self._folder)
 
     def _finish_cut(self, segment: Segment, *, aside: bool) -> None:
         plan, kept = self._plan, segment.first_index

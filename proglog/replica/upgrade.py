@@ -52,9 +52,10 @@ class Upgrade:
     def look(self) -> None:
         """Tells others by which level all go; and raises it, if this server leads and all can."""
         if self._level != self._told:
+            if self._told:
+                _logger.info("the replicated state goes by a new level", state_level=self._level)
             self._told = self._level
             self._exchange.tell_level(self._level)
-            _logger.info("level of the replicated state", level=self._level)
         if self._level == self._applier.state.level_max or not self._leadership.is_mine:
             return
         level, term = self._possible(), self._driver.term

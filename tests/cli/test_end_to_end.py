@@ -197,7 +197,9 @@ def test_a_setting_that_is_wrong_on_this_machine_is_told_as_such(data_dir: Path)
     )
     assert refused.stderr.count(b"\n") == 1
     for key in ("c2VjcmV0", "sécret"):
-        refused = run(*elsewhere, "--bind-addr", "127.0.0.1:0", "--gossip-keys", key)
+        # Not as a flag: `ps` would show it.
+        keys = {**os.environ, "PROGLOG_GOSSIP_KEYS": key}
+        refused = run(*elsewhere, "--bind-addr", "127.0.0.1:0", env=keys)
         assert refused.returncode == 2
         assert refused.stderr == (
             b"proglog: gossip-keys: a gossip key is base64 of 16, 24 or 32 bytes\n"

@@ -53,7 +53,7 @@ async def test_a_real_node_tells_it(tmp_path: Path, capfdbinary) -> None:
     node = Node(replace(NodeConfig.for_tests(tmp_path), node_name="here"))
     await node.start()
     try:
-        assert await top._top([node.rpc_addr], once=True, as_json=True) == 0
+        assert await top._top([node.rpc_addr], None, once=True, as_json=True) == 0
     finally:
         await node.stop()
     told = json.loads(capfdbinary.readouterr().out.splitlines()[-1])
@@ -64,4 +64,4 @@ async def test_a_real_node_tells_it(tmp_path: Path, capfdbinary) -> None:
 async def test_nobody_there_is_said() -> None:
     address = Address("127.0.0.1", free_port())
     with pytest.raises(Unavailable, match=f"{address} does not answer: Connect"):
-        await top._top([address], once=False, as_json=False)
+        await top._top([address], None, once=False, as_json=False)

@@ -286,7 +286,8 @@ async def test_a_peer_that_does_not_read_is_not_read(node, monkeypatch):
         assert sent < 100 << 20
         (connection,) = node.server._connections
         pending = connection.connection._transport.get_write_buffer_size()
-        assert pending < limits.http2_write_buffer_bytes_max + (1 << 20)
+        # What had been read when the peer stopped is still answered.
+        assert pending < limits.http2_write_buffer_bytes_max + (8 << 20)
         assert resident_bytes() - before < 32 << 20
 
 
