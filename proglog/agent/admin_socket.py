@@ -7,9 +7,11 @@ it needs no certificate; and its name is the node's, whatever address that has n
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
+import sys
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ from proglog import limits
 from proglog.errors import InvalidRequest, ProglogError
 
 NAME = "admin.sock"
+_KEPT: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
+"""The loop leaves the file to us: what it cannot delete it would tell as an error."""
 
 Handler = Callable[[Mapping[str, Any]], Awaitable[Mapping[str, Any]]]
 """Answers a request. Raises ProglogError."""
@@ -39,7 +43,7 @@ class AdminSocket:
         self._directory = await asyncio.to_thread(_open_directory, self._path.parent)
         listener = await asyncio.to_thread(_listen, self._path, self._directory)
         self._server = await asyncio.start_unix_server(
-            self._serve, sock=listener, limit=limits.admin_line_bytes_max
+            self._serve, sock=listener, limit=limits.admin_line_bytes_max, **_KEPT
         )
 
     async def close(self) -> None:
@@ -49,7 +53,9 @@ class AdminSocket:
             for task in self._serving:
                 task.cancel()
             await asyncio.gather(*self._serving, return_exceptions=True)
-            await asyncio.to_thread(self._path.unlink, missing_ok=True)
+            # Where the disk takes nothing any more it stays, and goes at the next start.
+            with contextlib.suppress(OSError):
+                await asyncio.to_thread(self._path.unlink, missing_ok=True)
         if self._directory is not None:
             await asyncio.to_thread(os.close, self._directory)
 
