@@ -149,7 +149,7 @@ class Bench:
         text = f"  {client.name}, {load}: client {own:.0%} of a core, server {other:.0%}"
         if before:
             after = await _metrics(port)
-            text += _disk({name: after[name] - before[name] for name in after})
+            text += _disk({name: value - before.get(name, 0.0) for name, value in after.items()})
         self._report.note(text)
 
     # --- all systems -----------------------------------------------------------------------------
